@@ -1,0 +1,114 @@
+"""The in-memory model every method sees: never a path, never the CLI."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from compressor.model.families import Family, Stack
+from compressor.model.manifest import WeightFormat
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How a sentence encoder turns token states into one vector (sentence-transformers files)."""
+
+    mode: str  # mean | cls | max
+    normalize: bool
+
+
+@dataclass
+class Model:
+    """A loaded checkpoint. Methods edit `module`, `formats` and `notes` in place.
+
+    Attributes:
+        module: a transformers model, float32 or with Quant modules, dropout off.
+        family: its row of the table.
+        processor: the tokenizer, or None when the checkpoint has none.
+        formats: {module name: WeightFormat} of every module that is not dense float.
+        pooling: set for sentence encoders.
+        source_dtype: the dtype the checkpoint was stored in and will be saved in.
+        notes: JSON-able findings of a stage, saved in manifest.metrics for the report,
+            e.g. {"importance": {"layers": [...]}}.
+    """
+
+    module: nn.Module
+    family: Family
+    processor: Any
+    formats: dict[str, WeightFormat] = field(default_factory=dict)
+    pooling: Pooling | None = None
+    source_dtype: str = "float32"
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Any:
+        """The transformers config of the module."""
+        return self.module.config
+
+    @property
+    def base(self) -> nn.Module:
+        """The backbone, without a task head."""
+        backbone = self.module.base_model
+        assert isinstance(backbone, nn.Module)
+        return backbone
+
+    @property
+    def task(self) -> str:
+        """causal-lm, text-classification, fill-mask or feature-extraction, from the class."""
+        name = type(self.module).__name__
+        for suffix, task in (
+            ("ForCausalLM", "causal-lm"),
+            ("LMHeadModel", "causal-lm"),
+            ("ForSequenceClassification", "text-classification"),
+            ("ForMaskedLM", "fill-mask"),
+        ):
+            if name.endswith(suffix):
+                return task
+        return "feature-extraction"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """{hidden, layers, heads, kv_heads, head_dim, mlp, vocabulary}."""
+        return self.family.read_sizes(self.config)
+
+    def blocks(self, stack: Stack) -> nn.ModuleList:
+        """The list of blocks of one stack."""
+        found = self.base.get_submodule(stack.blocks)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    def name_of(self, wanted: nn.Module) -> str:
+        """Full dotted name of a submodule, the key used in `formats`."""
+        return next(name for name, m in self.module.named_modules() if m is wanted)
+
+    def named_linears(self) -> Iterator[tuple[str, nn.Linear]]:
+        """Every nn.Linear with its full name, in module order."""
+        for name, module in self.module.named_modules():
+            if isinstance(module, nn.Linear):
+                yield name, module
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters of a float module; tied tensors count once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def count_embedding_parameters(module: nn.Module) -> int:
+    """Parameters that sit in nn.Embedding tables; tied tensors count once."""
+    tables = {
+        id(m.weight): m.weight.numel() for m in module.modules() if isinstance(m, nn.Embedding)
+    }
+    return sum(tables.values())
+
+
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """Sentence embedding [B, H] from token states [B, S, H] and an attention mask [B, S]."""
+    weight = mask.unsqueeze(-1).to(hidden.dtype)
+    if pooling.mode == "cls":
+        vector = hidden[:, 0]
+    elif pooling.mode == "max":
+        vector = hidden.masked_fill(weight == 0, float("-inf")).amax(dim=1)
+    else:
+        vector = (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-9)
+    return nn.functional.normalize(vector, dim=-1) if pooling.normalize else vector
