@@ -1,0 +1,91 @@
+"""probe.safetensors: three small input batches and the outputs they must give.
+
+It travels with every checkpoint and artefact, so both can be verified without their parent.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from compressor.errors import CompressError
+from compressor.model.model import Model
+
+NAME = "probe.safetensors"
+SHAPES = ((1, 5), (2, 16), (3, 11))  # (batch, sequence): several shapes, none of them special
+
+Exchange = tuple[dict[str, Tensor], dict[str, Tensor]]  # inputs, outputs
+
+
+def probe_batches(model: Model) -> list[dict[str, Tensor]]:
+    """Three deterministic batches of random token ids; rows have different lengths.
+
+    Decoders are padded on the left (as for generation), encoders on the right. Outputs at
+    padded positions mean nothing and are not compared.
+    """
+    generator = torch.Generator().manual_seed(0)
+    left = model.task == "causal-lm"
+    found = []
+    for batch, length in SHAPES:
+        ids = torch.randint(3, model.sizes["vocabulary"], (batch, length), generator=generator)
+        mask = torch.ones_like(ids)
+        for row in range(1, batch):
+            padding = slice(0, row) if left else slice(length - row, None)
+            mask[row, padding] = 0
+        found.append({"input_ids": ids, "attention_mask": mask})
+    return found
+
+
+def write_probe(directory: Path, exchanges: list[Exchange]) -> None:
+    """Store inputs and expected outputs as `<i>.in.<name>` and `<i>.out.<name>`."""
+    tensors = {}
+    for index, (inputs, outputs) in enumerate(exchanges):
+        tensors |= {f"{index}.in.{k}": v.contiguous() for k, v in inputs.items()}
+        tensors |= {f"{index}.out.{k}": v.contiguous().clone() for k, v in outputs.items()}
+    save_file(tensors, directory / NAME)
+
+
+def read_probe(directory: Path) -> list[Exchange]:
+    """Read what `write_probe` stored.
+
+    Raises:
+        CompressError: the file is missing or damaged.
+    """
+    path = directory / NAME
+    try:
+        tensors = load_file(path)
+    except Exception as error:
+        raise CompressError(
+            f"{path} is missing or damaged ({error})", "run the stage that wrote it again"
+        ) from error
+    found: list[Exchange] = []
+    for index in range(len(SHAPES)):
+        sides = tuple(
+            {k.split(".", 2)[2]: v for k, v in tensors.items() if k.startswith(f"{index}.{side}.")}
+            for side in ("in", "out")
+        )
+        found.append((sides[0], sides[1]))
+    return found
+
+
+def largest_difference(
+    wanted: dict[str, Tensor], got: dict[str, Tensor], mask: Tensor
+) -> dict[str, float]:
+    """Relative error ||got - wanted|| / ||wanted|| per output, over real tokens only.
+
+    Token outputs [B, S, ...] are masked; pooled outputs [B, H] are compared whole. A missing
+    output or one with NaN gives infinity.
+    """
+    found = {}
+    for name, target in wanted.items():
+        value = got.get(name)
+        if value is None or value.shape != target.shape or not bool(torch.isfinite(value).all()):
+            found[name] = float("inf")
+            continue
+        if target.dim() == 3:
+            keep = mask.bool()
+            target, value = target[keep], value[keep]
+        scale = target.double().norm().clamp(min=1e-12)
+        found[name] = float((value.double() - target.double()).norm() / scale)
+    return found
