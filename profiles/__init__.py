@@ -1,0 +1,1 @@
+"""Shipped profiles: YAML recipes found by name."""
