@@ -1,0 +1,248 @@
+"""Checkpoints on disk: load with every oddity handled once at this door, save for everybody.
+
+A float checkpoint is what plain transformers writes and reads. A quantized one stores packed
+codes (docs/formats.md) and says so in its config, so that transformers refuses it instead of
+loading half of it.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compressor.errors import CompressError
+from compressor.model import layers
+from compressor.model.families import Family, find_family
+from compressor.model.manifest import NAME as MANIFEST
+from compressor.model.manifest import Manifest, WeightFormat, read_manifest
+from compressor.model.model import Model, Pooling
+from compressor.model.sources import read_config, weight_files
+
+SIDE_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
+NOT_SIDE_FILES = {"config.json", MANIFEST, "model.safetensors.index.json"}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint directory and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Checkpoint":
+        """Open a directory that `compress run` wrote.
+
+        Raises:
+            CompressError: the directory has no manifest, or a damaged one.
+        """
+        return cls(Path(path), read_manifest(Path(path)))
+
+    def load(self) -> Model:
+        """Load the model: float32 on the CPU, eval mode, quantized modules in place."""
+        return load_directory(self.path, self.manifest.formats)
+
+
+def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -> Model:
+    """Load a plain Hugging Face directory or one of ours.
+
+    Args:
+        path: directory with config.json and safetensors files.
+        formats: quantized modules; read from manifest.json when there is one and None is given.
+
+    Returns:
+        A `Model` in float32 on the CPU, in eval mode.
+
+    Raises:
+        CompressError: not a checkpoint, unknown architecture, damaged or incomplete weights.
+    """
+    raw = read_config(path)
+    family = find_family(raw["model_type"])
+    files = weight_files(path)
+    if formats is None and (path / MANIFEST).is_file():
+        formats = read_manifest(path).formats
+    if formats:
+        module = _load_quantized(path, raw, family, formats, files)
+    else:
+        module = _load_float(path, raw, family)
+    module.eval()
+    dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
+    return Model(
+        module=module,
+        family=family,
+        processor=load_processor(path),
+        formats=dict(formats or {}),
+        pooling=read_pooling(path),
+        source_dtype=dtype,
+    )
+
+
+def model_class(raw: dict[str, Any], family: Family) -> Any:
+    """The transformers class of config.architectures, else the family's auto class."""
+    import transformers
+
+    name = (raw.get("architectures") or [family.auto_class])[0]
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise CompressError(
+            f"transformers has no class '{name}', which config.json asks for",
+            f"use a checkpoint of a released class, e.g. {family.auto_class}",
+        )
+    return found
+
+
+def _load_float(path: Path, raw: dict[str, Any], family: Family) -> nn.Module:
+    arguments = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+    try:
+        module, report = model_class(raw, family).from_pretrained(
+            path, output_loading_info=True, trust_remote_code=False, **arguments
+        )
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise CompressError(
+            f"transformers cannot load '{path.name}': {str(error).splitlines()[0]}",
+            "check that config.json and the weights belong together",
+        ) from error
+    _complete(path, family, module, set(report["missing_keys"]), report["mismatched_keys"])
+    return module
+
+
+def _complete(path: Path, family: Family, module: Any, missing: set[str], wrong: Any) -> None:
+    """Refuse missing weights; a pooler that was never stored is dropped, not made up."""
+    extras = tuple(name.split(".")[0] for name in family.extras)
+    if missing and all(key.split(".")[-3] in extras for key in missing if key.count(".") >= 2):
+        for name in extras:
+            setattr(module.base_model, name, None)
+        return
+    if missing or wrong:
+        names = ", ".join(sorted(missing | {str(w) for w in wrong})[:3])
+        raise CompressError(
+            f"the weights of '{path.name}' do not fill the model of its config.json ({names} ...)",
+            "get config.json and weights from the same place",
+        )
+
+
+def _load_quantized(
+    path: Path,
+    raw: dict[str, Any],
+    family: Family,
+    formats: dict[str, WeightFormat],
+    files: list[Path],
+) -> nn.Module:
+    module = build(raw, family)
+    layers.install(module, formats)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= load_file(file)
+    layers.state_from_disk(module, tensors)
+    return module
+
+
+def build(raw: dict[str, Any], family: Family) -> nn.Module:
+    """Build the architecture of a config.json without initializing its weights."""
+    from transformers import AutoConfig
+    from transformers.initialization import no_init_weights
+
+    raw = {key: value for key, value in raw.items() if key != "quantization_config"}
+    config = AutoConfig.for_model(**raw)
+    with no_init_weights():
+        kind = model_class(raw, family)
+        make = kind.from_config if hasattr(kind, "from_config") else kind
+        return make(config).float()
+
+
+def load_processor(path: Path) -> Any:
+    """The tokenizer beside a checkpoint, or None when there is none."""
+    from transformers import AutoTokenizer
+
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise CompressError(
+            f"the tokenizer of '{path.name}' cannot be loaded: {str(error).splitlines()[0]}",
+            "restore its tokenizer files",
+        ) from error
+
+
+def read_pooling(path: Path) -> Pooling | None:
+    """Pooling of a sentence-transformers directory, or None."""
+    listing = path / "modules.json"
+    if not listing.is_file():
+        return None
+    modules = json.loads(listing.read_text(encoding="utf-8"))
+    kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
+    if "Pooling" not in kinds:
+        return None
+    stated = json.loads((path / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
+    modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
+    modes["max"] = "pooling_mode_max_tokens"
+    chosen = [mode for mode, key in modes.items() if stated.get(key)]
+    if len(chosen) != 1:
+        raise CompressError(
+            f"the pooling of '{path.name}' is none of mean, cls, max", "use one of these modes"
+        )
+    return Pooling(chosen[0], "Normalize" in kinds)
+
+
+def save(model: Model, directory: Path, parent: Path) -> None:
+    """Write a model and the side files of its parent into an existing directory.
+
+    Float models are written by transformers in the dtype the source had; quantized ones as
+    packed codes. The manifest and the probe are the caller's business.
+    """
+    names = [name for name, _ in model.module.named_parameters()]
+    assert not any("parametrizations" in name for name in names), "an active parametrization"
+    copy_side_files(parent, directory)
+    _fit_pooling(directory, model.sizes["hidden"])
+    module: Any = model.module
+    if model.formats:
+        module.config.save_pretrained(directory)
+        _mark_quantized(directory / "config.json")
+        tensors = layers.state_to_disk(module)
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        return
+    dtype = getattr(torch, model.source_dtype)
+    module.config.dtype = dtype
+    module.save_pretrained(directory, state_dict=_cast(module.state_dict(), dtype))
+
+
+def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Cast floating tensors; tied tensors stay tied (transformers finds ties by storage)."""
+    done: dict[int, Tensor] = {}
+    for tensor in state.values():
+        if tensor.data_ptr() not in done:
+            done[tensor.data_ptr()] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return {name: done[tensor.data_ptr()] for name, tensor in state.items()}
+
+
+def _mark_quantized(config: Path) -> None:
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["quantization_config"] = {"quant_method": "compress"}
+    config.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def copy_side_files(parent: Path, directory: Path) -> None:
+    """Copy tokenizer, pooling and generation files; never code, weights or manifests."""
+    for file in sorted([*parent.glob("*"), *parent.glob("*/*")]):
+        name = file.relative_to(parent)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if file.suffix in SIDE_SUFFIXES and file.is_file() and not hidden:
+            if name.as_posix() in NOT_SIDE_FILES:
+                continue
+            (directory / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, directory / name)
+
+
+def _fit_pooling(directory: Path, hidden: int) -> None:
+    """Keep `word_embedding_dimension` of a pooling config equal to the hidden size."""
+    for file in directory.glob("*Pooling/config.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["word_embedding_dimension"] = hidden
+        file.write_text(json.dumps(content, indent=2), encoding="utf-8")

