@@ -84,15 +84,18 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
 
 
 def model_class(raw: dict[str, Any], family: Family) -> Any:
-    """The transformers class of config.architectures, else the family's auto class."""
+    """The transformers class of config.architectures, else of the family's auto class."""
     import transformers
 
-    name = (raw.get("architectures") or [family.auto_class])[0]
-    found = getattr(transformers, name, None)
+    names = raw.get("architectures")
+    if not names:
+        config_class = type(transformers.AutoConfig.for_model(raw["model_type"]))
+        return getattr(transformers, family.auto_class)._model_mapping[config_class]
+    found = getattr(transformers, names[0], None)
     if found is None:
         raise CompressError(
-            f"transformers has no class '{name}', which config.json asks for",
-            f"use a checkpoint of a released class, e.g. {family.auto_class}",
+            f"transformers has no class '{names[0]}', which config.json asks for",
+            "use a checkpoint of a class that transformers itself ships",
         )
     return found
 
@@ -114,10 +117,11 @@ def _load_float(path: Path, raw: dict[str, Any], family: Family) -> nn.Module:
 
 def _complete(path: Path, family: Family, module: Any, missing: set[str], wrong: Any) -> None:
     """Refuse missing weights; a pooler that was never stored is dropped, not made up."""
-    extras = tuple(name.split(".")[0] for name in family.extras)
-    if missing and all(key.split(".")[-3] in extras for key in missing if key.count(".") >= 2):
-        for name in extras:
-            setattr(module.base_model, name, None)
+    extras = {f"{name}.{part}" for name in family.extras for part in ("weight", "bias")}
+    prefix = f"{module.base_model_prefix}."
+    if missing and {key.removeprefix(prefix) for key in missing} <= extras:
+        for name in family.extras:
+            setattr(module.base_model, name.split(".")[0], None)
         return
     if missing or wrong:
         names = ", ".join(sorted(missing | {str(w) for w in wrong})[:3])
@@ -151,9 +155,7 @@ def build(raw: dict[str, Any], family: Family) -> nn.Module:
     raw = {key: value for key, value in raw.items() if key != "quantization_config"}
     config = AutoConfig.for_model(**raw)
     with no_init_weights():
-        kind = model_class(raw, family)
-        make = kind.from_config if hasattr(kind, "from_config") else kind
-        return make(config).float()
+        return model_class(raw, family)(config).float()
 
 
 def load_processor(path: Path) -> Any:
@@ -203,6 +205,7 @@ def save(model: Model, directory: Path, parent: Path) -> None:
     _fit_pooling(directory, model.sizes["hidden"])
     module: Any = model.module
     if model.formats:
+        module.config.architectures = [type(module).__name__]
         module.config.save_pretrained(directory)
         _mark_quantized(directory / "config.json")
         tensors = layers.state_to_disk(module)

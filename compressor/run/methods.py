@@ -1,0 +1,97 @@
+"""Find and describe methods. `prune.minitron` in a profile is the file prune/minitron.py."""
+
+import ast
+import dataclasses
+import hashlib
+import importlib
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import TypeAdapter
+
+import compressor
+from compressor.errors import CompressError
+from compressor.options import nearest
+
+KINDS = ("prune", "distill", "search", "quantize", "export")
+ROOT = Path(compressor.__file__).parent
+
+
+def method_names(kind: str) -> list[str]:
+    """Names of the method files of a kind: those that define `Options`."""
+    return [f.stem for f in sorted((ROOT / kind).glob("*.py")) if _defines_options(f)]
+
+
+def _defines_options(file: Path) -> bool:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return any(isinstance(node, ast.ClassDef) and node.name == "Options" for node in tree.body)
+
+
+def all_methods() -> list[str]:
+    """Every `kind.name` that a profile's stages may use."""
+    return [f"{kind}.{name}" for kind in KINDS for name in method_names(kind)]
+
+
+def load_method(method: str, where: str = "") -> ModuleType:
+    """Import the file of `kind.name`.
+
+    Raises:
+        CompressError: there is no such file; names the nearest.
+    """
+    kind, _, name = method.partition(".")
+    if kind not in (*KINDS, "measure") or name not in method_names(kind):
+        known = all_methods()
+        raise CompressError(
+            f"{where}unknown method '{method}'{nearest(method, known)}",
+            "compress methods lists what there is",
+        )
+    return importlib.import_module(f"compressor.{kind}.{name}")
+
+
+def method_hash(module: ModuleType) -> str:
+    """sha256 of a method's file: a changed method is another method."""
+    assert module.__file__
+    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+
+
+def describe(method: str) -> dict[str, Any]:
+    """Name, paper, summary and options of a method, as `methods --json` prints them."""
+    module = load_method(method)
+    text = module.__doc__ or ""
+    papers = re.findall(r"arXiv[: ]*(\d{4}\.\d{4,5})", text)
+    return {
+        "name": method,
+        "paper": ", ".join(dict.fromkeys(papers)) or None,
+        "summary": text.strip().splitlines()[0],
+        "options": describe_options(module.Options),
+    }
+
+
+def describe_options(cls: Any) -> dict[str, dict[str, Any]]:
+    """{option: {type, default, description}} of an options class; nested ones are dotted."""
+    found: dict[str, dict[str, Any]] = {}
+    schema = TypeAdapter(cls).json_schema()
+    for field in dataclasses.fields(cls):
+        entry = schema["properties"].get(field.name, {})
+        nested = [t for t in _members(field.type) if dataclasses.is_dataclass(t)]
+        if nested:
+            inner = describe_options(nested[0])
+            found |= {f"{field.name}.{name}": value for name, value in inner.items()}
+            continue
+        found[field.name] = {
+            "type": _type_text(field.type),
+            "default": entry.get("default"),
+            "description": entry.get("description", ""),
+        }
+    return found
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return getattr(annotation, "__args__", None) or (annotation,)
+
+
+def _type_text(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return text.replace("typing.", "").replace("NoneType", "None")
