@@ -1,0 +1,74 @@
+"""The identity of a stage: what would have to be the same for its result to be the same."""
+
+import hashlib
+import json
+from dataclasses import replace
+from importlib import metadata
+
+from compressor.errors import CompressError
+from compressor.model.manifest import StageRecord
+from compressor.run.methods import load_method, method_hash
+
+
+def fingerprint(record: StageRecord) -> str:
+    """Hash of parent, method, options, seed, teacher, data, package version and method file.
+
+    Speed and memory of the record do not count.
+    """
+    parts = {
+        "parent": record.parent,
+        "method": record.method,
+        "options": record.options,
+        "seed": record.seed,
+        "teacher": record.teacher,
+        "data": record.data["sha256"] if record.data else None,
+        "version": metadata.version("compress"),
+        "file": method_hash(load_method(record.method)),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def with_fingerprint(record: StageRecord) -> StageRecord:
+    """The same record with its fingerprint filled in."""
+    return replace(record, fingerprint=fingerprint(record))
+
+
+def refuse_change(number: int, found: StageRecord, wanted: StageRecord) -> None:
+    """Refuse a finished stage that no longer matches the profile.
+
+    Raises:
+        CompressError: names what changed and how to redo it.
+    """
+    changed = _difference(found, wanted)
+    raise CompressError(
+        f"stage {number} was made with other settings: {changed}",
+        f"add --redo {number} to make it and all after it again, or give another --out",
+    )
+
+
+def _difference(found: StageRecord, wanted: StageRecord) -> str:
+    if found.method != wanted.method:
+        return f"method was {found.method}, now {wanted.method}"
+    old, new = _flat(found.options), _flat(wanted.options)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            return f"{key} was {old.get(key)}, now {new.get(key)}"
+    if found.seed != wanted.seed:
+        return f"seed was {found.seed}, now {wanted.seed}"
+    if found.data != wanted.data:
+        return "the data has another content"
+    if found.teacher != wanted.teacher:
+        return "another teacher"
+    if found.parent != wanted.parent:
+        return "an earlier stage changed"
+    return f"this version of compress or of {wanted.method} computes it differently"
+
+
+def _flat(options: dict, prefix: str = "") -> dict:
+    found: dict = {}
+    for key, value in options.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
