@@ -10,6 +10,19 @@ from compressor.model.families import Family, Stack
 from compressor.model.manifest import WeightFormat
 
 
+TASKS = (
+    ("ForCausalLM", "causal-lm"),
+    ("LMHeadModel", "causal-lm"),
+    ("ForSequenceClassification", "text-classification"),
+    ("ForMaskedLM", "fill-mask"),
+)
+
+
+def task_of(class_name: str) -> str:
+    """Task of a transformers class by its name; a class without a head extracts features."""
+    return next((t for suffix, t in TASKS if class_name.endswith(suffix)), "feature-extraction")
+
+
 @dataclass(frozen=True)
 class Pooling:
     """How a sentence encoder turns token states into one vector (sentence-transformers files)."""
@@ -55,17 +68,8 @@ class Model:
 
     @property
     def task(self) -> str:
-        """causal-lm, text-classification, fill-mask or feature-extraction, from the class."""
-        name = type(self.module).__name__
-        for suffix, task in (
-            ("ForCausalLM", "causal-lm"),
-            ("LMHeadModel", "causal-lm"),
-            ("ForSequenceClassification", "text-classification"),
-            ("ForMaskedLM", "fill-mask"),
-        ):
-            if name.endswith(suffix):
-                return task
-        return "feature-extraction"
+        """causal-lm, text-classification, fill-mask or feature-extraction."""
+        return task_of(type(self.module).__name__)
 
     @property
     def sizes(self) -> dict[str, int]:

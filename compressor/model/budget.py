@@ -1,0 +1,152 @@
+"""From a budget to sizes: what `parameters: 0.5` means for one architecture, without weights.
+
+Width goes before depth (arXiv 2407.14679, best practice 4): layers stay. Among the shapes that
+meet the budget, take the one whose axes shrink most evenly. The residual stream (hidden) stays
+too unless the MLP or the heads would fall below a quarter of theirs: embeddings, vector indexes
+and the teacher's hidden states then still fit. Dropping layers takes explicit `sizes`.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from compressor.errors import CompressError
+from compressor.model.families import Family
+from compressor.model.shapes import check_sizes, count, fits
+from compressor.options import options
+
+LEAST = 0.25  # share of the MLP and of the heads that stays before hidden is touched
+
+Shape = dict[str, int]
+
+
+@options
+class TargetSizes:
+    """The sizes to prune to; an axis that is not named stays as it is."""
+
+    layers: int | None = Field(None, ge=1, description="transformer blocks")
+    heads: int | None = Field(None, ge=1, description="query heads")
+    kv_heads: int | None = Field(None, ge=1, description="key and value heads")
+    hidden: int | None = Field(None, ge=1, description="width of the residual stream")
+    mlp: int | None = Field(None, ge=1, description="MLP neurons")
+
+    @model_validator(mode="after")
+    def _names_something(self) -> "TargetSizes":
+        if not self.given:
+            raise ValueError("sizes names no size; give layers, heads, kv_heads, hidden or mlp")
+        return self
+
+    @property
+    def given(self) -> Shape:
+        """The sizes that were named."""
+        return {axis: size for axis, size in asdict(self).items() if size is not None}
+
+
+def target_sizes(
+    family: Family,
+    config: Any,
+    *,
+    parameters: float | None = None,
+    sizes: TargetSizes | None = None,
+    bytes: int | None = None,
+    multiple: int = 8,
+) -> Shape:
+    """Resolve one of three budgets to {hidden, layers, heads, kv_heads, head_dim, mlp, vocabulary}.
+
+    Args:
+        parameters: share of the original's parameters that may stay, embeddings included.
+        sizes: explicit sizes.
+        bytes: size of the weights on disk, in bytes, in the config's dtype.
+        multiple: a budget rounds the MLP down to a multiple of this.
+
+    Raises:
+        CompressError: the sizes or the budget cannot be met; the hint names the nearest.
+    """
+    assert sum(goal is not None for goal in (parameters, sizes, bytes)) == 1
+    before = family.read_sizes(config)
+    if sizes is not None:
+        after = _complete(before, sizes.given)
+        check_sizes(family, before, after)
+        return after
+    total = count(family, config, before)
+    if parameters is not None:
+        return _meet(family, config, int(total * parameters), multiple)
+    assert bytes is not None
+    itemsize = config.dtype.itemsize if config.dtype is not None else 4
+    if bytes >= total * itemsize:
+        raise CompressError(
+            f"the model already takes {total * itemsize:,} bytes, within the budget of {bytes:,}",
+            "give a smaller number of bytes, or leave prune.minitron out",
+        )
+    return _meet(family, config, bytes // itemsize, multiple)
+
+
+def _complete(before: Shape, given: Shape) -> Shape:
+    """Without grouped queries a key head is a query head, so kv_heads follow heads."""
+    after = before | given
+    if before["heads"] == before["kv_heads"]:
+        after["kv_heads"] = given.get("kv_heads", after["heads"])
+        after["heads"] = given.get("heads", after["kv_heads"])
+    return after
+
+
+def _meet(family: Family, config: Any, budget: int, multiple: int) -> Shape:
+    """The most even shape of at most `budget` parameters, of full hidden size where possible."""
+    before = family.read_sizes(config)
+
+    def filled(widths: list[Shape]) -> list[Shape]:
+        return [s for w in widths if (s := _fill_mlp(family, config, w, budget, multiple))]
+
+    def unevenness(after: Shape) -> tuple[float, int]:
+        moved = [axis for axis in ("mlp", "heads", "hidden") if after[axis] < before[axis]]
+        logs = [math.log(after[axis] / before[axis]) for axis in {"mlp", "heads", *moved}]
+        return max(logs) - min(logs), -after["mlp"]
+
+    widths = list(_widths(family, before))
+    full = [w for w in widths if w["hidden"] == before["hidden"]]
+    gentle = [
+        s
+        for s in filled(full)
+        if min(s["mlp"] / before["mlp"], s["heads"] / before["heads"]) >= LEAST
+    ]
+    if shapes := gentle or filled(widths):
+        return min(shapes, key=unevenness)
+    least = min(multiple, before["mlp"])
+    smallest = min(count(family, config, w | {"mlp": least}) for w in widths)
+    share = math.ceil(1000 * smallest / count(family, config, before)) / 1000
+    raise CompressError(
+        f"no {family.model_type} of {before['layers']} layers fits into {budget:,} parameters",
+        f"the smallest has {smallest:,}: write parameters: {share} or more, "
+        "or drop layers with sizes: {layers: ...}",
+    )
+
+
+def _widths(family: Family, before: Shape) -> Iterator[Shape]:
+    """Shapes with fewer heads or a narrower residual stream, in steps of one head's width.
+
+    Groups stay (Minitron keeps all of them): only heads inside each group go, unless every
+    query head has its own key head.
+    """
+    own_keys = before["heads"] == before["kv_heads"]
+    widths = range(before["hidden"], 0, -before["head_dim"])
+    for hidden in widths:
+        for heads in range(before["heads"], 0, -1):
+            kv_heads = heads if own_keys else before["kv_heads"]
+            shape = before | {"hidden": hidden, "heads": heads, "kv_heads": kv_heads}
+            if fits(family, before, shape):
+                yield shape
+
+
+def _fill_mlp(
+    family: Family, config: Any, shape: Shape, budget: int, multiple: int
+) -> Shape | None:
+    """The widest MLP that keeps `shape` in the budget, or None; the count is affine in it."""
+    whole = shape["mlp"]
+    fixed = count(family, config, shape | {"mlp": 1})
+    step = count(family, config, shape | {"mlp": 2}) - fixed
+    room = 1 + (budget - fixed) // step
+    mlp = whole if room >= whole else room // multiple * multiple
+    return shape | {"mlp": mlp} if mlp >= 1 else None

@@ -1,0 +1,161 @@
+"""Which sizes an architecture can have, and what a model of given sizes looks like.
+
+Everything here works from a config and a row of the family table; no weight is ever read.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.errors import CompressError
+from compressor.model.families import Family
+from compressor.model.model import count_parameters
+
+AXES = ("layers", "heads", "kv_heads", "hidden", "mlp")  # what pruning may shrink
+
+
+def resize_config(
+    family: Family, config: Any, sizes: dict[str, int], layers: Sequence[int]
+) -> None:
+    """Write `sizes` into a config, in place; `layers` are the old indices of the layers kept.
+
+    head_dim is written explicitly where the architecture has the key: after pruning it can no
+    longer be inferred as hidden / heads.
+    """
+    assert len(layers) == sizes["layers"]
+    for axis in (*AXES, "head_dim"):
+        key = getattr(family.sizes, axis)
+        if key is not None:
+            setattr(config, key, sizes[axis])
+    kinds = getattr(config, "layer_types", None)  # transformers' per-layer attention kinds
+    if kinds is not None:
+        config.layer_types = [kinds[i] for i in layers]
+
+
+def resized(
+    family: Family, config: Any, sizes: dict[str, int], layers: Sequence[int] | None = None
+) -> Any:
+    """Return a copy of a config with other sizes; the first layers are kept unless named."""
+    changed = copy.deepcopy(config)
+    kept = range(sizes["layers"]) if layers is None else layers
+    resize_config(family, changed, sizes, kept)
+    return changed
+
+
+def model_class(family: Family, config: Any) -> type[nn.Module]:
+    """The transformers class a config was saved by, or the family's auto class without one."""
+    import transformers  # seconds to import, and this module is read by `compress methods`
+
+    if config.architectures:
+        return getattr(transformers, config.architectures[0])
+    return getattr(transformers, family.auto_class)._model_mapping[type(config)]
+
+
+def empty_model(cls: type[nn.Module], config: Any) -> nn.Module:
+    """A model on the meta device: every name, shape and tie, no memory, milliseconds."""
+    with torch.device("meta"):
+        return cls(copy.deepcopy(config))
+
+
+def count(family: Family, config: Any, sizes: dict[str, int]) -> int:
+    """Parameters (ties once) of the config's class at other sizes."""
+    return count_parameters(
+        empty_model(model_class(family, config), resized(family, config, sizes))
+    )
+
+
+def fits(family: Family, before: dict[str, int], after: dict[str, int]) -> bool:
+    """Whether `after` keeps the family's shape rule and can be cut out of `before`.
+
+    Cutting needs query groups that exist: heads a multiple of kv_heads, and no more query heads
+    per group than before.
+    """
+    heads, kv_heads, hidden = after["heads"], after["kv_heads"], after["hidden"]
+    if any(not 1 <= after[axis] <= before[axis] for axis in AXES):
+        return False
+    if heads % kv_heads or heads // kv_heads > before["heads"] // before["kv_heads"]:
+        return False
+    if family.shape_rule == "heads divides hidden":
+        return hidden % heads == 0
+    if family.shape_rule == "hidden = heads x head_dim":
+        return hidden == heads * before["head_dim"]
+    return True
+
+
+def check_sizes(family: Family, before: dict[str, int], after: dict[str, int]) -> None:
+    """Refuse sizes that cannot be pruned to, naming the nearest that can.
+
+    Raises:
+        CompressError: a size exceeds the original, or the shape rule is broken.
+    """
+    for axis in AXES:
+        if not 1 <= after[axis] <= before[axis]:
+            raise CompressError(
+                f"sizes: {axis} {after[axis]} is outside 1 .. {before[axis]}, the original's",
+                f"write {axis}: {min(max(after[axis], 1), before[axis])} or less",
+            )
+    if fits(family, before, after):
+        return
+    nearest = " or ".join(_show(family, s) for s in _nearest(family, before, after))
+    raise CompressError(
+        f"sizes {_show(family, after)} do not fit {family.model_type}: {_explain(family, before)}",
+        f"nearest that fit: {nearest}",
+    )
+
+
+def _explain(family: Family, before: dict[str, int]) -> str:
+    rules = {
+        "free": [],
+        "heads divides hidden": ["heads must divide hidden"],
+        "hidden = heads x head_dim": [f"hidden must be heads x {before['head_dim']}"],
+    }[family.shape_rule]
+    if family.sizes.kv_heads is not None:
+        group = before["heads"] // before["kv_heads"]
+        rules = [*rules, f"each of the kv_heads must serve the same 1 .. {group} heads"]
+    return " and ".join(rules)
+
+
+def _head_axes(family: Family) -> list[str]:
+    return ["heads", "hidden"] + ["kv_heads"] * (family.sizes.kv_heads is not None)
+
+
+def _show(family: Family, sizes: dict[str, int]) -> str:
+    return "{" + ", ".join(f"{axis}: {sizes[axis]}" for axis in _head_axes(family)) + "}"
+
+
+def _nearest(
+    family: Family, before: dict[str, int], after: dict[str, int], n: int = 3
+) -> list[dict[str, int]]:
+    """The n closest shapes that fit; what the user changed weighs twice as much."""
+
+    def distance(shape: dict[str, int]) -> float:
+        total = 0.0
+        for axis in _head_axes(family):
+            weight = 0.5 if after[axis] == before[axis] else 1.0
+            change = abs(math.log(shape[axis] / after[axis]))
+            total += weight * change + 0.1 * (change > 0)  # one axis moved beats two
+        return total
+
+    return sorted(_head_shapes(family, before, after), key=distance)[:n]
+
+
+def _head_shapes(
+    family: Family, before: dict[str, int], like: dict[str, int]
+) -> Iterator[dict[str, int]]:
+    """Every shape that fits and differs from `like` in heads, kv_heads and hidden only.
+
+    hidden is tried as it is in `like` and at the multiples of heads on both sides of it, which
+    is enough to hold the nearest one under every shape rule.
+    """
+    for heads in range(1, before["heads"] + 1):
+        low = like["hidden"] // heads * heads
+        tried = {like["hidden"], low, low + heads, heads * before["head_dim"]}
+        for kv_heads in range(1, min(heads, before["kv_heads"]) + 1):
+            for hidden in sorted(tried):
+                shape = like | {"heads": heads, "kv_heads": kv_heads, "hidden": hidden}
+                if fits(family, before, shape):
+                    yield shape

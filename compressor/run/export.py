@@ -1,0 +1,84 @@
+"""Export with proof: write, load in the serving engine, compare, describe, or refuse."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compressor.engines import open_engine_of
+from compressor.errors import Refused
+from compressor.measure import fidelity
+from compressor.model.checkpoint import Checkpoint, copy_side_files
+from compressor.model.manifest import Artifact, Manifest
+from compressor.model.probe import read_probe
+from compressor.run.card import model_card
+from compressor.run.gate import disagreement, tolerance_of
+from compressor.run.methods import load_method
+from compressor.run.profile import Stage
+from compressor.training.workbench import Workbench
+
+
+def export_into(
+    directory: Path,
+    stage: Stage,
+    parent: Checkpoint,
+    floor: dict[str, float],
+    work: Workbench | None,
+) -> Manifest:
+    """Export a checkpoint into an existing empty directory and prove that it serves.
+
+    Args:
+        directory: where the artefact is written; the caller renames it when all is well.
+        stage: the export stage.
+        parent: the checkpoint to export.
+        floor: lowest fidelity to the float model that is acceptable, per quality key.
+        work: data and reference for the fidelity check; None leaves it out.
+
+    Returns:
+        The artefact's manifest, without stage record and files.
+
+    Raises:
+        Refused: the engine disagrees with torch, or fidelity is below its floor.
+    """
+    method: Any = load_method(stage.method)
+    model = parent.load()
+    copy_side_files(parent.path, directory)
+    artifact: Artifact = method.run(model, stage.options, directory)
+    tolerance = tolerance_of(model.formats.values())
+    task = model.task
+    del model
+    engine = open_engine_of(artifact.engine, directory)
+    try:
+        errors = disagreement(engine, read_probe(directory))
+        if max(errors.values()) > tolerance:
+            raise Refused(
+                f"{artifact.engine} disagrees with torch on the exported file: relative error "
+                f"{errors} against {tolerance}",
+                "the file was kept with the name .rejected; please report it",
+            )
+        quality = _fidelity(engine, floor, work)
+    finally:
+        engine.close()
+    metrics = {
+        "parameters": parent.manifest.metrics.get("parameters"),
+        "agreement": errors,
+        "tolerance": tolerance,
+        "fidelity": quality,
+    }
+    manifest = replace(artifact.manifest, base_model=parent.manifest.base_model, metrics=metrics)
+    card = model_card(manifest, stage.method, task, parent.manifest.stages)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    return manifest
+
+
+def _fidelity(engine: Any, floor: dict[str, float], work: Workbench | None) -> dict[str, float]:
+    """Fidelity to the float source on held-out text; refuses what is below a floor."""
+    if work is None:
+        return {}
+    quality = fidelity.run(engine, fidelity.Options(), work)
+    for key, lowest in floor.items():
+        if key in quality and not quality[key] >= lowest:
+            raise Refused(
+                f"{key} to the original is {quality[key]:.4f}, below the floor of {lowest}",
+                "train longer, prune or quantize less, or lower the floor in the profile",
+            )
+    return quality

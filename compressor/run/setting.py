@@ -1,0 +1,143 @@
+"""What the stages of one run share, and the workbench each of them is given."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.engines.torch import TorchEngine
+from compressor.errors import CompressError
+from compressor.model.checkpoint import Checkpoint, load_processor, model_class
+from compressor.model.families import find_family
+from compressor.model.manifest import Manifest
+from compressor.model.model import Model, task_of
+from compressor.model.sources import Source, describe_source, read_config, resolve
+from compressor.run.layout import SCRATCH, stage_directories
+from compressor.run.machine import machine, packages
+from compressor.run.profile import Profile, Stage
+from compressor.screen import Screen
+from compressor.training.data import Corpus, DataSpec, load_corpus, make_batches
+from compressor.training.workbench import Batch, Workbench
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run: its profile, its source and where its stages go."""
+
+    profile: Profile
+    source: Checkpoint  # the user's folder, with the manifest of 00-source
+    home: Path
+    screen: Screen
+    log: Callable[[str], None]
+
+    @cached_property
+    def task(self) -> str:
+        """Task of the source model, from its architecture's name."""
+        config = read_config(self.source.path)
+        return task_of(model_class(config, find_family(config["model_type"])).__name__)
+
+    @cached_property
+    def corpus(self) -> Corpus | None:
+        """The texts of the profile, split by document; None when the profile names none."""
+        data = self.profile.data
+        return load_corpus(DataSpec(**data), self.task) if data else None
+
+    @property
+    def data_record(self) -> dict[str, str] | None:
+        """{name, sha256} of the data, for stage records."""
+        return {"name": self.corpus.name, "sha256": self.corpus.sha256} if self.corpus else None
+
+    def scratch(self, name: str) -> Path:
+        """Private folder of a stage, kept until the stage is complete."""
+        return self.home / SCRATCH / name
+
+    def seed_of(self, stage: Stage) -> int:
+        """The stage's own seed, or the profile's."""
+        return self.profile.seed if stage.seed is None else stage.seed
+
+    def teacher_of(self, stage: Stage) -> Checkpoint:
+        """The checkpoint a stage learns from: input, stage:N, a path or a hub id."""
+        name = stage.teacher or self.profile.teacher
+        if name == "input":
+            return self.source
+        if name.startswith("stage:"):
+            return self._stage_checkpoint(name.removeprefix("stage:"))
+        source = resolve(name)
+        family = read_config(source.path)["model_type"]
+        manifest = Manifest("checkpoint", family, describe_source(source))
+        return Checkpoint(source.path, manifest)
+
+    def _stage_checkpoint(self, number: str) -> Checkpoint:
+        found = [d for d in stage_directories(self.home) if d.name.startswith(f"{number:0>2}-")]
+        if not found:
+            raise CompressError(
+                f"teacher 'stage:{number}' is no finished stage of this run",
+                "name an earlier stage, e.g. teacher: stage:1",
+            )
+        return Checkpoint.open(found[0])
+
+    def workbench(self, stage: Stage, scratch: Path) -> Workbench:
+        """The surroundings of a stage; data and teacher are loaded when first asked for."""
+        return self._workbench(scratch, self.seed_of(stage), lambda: self.teacher_of(stage))
+
+    def measuring(self) -> Workbench:
+        """The surroundings of the measures that follow a run."""
+        return self._workbench(self.scratch("measures"), self.profile.seed, lambda: self.source)
+
+    def _workbench(
+        self, scratch: Path, seed: int, teacher: Callable[[], Checkpoint]
+    ) -> Workbench:
+        scratch.mkdir(parents=True, exist_ok=True)
+
+        def batches(split: str, n: int | None, **shape: Any) -> Sequence[Batch]:
+            if self.corpus is None:
+                raise CompressError(
+                    "this run needs text and the profile names none", "--data FILE, or data: in YAML"
+                )
+            processor = load_processor(self.source.path)
+            if processor is None:
+                raise CompressError(
+                    f"'{self.source.manifest.base_model['id']}' has no tokenizer",
+                    "add tokenizer.json and tokenizer_config.json to it",
+                )
+            return make_batches(
+                self.corpus, processor, split, n, task=self.task, seed=seed, **shape
+            )
+
+        return Workbench(
+            seed=seed,
+            device=torch.device("cpu"),
+            scratch=scratch,
+            _screen=self.screen,
+            _log=self.log,
+            _batches=batches,
+            _teacher=lambda: frozen(teacher().load()),
+            _reference=lambda: TorchEngine.of(self.source.load(), self.source.path),
+        )
+
+
+def frozen(model: Model) -> Model:
+    """The same model without gradients."""
+    model.module.requires_grad_(False)
+    return replace(model)
+
+
+def open_source(name: str) -> tuple[Source, Manifest]:
+    """Resolve a model name and describe it: family, digest, licence.
+
+    Raises:
+        CompressError: not found, no checkpoint, unknown architecture, damaged weights.
+    """
+    source = resolve(name)
+    family = find_family(read_config(source.path)["model_type"])
+    manifest = Manifest(
+        kind="checkpoint",
+        family=family.model_type,
+        base_model=describe_source(source),
+        packages=packages(),
+        machine=machine(),
+    )
+    return source, manifest

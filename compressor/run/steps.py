@@ -1,0 +1,182 @@
+"""Run one stage: load its parent, let the method edit the model, save, prove, land."""
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.errors import CompressError, Refused
+from compressor.model.checkpoint import Checkpoint, load_directory, save
+from compressor.model.forward import outputs
+from compressor.model.layers import count_parameters
+from compressor.model.manifest import (
+    Manifest,
+    StageRecord,
+    list_files,
+    read_manifest,
+    write_manifest,
+)
+from compressor.model.model import Model
+from compressor.model.probe import largest_difference, probe_batches, write_probe
+from compressor.run.export import export_into
+from compressor.run.fingerprint import refuse_change, with_fingerprint
+from compressor.run.layout import landing, remove, stage_name
+from compressor.run.machine import machine, packages, peak_memory, reset_peak_memory
+from compressor.run.methods import load_method
+from compressor.run.profile import Stage
+from compressor.run.setting import Setting
+
+# Relative error allowed between the model in memory and the same model saved and loaded: storing
+# bfloat16 rounds every weight to 8 bits of mantissa; float32 and packed codes lose nothing.
+RELOAD_TOLERANCE = {"float32": 1e-6, "float16": 5e-3, "bfloat16": 5e-2}
+
+
+def run_stage(
+    setting: Setting, home: Path, number: int, stage: Stage, parent: Checkpoint
+) -> Checkpoint:
+    """Make stage `number` from its parent, or find it already made; return its directory.
+
+    Raises:
+        CompressError: the stage exists with other settings, or the method refuses.
+        Refused: the saved model or the exported file does not agree with the model in memory.
+    """
+    name = stage_name(number, stage.method)
+    target, wanted = home / name, _record(setting, stage, parent)
+    if target.is_dir():
+        found = read_manifest(target)
+        if found.stages[-1].fingerprint != wanted.fingerprint:
+            refuse_change(number, found.stages[-1], wanted)
+        return Checkpoint(target, found)
+    _refuse_stranger(home, number, name)
+    scratch = setting.scratch(f"{home.name}.{name}" if home != setting.home else name)
+    setting.log(f"stage {name} starts")
+    reset_peak_memory()
+    start = time.perf_counter()
+    with landing(target, scratch) as partial:
+        make = _export if stage.kind == "export" else _edit
+        manifest = make(setting, stage, parent, partial, scratch)
+        record = dataclasses.replace(
+            wanted, seconds=time.perf_counter() - start, peak_memory_bytes=peak_memory()
+        )
+        manifest = dataclasses.replace(
+            manifest,
+            base_model=parent.manifest.base_model,
+            stages=[*parent.manifest.stages, record],
+            files=list_files(partial),
+            packages=packages(),
+            machine=machine(),
+        )
+        write_manifest(partial, manifest)
+    shutil.rmtree(scratch, ignore_errors=True)
+    setting.log(f"stage {name} done in {record.seconds:.1f} s")
+    return Checkpoint(target, manifest)
+
+
+def _record(setting: Setting, stage: Stage, parent: Checkpoint) -> StageRecord:
+    learns = stage.kind == "distill"
+    record = StageRecord(
+        method=stage.method,
+        options=stage.plain_options(),
+        seed=setting.seed_of(stage),
+        teacher=setting.teacher_of(stage).manifest.fingerprint if learns else None,
+        data=setting.data_record if stage.kind != "export" else None,
+        seconds=0.0,
+        peak_memory_bytes=0,
+        parent=parent.manifest.fingerprint,
+        fingerprint="",
+    )
+    return with_fingerprint(record)
+
+
+def _refuse_stranger(home: Path, number: int, name: str) -> None:
+    others = [d for d in home.glob(f"{number:02d}-*") if d.name != name]
+    others = [d for d in others if not d.name.endswith(".rejected")]
+    if others:
+        raise CompressError(
+            f"stage {number} of this directory is {others[0].name}, the profile says {name}",
+            f"add --redo {number} to replace it, or give another --out",
+        )
+
+
+def _edit(
+    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, scratch: Path
+) -> Manifest:
+    """Prune, distill or quantize; the written model is loaded back and must agree."""
+    model = parent.load()
+    if setting.profile.dtype:
+        model.source_dtype = setting.profile.dtype
+    torch.manual_seed(setting.seed_of(stage))
+    work = setting.workbench(stage, scratch)
+    module = load_method(stage.method)
+    if stage.kind == "distill":
+        from compressor.distill import runner
+
+        teacher = work.teacher if stage.name != "ce" else None
+        runner.run(model, module.objective(stage.options, model, teacher), stage.options, work)
+    else:
+        module.run(model, stage.options, work)
+    return save_and_prove(model, partial, parent.path)
+
+
+def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
+    """Save a model, load it back, compare, and leave a probe of the loaded one.
+
+    Raises:
+        Refused: the loaded model gives other outputs than the one in memory, or lost a tie.
+    """
+    model.module.eval().requires_grad_(False)
+    batches = probe_batches(model)
+    expected = [outputs(model, batch) for batch in batches]
+    tied = _tied(model)
+    save(model, directory, parent)
+    tolerance = RELOAD_TOLERANCE[model.source_dtype]
+    formats, notes, family = model.formats, model.notes, model.family
+    loaded = load_directory(directory, formats)
+    exchanges = [(batch, outputs(loaded, batch)) for batch in batches]
+    for (batch, got), wanted in zip(exchanges, expected, strict=True):
+        errors = largest_difference(wanted, got, batch["attention_mask"])
+        if max(errors.values()) > tolerance:
+            raise Refused(
+                f"the saved model disagrees with the one in memory ({errors})",
+                "NaN or overflow in the stored dtype? try dtype: float32",
+            )
+    if tied and not _tied(loaded):
+        raise Refused("the saved model lost its tied embedding", "report this as a bug")
+    write_probe(directory, exchanges)
+    metrics: dict[str, Any] = {"parameters": count_parameters(loaded.module), "notes": notes}
+    return Manifest(
+        "checkpoint", family.model_type, base_model={}, formats=formats, metrics=metrics
+    )
+
+
+def _tied(model: Model) -> bool:
+    module: Any = model.module
+    head = module.get_output_embeddings()
+    if head is None:
+        return False
+    inner = module.get_input_embeddings()
+    shared = getattr(head, "codes_OI", head.weight), getattr(inner, "codes_OI", inner.weight)
+    return shared[0].data_ptr() == shared[1].data_ptr()
+
+
+def _export(
+    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, scratch: Path
+) -> Manifest:
+    reference = setting.workbench(stage, scratch)
+    try:
+        return export_into(partial, stage, parent, setting.profile.floor, reference)
+    except Refused:
+        rejected = partial.parent.parent.parent / f"{partial.name.removesuffix('.partial')}.rejected"
+        shutil.rmtree(rejected, ignore_errors=True)
+        partial.rename(rejected)
+        raise
+
+
+def forget(home: Path, number: int, scratch: Path) -> None:
+    """Delete stage `number` and all after it (--redo)."""
+    for directory in sorted(home.glob("[0-9][0-9]-*"), reverse=True):
+        if int(directory.name[:2]) >= number:
+            remove(directory, scratch)
