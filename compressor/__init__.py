@@ -1,0 +1,50 @@
+"""compress: prune, distill, quantize and export Hugging Face checkpoints, with proof.
+
+Everything here is loaded when first used, so that `import compressor` stays cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compressor.engines import Engine as Engine
+    from compressor.engines import open_engine as open_engine
+    from compressor.engines.generate import generate as generate
+    from compressor.model.checkpoint import Checkpoint as Checkpoint
+    from compressor.run.catalogue import list_kernels as list_kernels
+    from compressor.run.catalogue import list_methods as list_methods
+    from compressor.run.catalogue import list_profiles as list_profiles
+    from compressor.run.inspect import inspect as inspect
+    from compressor.run.pipeline import RunResult as RunResult
+    from compressor.run.pipeline import run as run
+    from compressor.run.preflight import plan as plan
+    from compressor.run.profile import load_profile as load_profile
+    from compressor.run.standalone import export_checkpoint as export_checkpoint
+    from compressor.run.verify import verify as verify
+
+_HOMES = {
+    "Checkpoint": "model.checkpoint",
+    "Engine": "engines",
+    "RunResult": "run.pipeline",
+    "export_checkpoint": "run.standalone",
+    "generate": "engines.generate",
+    "inspect": "run.inspect",
+    "list_kernels": "run.catalogue",
+    "list_methods": "run.catalogue",
+    "list_profiles": "run.catalogue",
+    "load_profile": "run.profile",
+    "open_engine": "engines",
+    "plan": "run.preflight",
+    "run": "run.pipeline",
+    "verify": "run.verify",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'compressor' has no attribute '{name}'")
+    value = getattr(import_module(f"compressor.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,65 @@
+"""What was gained: the original, the baselines and the artefacts, measured side by side."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from compressor.model.manifest import Artifact, file_digest
+from compressor.run.bench import Candidate, bench
+from compressor.run.layout import stage_directories
+from compressor.run.setting import Setting
+
+STORED = "bench.json"
+
+
+def compare(setting: Setting, artifacts: list[Artifact]) -> dict[str, Any] | None:
+    """Measure all candidates, or return what was stored when none of them changed.
+
+    The first candidate is the original in torch; baselines and artefacts follow. Returns None
+    for a profile without measures or without data.
+    """
+    measures = setting.profile.measures
+    if not measures or setting.corpus is None:
+        return None
+    candidates = _candidates(setting, artifacts)
+    identity = _identity(setting, candidates)
+    stored = setting.home / STORED
+    if stored.is_file():
+        content = json.loads(stored.read_text(encoding="utf-8"))
+        if content["identity"] == identity:
+            return content["result"]
+    setting.screen.say("measuring " + ", ".join(c.name for c in candidates))
+    result = bench(candidates, setting.measuring(), measures)
+    temporary = stored.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"identity": identity, "result": result}), encoding="utf-8")
+    temporary.rename(stored)
+    return result
+
+
+def _candidates(setting: Setting, artifacts: list[Artifact]) -> list[Candidate]:
+    found = [Candidate("original, torch", setting.source.path)]
+    for name in setting.profile.baselines:
+        last = stage_directories(setting.home / "baselines" / name)[-1]
+        found.append(Candidate(f"original, {name}", last))
+    models = [s for s in setting.profile.stages if s.kind != "export"]
+    if not artifacts and models:
+        found.append(Candidate("ours, torch", stage_directories(setting.home)[len(models) - 1]))
+    return found + [Candidate(f"ours, {_short(a.path)}", a.path) for a in artifacts]
+
+
+def _short(path: Path) -> str:
+    return path.name.partition("-")[2].removeprefix("export.")
+
+
+def _identity(setting: Setting, candidates: list[Candidate]) -> str:
+    parts: list[Any] = [setting.data_record, setting.profile.seed]
+    for name, options in setting.profile.measures.items():
+        parts.append([name, TypeAdapter(type(options)).dump_python(options, mode="json")])
+    for candidate in candidates:
+        manifest = candidate.path / "manifest.json"
+        known = file_digest(manifest) if manifest.is_file() else setting.source.manifest.fingerprint
+        parts.append([candidate.name, known])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

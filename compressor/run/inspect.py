@@ -1,0 +1,58 @@
+"""`compress inspect`: what a directory holds, from its own files."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compressor.model.checkpoint import load_directory
+from compressor.model.families import find_family
+from compressor.model.layers import count_nonzero, count_parameters
+from compressor.model.manifest import NAME, Manifest, read_manifest
+from compressor.model.sources import read_config, resolve
+
+
+def inspect(path: str) -> dict[str, Any]:
+    """Describe a checkpoint or artefact in the `inspect --json` form.
+
+    Args:
+        path: a directory, a hub id or package:NAME.
+    """
+    source = resolve(str(path))
+    raw = read_config(source.path)
+    family = find_family(raw["model_type"])
+    manifest = read_manifest(source.path) if (source.path / NAME).is_file() else None
+    artifact = manifest is not None and manifest.kind == "artifact"
+    found = _artifact(manifest) if artifact and manifest else _weights(source.path)
+    return {
+        "path": str(path),
+        "kind": manifest.kind if manifest else "checkpoint",
+        "engine": manifest.engine if manifest else None,
+        "family": family.model_type,
+        **found,
+        "bytes": sum(f.stat().st_size for f in source.path.rglob("*") if f.is_file()),
+        "dtype": raw.get("dtype") or raw.get("torch_dtype") or "float32",
+        "sizes": family.read_sizes(_config(raw)),
+        "formats": {k: asdict(v) for k, v in manifest.formats.items()} if manifest else {},
+        "stages": [asdict(s) for s in manifest.stages] if manifest else [],
+        "metrics": manifest.metrics if manifest else {},
+        "complete": manifest is not None,
+    }
+
+
+def _config(raw: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    kept = {k: v for k, v in raw.items() if k not in ("quantization_config", "auto_map")}
+    return AutoConfig.for_model(**kept)
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    module = load_directory(path).module
+    return {
+        "parameters": count_parameters(module),
+        "nonzero_parameters": count_nonzero(module),
+    }
+
+
+def _artifact(manifest: Manifest) -> dict[str, Any]:
+    return {"parameters": manifest.metrics.get("parameters"), "nonzero_parameters": None}

@@ -1,0 +1,96 @@
+"""`compress export`: export one finished checkpoint, with the same proof as inside a run."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from compressor.errors import CompressError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.manifest import NAME, Artifact, StageRecord, list_files, read_manifest, write_manifest
+from compressor.options import nearest
+from compressor.run.export import export_into
+from compressor.run.fingerprint import with_fingerprint
+from compressor.run.layout import landing
+from compressor.run.machine import machine, packages, peak_memory
+from compressor.run.methods import load_method, method_names
+from compressor.run.profile import Stage, make_options
+from compressor.run.setting import open_source
+from compressor.run.yaml_lines import Document
+
+
+def export_checkpoint(
+    checkpoint: str, to: str, out: str | Path, set: Sequence[str] = ()
+) -> Artifact:
+    """Export a checkpoint directory, hub id or package into a new directory `out`.
+
+    Args:
+        checkpoint: what to export; its own formats decide the precision.
+        to: onnx, safetensors, ...
+        out: directory that must not exist yet.
+        set: "KEY=VALUE" options of the exporter.
+
+    Raises:
+        CompressError: unknown target, directory in use, checkpoint damaged.
+        Refused: the engine that serves the file disagrees with torch.
+    """
+    targets = method_names("export")
+    if to not in targets:
+        raise CompressError(
+            f"unknown target '{to}'{nearest(to, targets)}", f"--to one of {', '.join(targets)}"
+        )
+    target = Path(out)
+    if target.exists():
+        raise CompressError(f"'{out}' exists already", "give a new --out directory")
+    stage = _stage(to, set)
+    parent = _open(checkpoint)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with landing(target, target.parent) as partial:
+        manifest = export_into(partial, stage, parent, floor={}, work=None)
+        record = StageRecord(
+            method=stage.method,
+            options=stage.plain_options(),
+            seed=0,
+            teacher=None,
+            data=None,
+            seconds=0.0,
+            peak_memory_bytes=peak_memory(),
+            parent=parent.manifest.fingerprint,
+            fingerprint="",
+        )
+        manifest = replace(
+            manifest,
+            stages=[*parent.manifest.stages, with_fingerprint(record)],
+            files=list_files(partial),
+            packages=packages(),
+            machine=machine(),
+        )
+        write_manifest(partial, manifest)
+    return Artifact(target, manifest, str(manifest.engine))
+
+
+def _open(checkpoint: str) -> Checkpoint:
+    directory = Path(checkpoint)
+    if (directory / NAME).is_file():
+        manifest = read_manifest(directory)
+        if manifest.kind == "artifact":
+            raise CompressError(
+                f"'{checkpoint}' is an artefact already", "name the checkpoint it was made from"
+            )
+        return Checkpoint(directory, manifest)
+    source, manifest = open_source(checkpoint)
+    return Checkpoint(source.path, manifest)
+
+
+def _stage(to: str, overrides: Sequence[str]) -> Stage:
+    given = {}
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise CompressError(f"--set '{text}' is no KEY=VALUE", "--set opset=20")
+        given[key] = yaml.safe_load(value)
+    method = f"export.{to}"
+    document = Document(given, {}, "--set")
+    options = make_options(load_method(method).Options, given, document, (method,))
+    return Stage("export", to, options)

@@ -1,0 +1,88 @@
+"""Gather what the report shows: everything comes from manifests, so a resumed run reports all."""
+
+from typing import Any
+
+from compressor.model.checkpoint import load_directory
+from compressor.model.manifest import Manifest
+from compressor.model.model import count_embedding_parameters, count_parameters
+from compressor.run.card import usage
+from compressor.run.layout import stage_directories
+from compressor.run.machine import machine, packages
+from compressor.run.setting import Setting
+
+
+def summary(
+    setting: Setting, plan: dict[str, Any], bench: dict[str, Any] | None, seconds: float
+) -> dict[str, Any]:
+    """The content of report.json."""
+    from compressor.model.manifest import read_manifest
+
+    directories = stage_directories(setting.home)
+    manifests = {d.name: read_manifest(d) for d in directories}
+    planned = {stage["name"]: stage for stage in plan["stages"]}
+    exports = {name: m for name, m in manifests.items() if m.kind == "artifact"}
+    return {
+        "name": setting.profile.name,
+        "description": setting.profile.description,
+        "profile": setting.profile.text,
+        "model": _model(setting),
+        "machine": machine(),
+        "packages": packages(),
+        "seed": setting.profile.seed,
+        "seconds": seconds,
+        "stages": [_stage(name, m, planned.get(name)) for name, m in manifests.items()],
+        "bench": bench,
+        "gates": [_gate(name, m) for name, m in exports.items()],
+        "artifacts": [_artifact(setting, name, m) for name, m in exports.items()],
+        "domain": _domain(setting),
+    }
+
+
+def _model(setting: Setting) -> dict[str, Any]:
+    loaded = load_directory(setting.source.path).module
+    return {
+        "id": setting.source.manifest.base_model["id"],
+        "family": setting.source.manifest.family,
+        "parameters": count_parameters(loaded),
+        "embedding_parameters": count_embedding_parameters(loaded),
+    }
+
+
+def _stage(name: str, manifest: Manifest, planned: dict[str, Any] | None) -> dict[str, Any]:
+    record = manifest.stages[-1]
+    return {
+        "name": name,
+        "method": record.method,
+        "seconds": record.seconds,
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "parameters": manifest.metrics.get("parameters"),
+        "bytes": sum(file["bytes"] for file in manifest.files.values()),
+        "planned": planned,
+        "notes": manifest.metrics.get("notes", {}),
+    }
+
+
+def _gate(name: str, manifest: Manifest) -> dict[str, Any]:
+    return {"name": name, "ok": True} | {
+        key: manifest.metrics[key] for key in ("agreement", "tolerance", "fidelity")
+    }
+
+
+def _artifact(setting: Setting, name: str, manifest: Manifest) -> dict[str, Any]:
+    engine = str(manifest.engine)
+    lines = usage(engine, setting.task, manifest.metrics["agreement"])
+    return {"name": name, "engine": engine, "usage": lines}
+
+
+def _domain(setting: Setting) -> str:
+    if setting.corpus is None:
+        return "No data was given, so no quality was measured."
+    if "heldout" in setting.profile.data:
+        return "Quality is measured on the held-out documents that the profile names."
+    return (
+        f"Quality is measured on documents of {setting.corpus.name} that were held out of training "
+        "and never used to choose anything. They are of the same domain as the training text, so "
+        "expect less on other text."
+    )
+
+

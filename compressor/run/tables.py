@@ -1,0 +1,153 @@
+"""The numbers of a run as rows of text, and what they allow to be said.
+
+Terminal, report.md and report.html show these same tables, so they cannot disagree. Sizes are in
+MB (1e6 bytes), times in ms or as m:ss, intervals as [low, high].
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+FIDELITY = ("cosine", "top1_agreement", "accuracy", "spearman", "kl", "perplexity", "bits_per_byte")
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a header and rows of text; the first column is left-aligned, the rest right."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def megabytes(count: float | None) -> str:
+    """Bytes as MB, three significant digits."""
+    return MISSING if count is None else significant(count / 1e6)
+
+
+def millions(count: float | None) -> str:
+    """A number of parameters as 22.7M (or 260k for small ones)."""
+    if count is None:
+        return MISSING
+    return f"{count / 1e6:.2f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number with three significant digits and no exponent."""
+    if value is None:
+        return MISSING
+    if value == 0 or abs(value) >= 10 ** (digits - 1):
+        return f"{value:.0f}"
+    return f"{float(f'{value:.{digits}g}'):.6f}".rstrip("0").rstrip(".")
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as 0.4 s, 12 s or 3:05 (m:ss)."""
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def interval(quality: dict[str, Any] | None) -> str:
+    """0.972 [0.968, 0.976]; the value alone where no interval was measured."""
+    if not quality or quality.get("value") is None:
+        return MISSING
+    value, low, high = (quality.get(k) for k in ("value", "low", "high"))
+    if low is None or high is None:
+        return f"{value:.3f}"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def quality_names(bench: dict[str, Any]) -> list[str]:
+    """Quality keys that any candidate has, the one shown in the main table first."""
+    found = {key for c in bench["candidates"] for key in c.get("quality") or {}}
+    return [k for k in FIDELITY if k in found] + sorted(found - set(FIDELITY))
+
+
+def comparison(bench: dict[str, Any]) -> Table:
+    """One row per candidate: size, memory, speed and the first quality."""
+    candidates = bench["candidates"]
+    names = quality_names(bench)[:1]
+    units = {(c.get("throughput") or {}).get("unit") for c in candidates} - {None}
+    unit = units.pop() if len(units) == 1 else "items/s"
+    header = ("", "params", "MB", "peak MB", "p50 ms", "p95 ms", unit, *names)
+    rows = [_candidate_row(c, names) for c in candidates]
+    threads = bench.get("threads")
+    return Table(f"Before and after ({threads} thread{'' if threads == 1 else 's'})", header, rows)
+
+
+def _candidate_row(candidate: dict[str, Any], names: list[str]) -> tuple[str, ...]:
+    latency = candidate.get("latency_ms") or {}
+    quality = candidate.get("quality") or {}
+    return (
+        str(candidate["name"]),
+        millions(candidate.get("parameters")),
+        megabytes(candidate.get("bytes")),
+        megabytes(candidate.get("peak_memory_bytes")),
+        significant(latency.get("p50")),
+        significant(latency.get("p95")),
+        significant((candidate.get("throughput") or {}).get("value")),
+        *(interval(quality.get(name)) for name in names),
+    )
+
+
+def quality(bench: dict[str, Any]) -> Table | None:
+    """Every quality of every candidate, or None when the main table already has all of it."""
+    names = quality_names(bench)
+    if len(names) < 2:
+        return None
+    rows = [
+        (str(c["name"]), *(interval((c.get("quality") or {}).get(name)) for name in names))
+        for c in bench["candidates"]
+    ]
+    return Table("Quality on held-out documents", ("", *names), rows)
+
+
+def stages(report: dict[str, Any]) -> Table:
+    """What each stage took against what preflight had planned."""
+    header = ("stage", "params", "MB", "time", "planned", "peak MB", "planned")
+    rows = [_stage_row(stage) for stage in report["stages"]]
+    return Table("Stages", header, rows)
+
+
+def _stage_row(stage: dict[str, Any]) -> tuple[str, ...]:
+    planned = stage.get("planned") or {}
+    reused = " (reused)" if stage.get("skipped") else ""
+    return (
+        f"{stage['name']}{reused}",
+        millions(stage.get("parameters")),
+        megabytes(stage.get("bytes")),
+        clock(stage.get("seconds")),
+        clock(planned.get("seconds")),
+        megabytes(stage.get("peak_memory_bytes")),
+        megabytes(planned.get("peak_memory_bytes")),
+    )
+
+
+def gates(report: dict[str, Any]) -> Table:
+    """The two checks of every export: agreement with our reference, fidelity to the float model."""
+    header = ("export", "result", "agreement", "tolerance", "fidelity")
+    rows = [
+        (
+            str(gate["name"]),
+            "passed" if gate["ok"] else "REFUSED",
+            facts(gate.get("agreement")),
+            facts(gate.get("tolerance")),
+            facts(gate.get("fidelity")),
+        )
+        for gate in report.get("gates") or []
+    ]
+    return Table("Checks of the exports", header, rows)
+
+
+def facts(value: Any) -> str:
+    """A small dict, list or number in one line of text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {facts(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(facts(v) for v in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return MISSING if value is None else str(value)

@@ -1,0 +1,60 @@
+"""`compress verify`: prove a finished directory again, without its parent."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from compressor.engines import open_engine
+from compressor.errors import CompressError
+from compressor.model.manifest import Manifest, file_digest, read_manifest
+from compressor.model.probe import read_probe
+from compressor.run.gate import FLOAT_TOLERANCE, disagreement, tolerance_of
+
+Check = dict[str, Any]
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """Check every digest, load the directory in its engine and repeat the probe.
+
+    Returns:
+        {ok, checks: [{name, ok, detail}]}, the `verify --json` form.
+
+    Raises:
+        CompressError: the directory has no readable manifest.
+    """
+    directory = Path(path)
+    manifest = read_manifest(directory)
+    checks = list(_files(directory, manifest))
+    checks.append(_probe(directory, manifest))
+    return {"ok": all(c["ok"] for c in checks), "checks": checks}
+
+
+def _files(directory: Path, manifest: Manifest) -> Iterator[Check]:
+    for name, stated in manifest.files.items():
+        file = directory / name
+        if not file.is_file():
+            yield {"name": name, "ok": False, "detail": "the file is missing"}
+        elif file.stat().st_size != stated["bytes"]:
+            detail = f"{file.stat().st_size:,} bytes instead of {stated['bytes']:,}"
+            yield {"name": name, "ok": False, "detail": detail}
+        elif file_digest(file) != stated["sha256"]:
+            yield {"name": name, "ok": False, "detail": "its content changed (sha256)"}
+        else:
+            yield {"name": name, "ok": True, "detail": "unchanged"}
+
+
+def _probe(directory: Path, manifest: Manifest) -> Check:
+    """Load in the serving engine and compare with the probe's outputs."""
+    is_export = manifest.kind == "artifact"
+    tolerance = tolerance_of(manifest.formats.values()) if is_export else FLOAT_TOLERANCE
+    try:
+        engine = open_engine(directory)
+        try:
+            errors = disagreement(engine, read_probe(directory))
+        finally:
+            engine.close()
+    except CompressError as error:
+        return {"name": "probe", "ok": False, "detail": error.what}
+    worst = max(errors.values())
+    detail = f"relative error {worst:.1e}, allowed {tolerance:.0e}"
+    return {"name": "probe", "ok": worst <= tolerance, "detail": detail}
