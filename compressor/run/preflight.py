@@ -1,0 +1,178 @@
+"""Before anything is computed: what each stage will need, and whether this machine has it.
+
+The estimates are arithmetic on shapes plus one 0.2-second matrix product for speed. The report
+puts them beside what was measured. They are meant to be right within a factor of two.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.errors import CompressError
+from compressor.model.budget import target_sizes
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.families import Family, find_family
+from compressor.model.shapes import count
+from compressor.model.sources import read_config
+from compressor.prune import minitron
+from compressor.quantize import rtn
+from compressor.run.layout import stage_name
+from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
+from compressor.run.profile import Profile, Stage
+from compressor.run.setting import open_source
+
+# Resident bytes of a process that has imported torch and transformers and run one forward.
+PROCESS_BYTES = 700_000_000
+# Share of the speed of a large matrix product that a small transformer reaches in training and
+# inference (narrow matrices, norms, softmax), measured on a 22.7M encoder with two cores.
+EFFICIENCY = {torch.float32: 0.6, torch.bfloat16: 0.35}
+EXPORT_SECONDS = 12.0  # torch.export and graph optimization, nearly independent of size
+# Bytes that training holds per hidden unit, token and layer for the backward pass.
+ACTIVATION_BYTES = 80
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model as far as sizes go: what preflight follows through the stages."""
+
+    family: Family
+    config: Any
+    sizes: dict[str, int]
+    parameters: int
+    weight_bytes: float  # per parameter, on disk
+
+
+def plan(
+    profile: str | Path,
+    model: str | None = None,
+    out: str | Path | None = None,
+    teacher: str | None = None,
+    data: str | None = None,
+    set: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Preflight only: {fits, stages: [{name, parameters_out, ...}], machine}.
+
+    Arguments as for `compressor.run`.
+    """
+    from compressor.run.pipeline import prepare
+
+    loaded = prepare(profile, model, teacher, data, set)
+    source, manifest = open_source(str(loaded.model))
+    return plan_run(loaded, Checkpoint(source.path, manifest), Path(out or "."))
+
+
+def plan_run(profile: Profile, source: Checkpoint, home: Path) -> dict[str, Any]:
+    """Estimate every stage of a run on this machine, in the `plan --json` form."""
+    outline = _outline(source)
+    original = outline
+    speed = {d: matmul_speed(d) * EFFICIENCY[d] for d in EFFICIENCY}
+    flops = max(speed.values()) if speed[torch.bfloat16] > speed[torch.float32] else 0.0
+    rates = (speed[torch.float32], max(flops, speed[torch.float32]))
+    stages = []
+    for number, stage in enumerate(profile.stages, start=1):
+        after = _after(outline, stage)
+        stages.append(
+            {"name": stage_name(number, stage.method)}
+            | _estimate(stage, outline, after, original, rates)
+        )
+        outline = after if stage.kind != "export" else outline
+    memory, disk = memory_available(), disk_free(home)
+    fits = all(s["peak_memory_bytes"] <= memory for s in stages)
+    fits = fits and sum(s["disk_bytes"] for s in stages) <= disk
+    has = machine() | {"memory_available_bytes": memory, "disk_free_bytes": disk}
+    return {"fits": fits, "stages": stages, "machine": has}
+
+
+def refuse_if_too_big(plan: dict[str, Any]) -> None:
+    """Stop before any work when a stage cannot fit, with the numbers.
+
+    Raises:
+        CompressError: not enough memory or disk.
+    """
+    has = plan["machine"]
+    for stage in plan["stages"]:
+        if stage["peak_memory_bytes"] > has["memory_available_bytes"]:
+            raise CompressError(
+                f"{stage['name']} needs about {_gib(stage['peak_memory_bytes'])} of memory, "
+                f"{_gib(has['memory_available_bytes'])} are available",
+                "lower train.batch or train.length, choose a smaller teacher, or free memory",
+            )
+    needed = sum(stage["disk_bytes"] for stage in plan["stages"])
+    if needed > has["disk_free_bytes"]:
+        raise CompressError(
+            f"the run needs about {_gib(needed)} of disk, {_gib(has['disk_free_bytes'])} are free",
+            "free disk space, set keep: last, or give --out on another disk",
+        )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _outline(source: Checkpoint) -> Outline:
+    from transformers import AutoConfig
+
+    raw = read_config(source.path)
+    kept = {k: v for k, v in raw.items() if k not in ("auto_map", "quantization_config")}
+    config = AutoConfig.for_model(**kept)
+    family = find_family(raw["model_type"])
+    sizes = family.read_sizes(config)
+    width = 2.0 if "16" in str(raw.get("dtype") or raw.get("torch_dtype") or "") else 4.0
+    return Outline(family, config, sizes, count(family, config, sizes), width)
+
+
+def _after(outline: Outline, stage: Stage) -> Outline:
+    """The outline a stage leaves; only pruning and quantization change it."""
+    options = stage.options
+    if isinstance(options, minitron.Options):
+        sizes = target_sizes(
+            outline.family,
+            outline.config,
+            parameters=options.parameters,
+            sizes=options.sizes,
+            bytes=options.bytes,
+            multiple=options.multiple,
+        )
+        parameters = count(outline.family, outline.config, sizes)
+        return replace(outline, sizes=sizes, parameters=parameters)
+    if isinstance(options, rtn.Options):
+        tables = outline.sizes["vocabulary"] * outline.sizes["hidden"] / outline.parameters
+        packed = options.bits / 8 + 2 / (options.group or outline.sizes["hidden"])
+        kept = 0.0 if options.embeddings else tables
+        width = packed * (1 - kept) + outline.weight_bytes * kept
+        return replace(outline, weight_bytes=width)
+    return outline
+
+
+def _estimate(
+    stage: Stage, before: Outline, after: Outline, teacher: Outline, rates: tuple[float, float]
+) -> dict[str, Any]:
+    """Numbers of one stage; `rates` are float32 and best floating-point operations a second."""
+    tables = after.sizes["vocabulary"] * after.sizes["hidden"]
+    size = after.parameters * after.weight_bytes
+    memory, disk, seconds = PROCESS_BYTES + 8.0 * before.parameters, size, 2.0
+    if stage.kind == "distill":
+        train = stage.options.train
+        tokens = train.steps * train.batch * train.accumulate * train.length
+        work = 6.0 * (after.parameters - tables) + 2.0 * (teacher.parameters - tables)
+        seconds += tokens * work / rates[1]
+        memory = PROCESS_BYTES + 16.0 * after.parameters + 4.0 * teacher.parameters
+        held = train.batch * train.length * after.sizes["hidden"] * after.sizes["layers"]
+        memory += held * ACTIVATION_BYTES
+        disk += 24.0 * after.parameters  # two snapshots of weights and both Adam moments
+    elif stage.kind == "prune":
+        tokens = getattr(stage.options, "samples", 0) * getattr(stage.options, "length", 0)
+        seconds += tokens * 2.0 * (before.parameters - tables) / rates[0]
+    elif stage.kind == "export":
+        seconds += EXPORT_SECONDS
+        memory = PROCESS_BYTES + 16.0 * before.parameters
+    return {
+        "parameters_out": after.parameters,
+        "bytes_out": int(size),
+        "peak_memory_bytes": int(memory),
+        "disk_bytes": int(disk),
+        "seconds": round(seconds, 1),
+    }
