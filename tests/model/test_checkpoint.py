@@ -1,0 +1,99 @@
+"""What is saved loads back, in our loader and in plain transformers."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from compressor.errors import CompressError
+from compressor.model.checkpoint import load_directory, save
+from compressor.model.model import Pooling, pool
+
+
+def stored(model, folder):
+    folder.mkdir()
+    model.module.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    return folder
+
+
+def test_side_files_travel_and_code_does_not(pico_bert, tmp_path):
+    parent = stored(pico_bert(), tmp_path / "parent")
+    (parent / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 999, "pooling_mode_mean_tokens": True}
+    (parent / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    listing = [{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    (parent / "modules.json").write_text(json.dumps(listing))
+    (parent / "code.py").write_text("")
+    (parent / "pytorch_model.bin").write_text("")
+    model = load_directory(parent)
+    assert model.pooling == Pooling("mean", normalize=False)
+    child = tmp_path / "child"
+    child.mkdir()
+    save(model, child, parent)
+    assert not (child / "code.py").exists() and not (child / "pytorch_model.bin").exists()
+    kept = json.loads((child / "1_Pooling" / "config.json").read_text())
+    assert kept["word_embedding_dimension"] == 32
+    assert AutoTokenizer.from_pretrained(child)("a b").input_ids
+    again, plain = load_directory(child), AutoModel.from_pretrained(child)
+    for name, tensor in model.module.state_dict().items():
+        assert torch.equal(tensor, again.module.state_dict()[name])
+        assert torch.equal(tensor, plain.state_dict()[name])
+
+
+def test_bfloat16_sources_stay_bfloat16_and_tied(pico_llama, tmp_path):
+    model = pico_llama(tie_word_embeddings=True)
+    folder = stored(model, tmp_path / "parent")
+    model.module.to(torch.bfloat16).save_pretrained(folder)
+    loaded = load_directory(folder)
+    assert loaded.source_dtype == "bfloat16"
+    assert next(loaded.module.parameters()).dtype == torch.float32
+    child = tmp_path / "child"
+    child.mkdir()
+    save(loaded, child, folder)
+    plain = AutoModelForCausalLM.from_pretrained(child)
+    assert plain.dtype == torch.bfloat16
+    assert plain.lm_head.weight.data_ptr() == plain.model.embed_tokens.weight.data_ptr()
+
+
+def test_a_pooler_that_was_never_stored_is_dropped(pico_bert, tmp_path):
+    model = pico_bert()
+    model.module.pooler = None
+    loaded = load_directory(stored(model, tmp_path / "bert"))
+    assert loaded.module.pooler is None
+
+
+def test_quantized_checkpoints_are_refused_by_plain_transformers(pico_llama, make_work, tmp_path):
+    from compressor.quantize import rtn
+
+    model = pico_llama(tie_word_embeddings=True)
+    parent = stored(model, tmp_path / "parent")
+    rtn.run(model, rtn.Options(bits=4, group=16, embeddings=True), make_work())
+    child = tmp_path / "child"
+    child.mkdir()
+    save(model, child, parent)
+    again = load_directory(child, model.formats)
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(model.module(ids).logits, again.module(ids).logits)
+    with pytest.raises(ValueError, match="compress"):
+        AutoModelForCausalLM.from_pretrained(child)
+
+
+def test_pooling_matches_its_definition():
+    hidden = torch.randn(2, 4, 3, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    mean = torch.stack([hidden[0, :2].mean(0), hidden[1].mean(0)])
+    assert torch.allclose(pool(hidden, mask, Pooling("mean", False)), mean)
+    assert torch.allclose(pool(hidden, mask, Pooling("mean", True)).norm(dim=-1), mask[:, 0] + 0.0)
+    assert torch.equal(pool(hidden, mask, Pooling("cls", False)), hidden[:, 0])
+    assert torch.equal(pool(hidden, mask, Pooling("max", False))[0], hidden[0, :2].amax(0))
+
+
+def test_an_unknown_class_is_refused(pico_llama, tmp_path):
+    folder = stored(pico_llama(), tmp_path / "x")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["MyOwnModel"]}))
+    with pytest.raises(CompressError, match="no class 'MyOwnModel'"):
+        load_directory(folder)
