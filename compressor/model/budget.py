@@ -68,6 +68,11 @@ def target_sizes(
     assert sum(goal is not None for goal in (parameters, sizes, bytes)) == 1
     before = family.read_sizes(config)
     if sizes is not None:
+        if sizes.kv_heads is not None and family.sizes.kv_heads is None:
+            raise CompressError(
+                f"{family.model_type} has no kv_heads: every head has its own key and value",
+                "write heads only",
+            )
         after = _complete(before, sizes.given)
         check_sizes(family, before, after)
         return after

@@ -28,6 +28,7 @@ from compressor.model.forward import accepted
 from compressor.model.model import Model
 
 Aggregation = Literal["mean", "l2", "variance"]
+Tap = Callable[[Tensor, Tensor], None]  # sees a module's input and output
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,11 @@ class Moments:
         """Take in more rows."""
         new, old = rows_BU.shape[0], self.count
         mean_U = rows_BU.mean(dim=0)
-        delta_U = mean_U - self.mean_U.to(mean_U.device)
+        delta_U = mean_U - self.mean_U
         self.count = old + new
-        self.spread_U = (
-            self.spread_U.to(mean_U.device)
-            + (rows_BU - mean_U).square().sum(dim=0)
-            + delta_U.square() * (old * new / self.count)
-        )
-        self.mean_U = self.mean_U.to(mean_U.device) + delta_U * (new / self.count)
+        apart_U = delta_U.square() * (old * new / self.count)
+        self.spread_U = self.spread_U + (rows_BU - mean_U).square().sum(dim=0) + apart_U
+        self.mean_U = self.mean_U + delta_U * (new / self.count)
 
     def result(self, how: Aggregation) -> Tensor:
         """Aggregate of nonnegative rows (over them |x| is x)."""
@@ -112,43 +110,47 @@ def measure_importance(
     """
     (stack,) = model.family.stacks
     blocks = model.blocks(stack)
-    mlp, attention = ([Moments() for _ in blocks] for _ in range(2))
     norms = [model.base.get_submodule(name) for name in model.family.norms]
     norms += [block.get_submodule(name) for block in blocks for name in stack.norms]
+    neurons, heads, turns = ([Moments() for _ in blocks] for _ in range(3))
     streams = [Moments() for _ in norms]
-    turns = [Moments() for _ in blocks]
-    mask_BS = torch.ones(0)  # of the batch under way; the hooks read it
+    mask_BS = torch.ones(0)  # of the batch under way; the taps read it
 
-    def tally(moments: Moments, x: Tensor) -> None:
-        moments.add(over_tokens(x, mask_BS, over_sequence))
+    def at_input(moments: Moments) -> Tap:
+        return lambda x, _: moments.add(over_tokens(x, mask_BS, over_sequence))
 
+    def at_output(moments: Moments) -> Tap:
+        return lambda _, y: moments.add(over_tokens(y, mask_BS, over_sequence))
+
+    def across(moments: Moments) -> Tap:
+        return lambda x, y: moments.add(influence(x, y, mask_BS).unsqueeze(1))
+
+    taps: list[tuple[nn.Module, Tap]] = [
+        *zip((b.get_submodule(stack.mlp_out) for b in blocks), map(at_input, neurons), strict=True),
+        *zip((b.get_submodule(stack.attn_out) for b in blocks), map(at_input, heads), strict=True),
+        *zip(norms, map(at_output, streams), strict=True),
+        *zip(blocks, map(across, turns), strict=True),
+    ]
     with ExitStack() as hooks:
-        for i, block in enumerate(blocks):
-            for name, moments in ((stack.mlp_out, mlp[i]), (stack.attn_out, attention[i])):
-                linear = block.get_submodule(name)
-                hooks.enter_context(_on_call(linear, lambda x, _, m=moments: tally(m, x)))
-            turn = lambda x, y, m=turns[i]: m.add(influence(x, y, mask_BS)[:, None])  # noqa: E731
-            hooks.enter_context(_on_call(block, turn))
-        for norm, moments in zip(norms, streams, strict=True):
-            hooks.enter_context(_on_call(norm, lambda _, y, m=moments: tally(m, y)))
+        for module, tap in taps:
+            hooks.enter_context(_attach(module, tap))
         for batch in batches:
             mask_BS = batch["attention_mask"]
             assert bool(mask_BS.any(dim=1).all()), "a sequence without real tokens"
             model.base(**accepted(model, batch), use_cache=False)
             advance(1)
 
-    features_LF = torch.stack([m.result(over_batch) for m in attention])
-    heads_LHF = features_LF.unflatten(1, (model.sizes["heads"], -1))
+    features_LF = torch.stack([m.result(over_batch) for m in heads])
     return Importance(
-        neurons_LM=torch.stack([m.result(over_batch) for m in mlp]),
-        heads_LH=heads_LHF.norm(dim=2),
+        neurons_LM=torch.stack([m.result(over_batch) for m in neurons]),
+        heads_LH=features_LF.unflatten(1, (model.sizes["heads"], -1)).norm(dim=2),
         hidden_D=torch.stack([m.result(over_batch) for m in streams]).sum(dim=0),
         layers_L=torch.cat([m.result("mean") for m in turns]),
     )
 
 
-def _on_call(module: nn.Module, see: Callable[[Tensor, Tensor], None]) -> Any:
-    """Call `see(input, output)` at each forward of `module`; the handle is a context manager.
+def _attach(module: nn.Module, tap: Tap) -> Any:
+    """Call `tap(input, output)` at each forward of `module`; the handle is a context manager.
 
     Blocks and Linears take the stream first, by position or as `hidden_states`; a block returns
     a tensor or a tuple that starts with it.
@@ -156,6 +158,6 @@ def _on_call(module: nn.Module, see: Callable[[Tensor, Tensor], None]) -> Any:
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         first = args[0] if args else kwargs["hidden_states"]
-        see(first, output[0] if isinstance(output, tuple) else output)
+        tap(first, output[0] if isinstance(output, tuple) else output)
 
     return module.register_forward_hook(hook, with_kwargs=True)

@@ -1,0 +1,196 @@
+"""prune.minitron as a user meets it: budgets, refusals, and that importance beats chance."""
+
+import json
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from compressor.errors import CompressError
+from compressor.model.budget import target_sizes
+from compressor.model.families import find_family
+from compressor.model.importance import Importance
+from compressor.model.manifest import WeightFormat
+from compressor.model.model import Model, count_parameters
+from compressor.model.shapes import count
+from compressor.model.shrink import shrink
+from compressor.prune import minitron
+
+
+def options(**given):
+    return TypeAdapter(minitron.Options).validate_python({"samples": 16, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({}, "exactly one of parameters, sizes and bytes"),
+        ({"parameters": 0.5, "bytes": 1000}, r"got parameters and bytes"),
+        ({"parameters": 1.5}, "less than 1"),
+        ({"parameters": 0}, "greater than 0"),
+        ({"sizes": {}}, "names no size"),
+        ({"sizes": {"mlp": 0}}, "greater than or equal to 1"),
+        ({"sizes": {"width": 3}}, "width"),
+        ({"parameters": 0.5, "batch_aggregation": "median"}, "'mean', 'l2' or 'variance'"),
+    ],
+)
+def test_options_are_refused_with_a_sentence(given, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        options(**given)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.3])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_share_of_the_parameters_is_met_and_nearly_used_up(family, share, request, make_work):
+    model = request.getfixturevalue(f"pico_{family}")()
+    total = count_parameters(model.module)
+    minitron.run(model, options(parameters=share, multiple=1), make_work())
+    assert 0.9 * share < count_parameters(model.module) / total <= share
+    assert model.sizes["layers"] == 3
+    assert model.notes["sizes"]["after"]["parameters"] == count_parameters(model.module)
+
+
+def test_bytes_are_those_of_the_saved_dtype(pico_llama, make_work, tmp_path):
+    model = pico_llama()
+    model.source_dtype = "bfloat16"
+    minitron.run(model, options(bytes=30_000), make_work())
+    model.module.bfloat16().save_pretrained(tmp_path)
+    header = 8_000
+    assert 25_000 < (tmp_path / "model.safetensors").stat().st_size < 30_000 + header
+    with pytest.raises(CompressError, match="already takes"):
+        minitron.run(pico_llama(), options(bytes=10**9), make_work())
+
+
+def test_hidden_stays_while_the_rest_keeps_a_quarter(pico_llama):
+    model = pico_llama(vocab_size=16)
+    sizes = {
+        share: target_sizes(model.family, model.config, parameters=share, multiple=1)
+        for share in (0.8, 0.6, 0.1)
+    }
+    assert sizes[0.8]["hidden"] == sizes[0.6]["hidden"] == 32
+    assert sizes[0.6]["mlp"] < sizes[0.8]["mlp"] < 48
+    assert sizes[0.1]["hidden"] < 32
+
+
+def test_an_impossible_budget_names_one_that_is_met(pico_bert, make_work):
+    model = pico_bert()
+    with pytest.raises(CompressError, match="no bert of 3 layers fits") as error:
+        minitron.run(model, options(parameters=0.001), make_work())
+    share = float(error.value.hint.split("parameters: ")[1].split()[0])
+    minitron.run(model, options(parameters=share), make_work())
+    assert model.sizes["heads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "nearest"),
+    [
+        ("llama", {"heads": 3}, "{heads: 4, hidden: 32, kv_heads: 2}"),
+        ("llama", {"kv_heads": 1}, "{heads: 2, hidden: 32, kv_heads: 1}"),
+        ("llama", {"hidden": 30}, "{heads: 4, hidden: 32, kv_heads: 2}"),
+        ("bert", {"heads": 2}, "{heads: 2, hidden: 16}"),
+        ("bert", {"hidden": 20}, "{heads: 3, hidden: 24}"),
+        ("bert", {"kv_heads": 2}, "write heads only"),
+        ("llama", {"mlp": 49}, "mlp: 48 or less"),
+        ("llama", {"layers": 4}, "layers: 3 or less"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_before_work(family, sizes, nearest, request, make_work):
+    model = request.getfixturevalue(f"pico_{family}")()
+    before = {k: v.clone() for k, v in model.module.state_dict().items()}
+    with pytest.raises(CompressError) as error:
+        minitron.run(model, options(sizes=sizes), make_work())
+    assert nearest in error.value.hint
+    after = model.module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_every_axis_at_once_and_json_notes(pico_llama, make_work):
+    model = pico_llama(tie_word_embeddings=True)
+    wanted = {"layers": 2, "heads": 2, "kv_heads": 2, "hidden": 24, "mlp": 20}
+    minitron.run(model, options(sizes=wanted), make_work())
+    assert {axis: model.sizes[axis] for axis in wanted} == wanted
+    assert count_parameters(model.module) == count(model.family, model.config, model.sizes)
+    notes = json.loads(json.dumps(model.notes))
+    assert len(notes["importance"]["layers"]) == 3 and len(notes["kept_layers"]) == 2
+    neurons = notes["importance"]["neurons"]
+    assert len(neurons) == 3 and all(row == sorted(row) and len(row) <= 64 for row in neurons)
+    assert notes["sizes"]["before"]["mlp"] == 48 and notes["sizes"]["after"]["mlp"] == 20
+
+
+def test_the_least_important_go(pico_llama, make_work):
+    """Dead neurons, one dead head per group and a layer that does nothing are what is removed."""
+    model = pico_llama()
+    with torch.no_grad():
+        first, second, idle = model.module.model.layers
+        first.mlp.up_proj.weight[:16] = 0
+        second.mlp.up_proj.weight[32:] = 0
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            idle.get_submodule(name).weight.zero_()
+        ids = torch.arange(5, 20)[None]
+        wanted = model.module(ids).logits
+    minitron.run(model, options(sizes={"layers": 2, "mlp": 32}), make_work())
+    assert model.notes["kept_layers"] == [0, 1]
+    with torch.no_grad():
+        torch.testing.assert_close(model.module(ids).logits, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_heads_are_ranked_inside_their_group():
+    scores = torch.tensor([[9.0, 8.0, 7.0, 1.0], [4.0, 6.0, 5.0, 0.5]])
+    assert minitron._best_heads(scores, 2, 2) == [0, 1, 5, 6]
+    assert minitron._best_heads(scores, 1, 3) == [0, 1, 2]
+    assert minitron._best_heads(scores.flip(0), 1, 2) == [4, 5]
+
+
+def test_stored_formats_are_refused(pico_llama, make_work):
+    model = pico_llama()
+    model.formats["model.layers.0.mlp.up_proj"] = WeightFormat(pattern="2:4", sparsity=0.5)
+    with pytest.raises(CompressError, match="weight formats of 1 modules"):
+        minitron.run(model, options(parameters=0.5), make_work())
+
+
+def token_windows(tokenizer, text, n, length):
+    ids = tokenizer(text[: 40 * n * length], return_tensors="pt")["input_ids"][0]
+    return ids[: n * length].view(n, length)
+
+
+@torch.no_grad()
+def perplexity(module, ids):
+    return float(module(input_ids=ids, labels=ids).loss.exp())
+
+
+def chance(sizes, seed):
+    """Scores that rank by a coin instead of by activations."""
+    draw = torch.Generator().manual_seed(seed)
+    return Importance(
+        neurons_LM=torch.rand(sizes["layers"], sizes["mlp"], generator=draw),
+        heads_LH=torch.rand(sizes["layers"], sizes["heads"], generator=draw),
+        hidden_D=torch.rand(sizes["hidden"], generator=draw),
+        layers_L=torch.rand(sizes["layers"], generator=draw),
+    )
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5])
+def test_importance_beats_chance_on_a_trained_model(share, shared_data, make_work, monkeypatch):
+    folder = shared_data / "checkpoints/stories260K"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = (shared_data / "data/tinystories.txt").read_text(encoding="utf-8")
+    windows = token_windows(tokenizer, text, 40, 128)
+    calibration = [
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in windows[:32].split(8)
+    ]
+
+    def load():
+        module = AutoModelForCausalLM.from_pretrained(folder).eval()
+        return Model(module, find_family("llama"), tokenizer)
+
+    work = make_work()
+    object.__setattr__(work, "_batches", lambda *args, **shape: calibration)
+    pruned = load()
+    minitron.run(pruned, options(parameters=share), work)
+    after = perplexity(pruned.module, windows[32:])
+    for seed in range(2):
+        other = load()
+        shrink(other, minitron._keep(chance(other.sizes, seed), other.sizes, pruned.sizes))
+        assert other.sizes == pruned.sizes
+        assert after < perplexity(other.module, windows[32:])
