@@ -6,7 +6,7 @@ from typing import Any
 
 from compressor.model.checkpoint import load_directory
 from compressor.model.families import find_family
-from compressor.model.layers import count_nonzero, count_parameters
+from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.manifest import NAME, Manifest, read_manifest
 from compressor.model.sources import read_config, resolve
 

@@ -12,6 +12,14 @@ from html import escape
 WIDTH = 640
 ROW = 26  # height of a horizontal bar with its gap
 MAX_POINTS = 400
+STYLE = """
+svg text{font-size:12px;fill:var(--ink)}svg .soft{fill:var(--soft)}
+svg .end{text-anchor:end}svg .middle{text-anchor:middle}svg .start{text-anchor:start}
+.ours{fill:var(--ours)}.other{fill:var(--other)}.gone{fill:var(--gone)}
+.grid{stroke:var(--line);fill:none}.whisker{stroke:var(--ink);stroke-width:1.5;fill:none}
+.raw{stroke:var(--other);opacity:.55;fill:none}
+.mean{stroke:var(--ours);stroke-width:2;fill:none;stroke-linejoin:round}
+"""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from compressor.errors import CompressError, Refused
 from compressor.model.checkpoint import Checkpoint, load_directory, save
 from compressor.model.forward import outputs
-from compressor.model.layers import count_parameters
+from compressor.model.count import count_parameters
 from compressor.model.manifest import (
     Manifest,
     StageRecord,

@@ -4,7 +4,7 @@ from typing import Any
 
 from compressor.model.checkpoint import load_directory
 from compressor.model.manifest import Manifest
-from compressor.model.model import count_embedding_parameters, count_parameters
+from compressor.model.count import count_embedding_parameters, count_parameters
 from compressor.run.card import usage
 from compressor.run.layout import stage_directories
 from compressor.run.machine import machine, packages

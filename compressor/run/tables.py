@@ -18,6 +18,7 @@ class Table:
     title: str
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
+    prose: bool = False  # text that reads from the left and may wrap
 
 
 def megabytes(count: float | None) -> str:
@@ -139,7 +140,36 @@ def gates(report: dict[str, Any]) -> Table:
         )
         for gate in report.get("gates") or []
     ]
-    return Table("Checks of the exports", header, rows)
+    return Table("Checks of the exports", header, rows, prose=True)
+
+
+def circumstances(report: dict[str, Any]) -> Table:
+    """Model, machine, packages and seed: what a second run would have to share."""
+    model, machine = report["model"], report["machine"]
+    embedding = millions(model.get("embedding_parameters"))
+    total = millions(model.get("parameters"))
+    memory = significant((machine.get("memory_bytes") or 0) / 1e9)
+    rows = [
+        ("model", f"{model['id']} ({model['family']}, {total} parameters, {embedding} embedding)"),
+        ("machine", f"{machine.get('cpu')}, {machine.get('threads')} threads, {memory} GB"),
+        ("packages", facts(report.get("packages") or {})),
+        ("seed", str(report.get("seed"))),
+        ("time of this run", clock(report.get("seconds"))),
+    ]
+    notes = [(s["name"], facts(s["notes"]["training"])) for s in report["stages"] if _trained(s)]
+    return Table("Circumstances", ("", ""), rows + notes, prose=True)
+
+
+def _trained(stage: dict[str, Any]) -> bool:
+    return bool((stage.get("notes") or {}).get("training"))
+
+
+def report_tables(report: dict[str, Any]) -> list[Table]:
+    """Every table of a report that has rows, in reading order."""
+    bench = report.get("bench")
+    found = [comparison(bench), quality(bench)] if bench else []
+    found += [stages(report), gates(report), circumstances(report)]
+    return [table for table in found if table and table.rows]
 
 
 def facts(value: Any) -> str:

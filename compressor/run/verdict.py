@@ -1,48 +1,52 @@
 """What the comparison allows to be said, in plain sentences.
 
-The last candidate is the result of the run; every earlier one is something it could replace. A
-speed difference counts only when it is larger than the spread of the two measurements.
+A speed difference counts only when it is larger than the spread of the two measurements; a size
+difference only above three percent.
 """
 
 from typing import Any
 
 from compressor.run.tables import FIDELITY, interval, quality_names
 
-SAME = 0.03  # sizes within three percent are called equal
+SAME = 0.03
+
+
+def is_ours(candidate: dict[str, Any]) -> bool:
+    """Whether a candidate was made by this run (its name says so) or is something it replaces."""
+    return str(candidate["name"]).startswith("ours")
 
 
 def verdict(bench: dict[str, Any], domain: str = "") -> list[str]:
-    """Sentences that compare the last candidate with each of the others.
+    """Sentences that compare what the run made with everything it could replace.
 
     Args:
         bench: the form of `bench --json`.
-        domain: says where the held-out documents come from.
+        domain: a sentence that says where the held-out documents come from.
 
     Returns:
-        One sentence per comparison and one for fidelity; only the reason when it was noisy.
+        One sentence per comparison, then fidelity; no word on speed when it was noisy.
     """
-    if bench.get("noisy"):
-        return [
-            "The machine was busy while this was measured: the timings vary too much, "
-            "so there is no verdict on speed. Run it again on a quiet machine.",
-            *_fidelity(bench, domain),
-        ]
-    *others, ours = bench["candidates"]
-    compared = [sentence(ours, other) for other in others]
-    return [text for text in compared if text] + _fidelity(bench, domain)
+    ours = [c for c in bench["candidates"] if is_ours(c)]
+    others = [c for c in bench["candidates"] if not is_ours(c)]
+    noisy = bool(bench.get("noisy"))
+    lines = [sentence(a, b, speed=not noisy) for a in ours for b in others]
+    if noisy:
+        lines.append(
+            "The machine was busy and timings varied too much, so there is no verdict on speed. "
+            "Run it again on a quiet machine."
+        )
+    lines += [_fidelity(candidate, quality_names(bench)) for candidate in ours]
+    return [line for line in [*lines, domain.strip()] if line]
 
 
-def sentence(ours: dict[str, Any], other: dict[str, Any]) -> str:
-    """`ours is 3.4x smaller, 2.9x faster and needs 1.8x less memory than other.`"""
+def sentence(ours: dict[str, Any], other: dict[str, Any], speed: bool = True) -> str:
+    """`Against Y, X is 3.4x smaller, 2.9x faster and 1.8x lower in peak memory.`"""
+    memory = ours.get("peak_memory_bytes"), other.get("peak_memory_bytes")
     parts = [
-        _ratio(ours.get("bytes"), other.get("bytes"), "smaller", "larger", "the same size"),
-        _speed(ours.get("latency_ms") or {}, other.get("latency_ms") or {}),
+        _ratio(ours.get("bytes"), other.get("bytes"), "{}x smaller", "{}x larger", "as large"),
+        _speed(ours.get("latency_ms") or {}, other.get("latency_ms") or {}) if speed else "",
         _ratio(
-            ours.get("peak_memory_bytes"),
-            other.get("peak_memory_bytes"),
-            "lower in peak memory",
-            "higher in peak memory",
-            "equal in peak memory",
+            *memory, "{}x lower in peak memory", "{}x higher in peak memory", "equal in peak memory"
         ),
     ]
     said = [part for part in parts if part]
@@ -57,26 +61,29 @@ def _ratio(ours: float | None, other: float | None, less: str, more: str, same: 
         return ""
     if abs(other / ours - 1) <= SAME:
         return same
-    return f"{other / ours:.1f}x {less}" if ours < other else f"{ours / other:.1f}x {more}"
+    return (less if ours < other else more).format(_times(ours, other))
 
 
 def _speed(ours: dict[str, Any], other: dict[str, Any]) -> str:
     a, b = ours.get("p50"), other.get("p50")
     if not a or not b:
         return ""
-    spread = max(ours.get("iqr") or 0.0, other.get("iqr") or 0.0, SAME * b)
-    if abs(a - b) <= spread:
-        return "not measurably faster"
-    return f"{b / a:.1f}x faster" if a < b else f"not faster ({a / b:.1f}x slower)"
+    if abs(a - b) <= max(ours.get("iqr") or 0.0, other.get("iqr") or 0.0, SAME * b):
+        return "not measurably faster or slower"
+    return f"{_times(a, b)}x faster" if a < b else f"NOT faster ({_times(a, b)}x slower)"
 
 
-def _fidelity(bench: dict[str, Any], domain: str) -> list[str]:
-    ours = bench["candidates"][-1]
-    found = ours.get("quality") or {}
-    named = [f"{k} {interval(found[k])}" for k in quality_names(bench) if k in found]
+def _times(a: float, b: float) -> str:
+    """The ratio of the larger to the smaller; a near tie keeps two decimals."""
+    ratio = max(a, b) / min(a, b)
+    return f"{ratio:.1f}" if ratio >= 1.15 else f"{ratio:.2f}"
+
+
+def _fidelity(candidate: dict[str, Any], names: list[str]) -> str:
+    found = candidate.get("quality") or {}
+    named = [f"{name} {interval(found[name])}" for name in names if name in found]
+    counts = [q["n"] for name, q in found.items() if name in FIDELITY and q.get("n")]
     if not named:
-        return []
-    counts = [q["n"] for k, q in found.items() if k in FIDELITY and q.get("n")]
-    sample = f", n = {min(counts)}" if counts else ""
-    where = f" {domain.strip()}" if domain else ""
-    return [f"Quality of {ours['name']}: {'; '.join(named)}{sample}.{where}"]
+        return ""
+    sample = f" (n = {min(counts)})" if counts else ""
+    return f"Quality of {candidate['name']}: {', '.join(named)}{sample}."
