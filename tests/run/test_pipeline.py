@@ -1,0 +1,223 @@
+"""A whole run on a pico model: what it leaves, what a second run does, what it refuses."""
+
+import fcntl
+import json
+import shutil
+
+import pytest
+import torch
+
+import compressor
+from compressor.errors import CompressError
+from compressor.model.manifest import read_manifest
+
+STAGES = ["01-prune.minitron", "02-distill.kd", "03-quantize.rtn", "04-export.onnx"]
+
+
+@pytest.fixture
+def finished(chain, llama_folder, text_file, tmp_path):
+    """A finished run and the arguments that made it."""
+    arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
+    return compressor.run(chain, **arguments), chain, arguments
+
+
+def stamps(home):
+    return {name: (home / name / "manifest.json").stat().st_mtime_ns for name in STAGES}
+
+
+def test_a_run_leaves_proven_directories_and_a_second_run_skips_them(finished):
+    result, chain, arguments = finished
+    home = result.path
+    for name in STAGES:
+        manifest = read_manifest(home / name)
+        assert str(home) not in (home / name / "manifest.json").read_text()
+        assert manifest.stages[-1].method == name.partition("-")[2]
+        report = compressor.verify(home / name)
+        assert report["ok"], report
+    assert (home / "report.md").is_file() and (home / "profile.yaml").is_file()
+    sizes = compressor.inspect(str(home / STAGES[1]))["sizes"]
+    assert sizes["mlp"] == 32 and sizes["layers"] == 2
+    before = stamps(home)
+    compressor.run(chain, **arguments)
+    assert stamps(home) == before
+
+
+def test_two_runs_of_the_same_profile_give_the_same_bits(finished, tmp_path):
+    result, chain, arguments = finished
+    other = compressor.run(chain, **arguments | {"out": tmp_path / "again"})
+    for name in STAGES[:3]:
+        mine = read_manifest(result.path / name).files["model.safetensors"]["sha256"]
+        assert mine == read_manifest(other.path / name).files["model.safetensors"]["sha256"]
+
+
+def test_the_artifact_generates_what_the_checkpoint_generates(finished):
+    result, _, _ = finished
+    texts = []
+    for path in (result.checkpoint.path, result.artifacts[0].path):
+        engine = compressor.open_engine(path)
+        texts.append(compressor.generate(engine, [2, 10, 11, 12], 12))
+        engine.close()
+    assert texts[0] == texts[1]
+
+
+def test_a_changed_stage_is_refused_until_redo(finished):
+    result, chain, arguments = finished
+    before = stamps(result.path)
+    with pytest.raises(CompressError) as caught:
+        compressor.run(chain, **arguments, set=["stages.3.bits=4"])
+    assert "bits was 8, now 4" in caught.value.what and "--redo 3" in caught.value.hint
+    compressor.run(chain, **arguments, set=["stages.3.bits=4"], redo=3)
+    after = stamps(result.path)
+    assert [before[n] == after[n] for n in STAGES] == [True, True, False, False]
+    assert compressor.verify(result.path / STAGES[3])["ok"]
+
+
+def test_another_model_is_refused(finished, pico_llama, tmp_path):
+    _, chain, arguments = finished
+    other = tmp_path / "other"
+    model = pico_llama(seed=1)
+    model.module.save_pretrained(other)
+    model.processor.save_pretrained(other)
+    with pytest.raises(CompressError, match="another model"):
+        compressor.run(chain, **arguments | {"model": str(other)})
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "config.json", "probe.safetensors"])
+def test_verify_names_a_file_that_changed(finished, file):
+    result, _, _ = finished
+    path = result.path / STAGES[3] / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    report = compressor.verify(path.parent)
+    assert not report["ok"]
+    assert file in [check["name"] for check in report["checks"] if not check["ok"]]
+
+
+def test_an_interrupted_run_continues(chain, llama_folder, text_file, tmp_path, monkeypatch):
+    from compressor.run import steps
+
+    arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "_export", stop)
+        with pytest.raises(KeyboardInterrupt):
+            compressor.run(chain, **arguments)
+    assert [(tmp_path / "out" / name).is_dir() for name in STAGES] == [True, True, True, False]
+    result = compressor.run(chain, **arguments)
+    assert compressor.verify(result.artifacts[0].path)["ok"]
+
+
+def test_a_disagreeing_engine_is_refused_and_keeps_a_rejected_name(
+    chain, llama_folder, text_file, tmp_path, monkeypatch
+):
+    from compressor.run import export
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(export, "disagreement", lambda *_: {"logits": 0.5})
+    with pytest.raises(CompressError) as caught:
+        compressor.run(chain, model=str(llama_folder), data=str(text_file), out=out)
+    assert caught.value.exit_code == 3
+    assert (out / "04-export.onnx.rejected" / "model.onnx").is_file()
+    assert not (out / "04-export.onnx").exists()
+
+
+def test_a_second_run_on_a_busy_directory_is_refused(chain, llama_folder, text_file, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with (out / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(CompressError, match="another run is working"):
+            compressor.run(chain, model=str(llama_folder), data=str(text_file), out=out)
+
+
+def test_a_foreign_directory_is_left_alone(chain, llama_folder, text_file, tmp_path):
+    out = tmp_path / "holiday"
+    out.mkdir()
+    (out / "photo.jpg").write_text("x")
+    with pytest.raises(CompressError, match="holds other files"):
+        compressor.run(chain, model=str(llama_folder), data=str(text_file), out=out)
+    assert [f.name for f in out.iterdir()] == ["photo.jpg"]
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(
+    chain, llama_folder, text_file, tmp_path, monkeypatch
+):
+    from compressor.run import steps
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "_export", full)
+        with pytest.raises(CompressError, match="No space left"):
+            compressor.run(chain, **arguments)
+    assert (tmp_path / "out" / STAGES[2]).is_dir()
+    assert compressor.run(chain, **arguments).artifacts
+
+
+def test_too_little_memory_is_refused_with_the_numbers(
+    chain, llama_folder, text_file, tmp_path, monkeypatch
+):
+    from compressor.run import preflight
+
+    monkeypatch.setattr(preflight, "memory_available", lambda: 10**6)
+    with pytest.raises(CompressError, match="of memory"):
+        compressor.run(chain, model=str(llama_folder), data=str(text_file), out=tmp_path / "out")
+
+
+def test_the_user_s_folder_is_never_written(finished, llama_folder):
+    names = {file.name for file in llama_folder.iterdir()}
+    assert "manifest.json" not in names and "probe.safetensors" not in names
+
+
+def test_plan_predicts_the_parameters_that_come_out(finished, tmp_path):
+    result, chain, arguments = finished
+    plan = compressor.plan(chain, model=arguments["model"], data=arguments["data"])
+    assert plan["fits"]
+    for stage in plan["stages"][:3]:
+        made = compressor.inspect(str(result.path / stage["name"]))
+        assert made["parameters"] == stage["parameters_out"]
+        assert made["bytes"] < 3 * stage["bytes_out"] + 100_000
+
+
+def test_standalone_export(finished, tmp_path):
+    result, _, _ = finished
+    made = compressor.export_checkpoint(str(result.checkpoint.path), "onnx", tmp_path / "x")
+    assert compressor.verify(made.path)["ok"]
+    shutil.rmtree(tmp_path / "x")
+    with pytest.raises(CompressError, match="did you mean onnx"):
+        compressor.export_checkpoint(str(result.checkpoint.path), "onx", tmp_path / "x")
+    with pytest.raises(CompressError, match="an artefact already"):
+        compressor.export_checkpoint(str(result.artifacts[0].path), "onnx", tmp_path / "x")
+
+
+def test_keep_last_deletes_only_the_weights_between(chain, llama_folder, text_file, tmp_path):
+    arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
+    home = compressor.run(chain, **arguments, set=["keep=last"]).path
+    kept = [(home / name / "model.safetensors").is_file() for name in STAGES[:3]]
+    assert kept == [False, False, True]
+    assert compressor.run(chain, **arguments, set=["keep=last"]).artifacts
+
+
+def test_nan_weights_stop_the_run(chain, llama_folder, text_file, tmp_path, pico_llama):
+    model = pico_llama(tie_word_embeddings=True)
+    with torch.no_grad():
+        model.module.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    model.module.save_pretrained(llama_folder)
+    with pytest.raises(CompressError):
+        compressor.run(chain, model=str(llama_folder), data=str(text_file), out=tmp_path / "out")
+    left = [d.name for d in (tmp_path / "out").glob("0[1-9]-*")]
+    assert "02-distill.kd" not in left
+
+
+def test_report_json_is_valid_and_holds_no_absolute_path(finished, tmp_path):
+    result, _, _ = finished
+    text = (result.path / "report.json").read_text()
+    assert json.loads(text)["stages"][0]["name"] == STAGES[0]
+    for name in ("report.json", "report.md", "report.html"):
+        assert str(tmp_path) not in (result.path / name).read_text()
