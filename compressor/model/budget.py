@@ -80,13 +80,18 @@ def target_sizes(
     if parameters is not None:
         return _meet(family, config, int(total * parameters), multiple)
     assert bytes is not None
-    itemsize = config.dtype.itemsize if config.dtype is not None else 4
+    itemsize = _itemsize(config)
     if bytes >= total * itemsize:
         raise CompressError(
             f"the model already takes {total * itemsize:,} bytes, within the budget of {bytes:,}",
             "give a smaller number of bytes, or leave prune.minitron out",
         )
     return _meet(family, config, bytes // itemsize, multiple)
+
+
+def _itemsize(config: Any) -> int:
+    """Bytes per stored parameter; transformers reads a config without dtype as float32."""
+    return config.dtype.itemsize if config.dtype is not None else 4
 
 
 def _complete(before: Shape, given: Shape) -> Shape:
@@ -124,8 +129,8 @@ def _meet(family: Family, config: Any, budget: int, multiple: int) -> Shape:
     share = math.ceil(1000 * smallest / count(family, config, before)) / 1000
     raise CompressError(
         f"no {family.model_type} of {before['layers']} layers fits into {budget:,} parameters",
-        f"the smallest has {smallest:,}: write parameters: {share} or more, "
-        "or drop layers with sizes: {layers: ...}",
+        f"the smallest has {smallest:,}: write parameters: {share} or bytes: "
+        f"{smallest * _itemsize(config)} or more, or drop layers with sizes: {{layers: ...}}",
     )
 
 

@@ -1,7 +1,7 @@
 """Activation importance of neurons, heads, residual channels and layers, in one forward pass.
 
-Source: arXiv 2407.14679, section 2.2 (width) and 2.3 (block influence), and the score collection
-of NVIDIA Model Optimizer. With a_bsu the activation of unit u at token s of sequence b,
+Source: arXiv 2407.14679, section 2.2, and the score collection of NVIDIA Model Optimizer. With
+a_bsu the activation of unit u at token s of sequence b,
 
     score_u = Agg_b Agg_s a_bsu        Agg in {mean of |x|, L2 norm, variance}
 
@@ -11,7 +11,8 @@ of the norms, summed over norms and layers. Layer: 1 - cos(input, output), a mea
 
 Two differences from Model Optimizer: padding is left out, and every norm on the residual stream
 counts, also the ones outside the blocks. In a post-norm model (BERT) norm outputs *are* the
-stream, and the first block reads the norm of the embeddings.
+stream and the first block reads the norm of the embeddings; in a pre-norm one the last norm is
+what the head reads.
 
 Legend: B sequences, S tokens, U units (neurons, features or channels).
 """

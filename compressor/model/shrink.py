@@ -1,6 +1,6 @@
 """Cut a model down to the units that were kept, in place.
 
-Source: arXiv 2407.14679, section 2.3 ("trimming"); no residual head merging. Rows of the MLP's
+Source: arXiv 2407.14679 (trimming), without its residual head merging. Rows of the MLP's
 input Linears and columns of its output Linear go with a neuron; rows of Q and columns of the
 output projection with a query head; rows of K and V with a whole group. For neurons, heads and
 layers the result is exactly the model with those units zeroed. A channel of the residual stream

@@ -80,6 +80,10 @@ def test_an_impossible_budget_names_one_that_is_met(pico_bert, make_work):
     share = float(error.value.hint.split("parameters: ")[1].split()[0])
     minitron.run(model, options(parameters=share), make_work())
     assert model.sizes["heads"] == 1
+    enough = int(error.value.hint.split("bytes: ")[1].split()[0])
+    same = pico_bert()
+    minitron.run(same, options(bytes=enough), make_work())
+    assert same.sizes == model.sizes
 
 
 @pytest.mark.parametrize(
