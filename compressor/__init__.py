@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from compressor.run.catalogue import list_methods as list_methods
     from compressor.run.catalogue import list_profiles as list_profiles
     from compressor.run.inspect import inspect as inspect
+    from compressor.run.loading import load_profile as load_profile
     from compressor.run.pipeline import RunResult as RunResult
     from compressor.run.pipeline import run as run
     from compressor.run.preflight import plan as plan
-    from compressor.run.profile import load_profile as load_profile
     from compressor.run.standalone import export_checkpoint as export_checkpoint
     from compressor.run.verify import verify as verify
 
@@ -32,7 +32,7 @@ _HOMES = {
     "list_kernels": "run.catalogue",
     "list_methods": "run.catalogue",
     "list_profiles": "run.catalogue",
-    "load_profile": "run.profile",
+    "load_profile": "run.loading",
     "open_engine": "engines",
     "plan": "run.preflight",
     "run": "run.pipeline",

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from compressor.model.families import Family, Stack
 from compressor.model.manifest import WeightFormat
 
-
 TASKS = (
     ("ForCausalLM", "causal-lm"),
     ("LMHeadModel", "causal-lm"),

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from compressor.run.loading import load_profile, shipped_profiles
 from compressor.run.methods import all_methods, describe
-from compressor.run.profile import load_profile, shipped_profiles
 
 
 def list_methods(name: str | None = None) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor.model.checkpoint import load_directory
-from compressor.model.families import find_family
 from compressor.model.count import count_nonzero, count_parameters
+from compressor.model.families import find_family
 from compressor.model.manifest import NAME, Manifest, read_manifest
 from compressor.model.sources import read_config, resolve
 

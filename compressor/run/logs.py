@@ -4,7 +4,6 @@ import contextlib
 import io
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,7 +41,6 @@ def logged(file: Path) -> Iterator[Callable[[str], None]]:
         root = logging.getLogger()
         before = list(root.handlers)
         root.handlers = [handler]
-        logging.captureWarnings(True)
         _hush_transformers()
 
         def log(text: str) -> None:
@@ -50,7 +48,12 @@ def logged(file: Path) -> Iterator[Callable[[str], None]]:
 
         try:
             lines = _Lines(stream)
-            with contextlib.redirect_stdout(lines), contextlib.redirect_stderr(lines):
+            with (
+                contextlib.redirect_stdout(lines),
+                contextlib.redirect_stderr(lines),
+                warnings.catch_warnings(),
+            ):
+                logging.captureWarnings(True)
                 yield log
         finally:
             root.handlers = before
@@ -63,8 +66,9 @@ def _hush_transformers() -> None:
     chatter.disable_progress_bar()
     chatter.disable_default_handler()
     chatter.enable_propagation()
-    warnings.simplefilter("default")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in QUIET:
         logger = logging.getLogger(name)
-        logger.handlers = [h for h in logger.handlers if getattr(h, "stream", None) is not sys.stderr]
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.StreamHandler):
+                logger.removeHandler(handler)

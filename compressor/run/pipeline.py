@@ -14,9 +14,10 @@ from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Artifact, Manifest, read_manifest, write_manifest
 from compressor.run.compare import compare
 from compressor.run.layout import SCRATCH, SOURCE, disk_errors, locked
+from compressor.run.loading import load_profile
 from compressor.run.logs import logged
 from compressor.run.preflight import plan_run, refuse_if_too_big
-from compressor.run.profile import Profile, load_profile
+from compressor.run.profile import Profile
 from compressor.run.report import write_report
 from compressor.run.setting import Setting, open_source
 from compressor.run.steps import forget, run_stage

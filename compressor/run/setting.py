@@ -50,9 +50,9 @@ class Setting:
         """{name, sha256} of the data, for stage records."""
         return {"name": self.corpus.name, "sha256": self.corpus.sha256} if self.corpus else None
 
-    def scratch(self, name: str) -> Path:
-        """Private folder of a stage, kept until the stage is complete."""
-        return self.home / SCRATCH / name
+    def scratch(self, target: Path) -> Path:
+        """Private folder of the stage that will become `target`, kept until it is complete."""
+        return self.home / SCRATCH / target.relative_to(self.home).as_posix().replace("/", ".")
 
     def seed_of(self, stage: Stage) -> int:
         """The stage's own seed, or the profile's."""
@@ -85,17 +85,18 @@ class Setting:
 
     def measuring(self) -> Workbench:
         """The surroundings of the measures that follow a run."""
-        return self._workbench(self.scratch("measures"), self.profile.seed, lambda: self.source)
+        return self._workbench(
+            self.home / SCRATCH / "measures", self.profile.seed, lambda: self.source
+        )
 
-    def _workbench(
-        self, scratch: Path, seed: int, teacher: Callable[[], Checkpoint]
-    ) -> Workbench:
+    def _workbench(self, scratch: Path, seed: int, teacher: Callable[[], Checkpoint]) -> Workbench:
         scratch.mkdir(parents=True, exist_ok=True)
 
         def batches(split: str, n: int | None, **shape: Any) -> Sequence[Batch]:
             if self.corpus is None:
                 raise CompressError(
-                    "this run needs text and the profile names none", "--data FILE, or data: in YAML"
+                    "this run needs text and the profile names none",
+                    "--data FILE, or data: in YAML",
                 )
             processor = load_processor(self.source.path)
             if processor is None:

@@ -8,15 +8,23 @@ import yaml
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.manifest import NAME, Artifact, StageRecord, list_files, read_manifest, write_manifest
+from compressor.model.manifest import (
+    NAME,
+    Artifact,
+    StageRecord,
+    list_files,
+    read_manifest,
+    write_manifest,
+)
 from compressor.options import nearest
 from compressor.run.export import export_into
 from compressor.run.fingerprint import with_fingerprint
 from compressor.run.layout import landing
 from compressor.run.machine import machine, packages, peak_memory
 from compressor.run.methods import load_method, method_names
-from compressor.run.profile import Stage, make_options
+from compressor.run.profile import Stage
 from compressor.run.setting import open_source
+from compressor.run.validate import make_options
 from compressor.run.yaml_lines import Document
 
 

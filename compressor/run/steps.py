@@ -10,8 +10,8 @@ import torch
 
 from compressor.errors import CompressError, Refused
 from compressor.model.checkpoint import Checkpoint, load_directory, save
-from compressor.model.forward import outputs
 from compressor.model.count import count_parameters
+from compressor.model.forward import outputs
 from compressor.model.manifest import (
     Manifest,
     StageRecord,
@@ -51,13 +51,13 @@ def run_stage(
             refuse_change(number, found.stages[-1], wanted)
         return Checkpoint(target, found)
     _refuse_stranger(home, number, name)
-    scratch = setting.scratch(f"{home.name}.{name}" if home != setting.home else name)
+    scratch = setting.scratch(target)
     setting.log(f"stage {name} starts")
     reset_peak_memory()
     start = time.perf_counter()
     with landing(target, scratch) as partial:
         make = _export if stage.kind == "export" else _edit
-        manifest = make(setting, stage, parent, partial, scratch)
+        manifest = make(setting, stage, parent, partial, target)
         record = dataclasses.replace(
             wanted, seconds=time.perf_counter() - start, peak_memory_bytes=peak_memory()
         )
@@ -102,14 +102,14 @@ def _refuse_stranger(home: Path, number: int, name: str) -> None:
 
 
 def _edit(
-    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, scratch: Path
+    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, target: Path
 ) -> Manifest:
     """Prune, distill or quantize; the written model is loaded back and must agree."""
     model = parent.load()
     if setting.profile.dtype:
         model.source_dtype = setting.profile.dtype
     torch.manual_seed(setting.seed_of(stage))
-    work = setting.workbench(stage, scratch)
+    work = setting.workbench(stage, setting.scratch(target))
     module = load_method(stage.method)
     if stage.kind == "distill":
         from compressor.distill import runner
@@ -163,13 +163,13 @@ def _tied(model: Model) -> bool:
 
 
 def _export(
-    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, scratch: Path
+    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, target: Path
 ) -> Manifest:
-    reference = setting.workbench(stage, scratch)
+    reference = setting.workbench(stage, setting.scratch(target))
     try:
         return export_into(partial, stage, parent, setting.profile.floor, reference)
     except Refused:
-        rejected = partial.parent.parent.parent / f"{partial.name.removesuffix('.partial')}.rejected"
+        rejected = target.with_name(f"{target.name}.rejected")
         shutil.rmtree(rejected, ignore_errors=True)
         partial.rename(rejected)
         raise

@@ -3,8 +3,8 @@
 from typing import Any
 
 from compressor.model.checkpoint import load_directory
-from compressor.model.manifest import Manifest
 from compressor.model.count import count_embedding_parameters, count_parameters
+from compressor.model.manifest import Manifest
 from compressor.run.card import usage
 from compressor.run.layout import stage_directories
 from compressor.run.machine import machine, packages
@@ -84,5 +84,3 @@ def _domain(setting: Setting) -> str:
         "and never used to choose anything. They are of the same domain as the training text, so "
         "expect less on other text."
     )
-
-

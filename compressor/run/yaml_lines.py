@@ -40,7 +40,9 @@ def read_yaml(text: str, name: str) -> Document:
             f"{name}:{line}: not valid YAML ({error.problem})", "check indentation and colons"
         ) from error
     except yaml.YAMLError as error:
-        raise CompressError(f"{name}: not valid YAML ({error})", "write it as UTF-8 text") from error
+        raise CompressError(
+            f"{name}: not valid YAML ({error})", "write it as UTF-8 text"
+        ) from error
     lines: dict[Path, int] = {}
     data = _plain(node, (), lines, name) if node else {}
     return Document(data, lines, name)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-WORDS = "stone river bread cloud lamp ship garden wolf paper winter song iron".split()
+WORDS = ["stone", "river", "bread", "cloud", "lamp", "ship", "garden", "wolf", "paper", "song"]
 CHAIN = """\
 name: pico
 description: every kind of stage on a tiny decoder

@@ -3,7 +3,7 @@
 import pytest
 
 from compressor.errors import CompressError
-from compressor.run.profile import load_profile, shipped_profiles
+from compressor.run.loading import load_profile, shipped_profiles
 
 GOOD = """\
 name: good
@@ -90,7 +90,7 @@ def test_the_resolved_text_of_a_shipped_profile_loads_to_the_same_profile(name, 
 
 
 def test_missing_profile_names_the_nearest():
-    with pytest.raises(CompressError, match="unknown profile 'demoo'; did you mean demo?"):
+    with pytest.raises(CompressError, match="unknown profile 'demoo'; did you mean demo"):
         load_profile("demoo")
     with pytest.raises(CompressError, match="cannot be read"):
         load_profile("nowhere.yaml")

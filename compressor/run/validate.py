@@ -1,0 +1,202 @@
+"""Every mistake of a profile, found in seconds: file, line and the nearest valid name."""
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from compressor.errors import CompressError
+from compressor.options import nearest
+from compressor.run.methods import KINDS, load_method, method_names
+from compressor.run.profile import KEYS, Profile, Stage, resolved_text
+from compressor.run.yaml_lines import Document
+
+DATA_KEYS = ("train", "calibration", "validation", "heldout")
+DEFAULT_MEASURES = ("size", "latency", "memory", "fidelity")
+QUALITY_KEYS = ("accuracy", "spearman", "top1_agreement", "cosine")
+
+
+def validate(document: Document) -> Profile:
+    """Check every key, method and option of a document and build the profile.
+
+    Raises:
+        CompressError: the first mistake, with file, line and nearest name.
+    """
+    raw = document.data
+    for key in raw:
+        if key not in KEYS:
+            raise CompressError(
+                f"{document.where((key,))}unknown key '{key}'{nearest(key, KEYS)}",
+                f"keys of a profile: {', '.join(KEYS)}",
+            )
+    choose(document, "keep", ("all", "last"))
+    choose(document, "dtype", (None, "float32", "bfloat16"))
+    seed = raw.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise CompressError(
+            f"{document.where(('seed',))}seed must be a whole number >= 0", "seed: 0"
+        )
+    stages = _stages(document, ("stages",), raw.get("stages"))
+    check_order(document, stages)
+    baselines = raw.get("baselines") or {}
+    profile = Profile(
+        name=str(raw.get("name") or Path(document.name).stem),
+        description=" ".join(str(raw.get("description") or "").split()),
+        model=raw.get("model"),
+        teacher=raw.get("teacher") or "input",
+        data=_data(document),
+        seed=seed,
+        dtype=raw.get("dtype"),
+        keep=raw.get("keep") or "all",
+        stages=stages,
+        measures=_measures(document),
+        baselines={k: _stages(document, ("baselines", k), v) for k, v in baselines.items()},
+        floor=_floor(document),
+    )
+    return dataclasses.replace(profile, text=resolved_text(profile))
+
+
+def choose(document: Document, key: str, allowed: tuple[Any, ...]) -> None:
+    """Refuse a value that is none of the allowed ones."""
+    value = document.data.get(key, allowed[0])
+    if value not in allowed:
+        names = [str(a) for a in allowed if a]
+        raise CompressError(
+            f"{document.where((key,))}{key} is '{value}'{nearest(value, names)}",
+            f"{key}: one of {', '.join(names)}",
+        )
+
+
+def _stages(document: Document, path: tuple[Any, ...], raw: Any) -> tuple[Stage, ...]:
+    if not isinstance(raw, list) or not raw:
+        raise CompressError(
+            f"{document.where(path)}'{path[-1]}' must be a list of stages",
+            "stages: [ {prune.minitron: {parameters: 0.5}}, ... ]",
+        )
+    return tuple(_stage(document, (*path, i), item) for i, item in enumerate(raw))
+
+
+def _stage(document: Document, path: tuple[Any, ...], raw: Any) -> Stage:
+    where = document.where(path)
+    if isinstance(raw, str):
+        raw = {raw: {}}
+    if not isinstance(raw, dict) or len(raw) != 1:
+        raise CompressError(
+            f"{where}a stage is one KIND.NAME with its options", "- distill.kd: {temperature: 1}"
+        )
+    method, given = next(iter(raw.items()))
+    module = load_method(str(method), document.where((*path, method)))
+    kind, _, name = str(method).partition(".")
+    if kind not in KINDS:
+        raise CompressError(f"{where}'{method}' is no stage", f"kinds: {', '.join(KINDS)}")
+    rest = dict(given or {})
+    teacher, seed = rest.pop("teacher", None), rest.pop("seed", None)
+    options = make_options(module.Options, rest, document, (*path, method))
+    return Stage(kind, name, options, teacher, seed)
+
+
+def make_options(cls: Any, given: Any, document: Document, path: tuple[Any, ...]) -> Any:
+    """Build validated options, pointing at the line of the first mistake."""
+    if not isinstance(given, dict):
+        raise CompressError(f"{document.where(path)}options must be a mapping", "{key: value}")
+    try:
+        return cls(**given)
+    except CompressError as error:
+        raise CompressError(f"{document.where(path)}{error.what}", error.hint) from error
+    except TypeError as error:
+        raise CompressError(f"{document.where(path)}{error}", "option names are text") from error
+    except ValidationError as error:
+        raise _explain(error, cls, document, path) from error
+
+
+def _explain(
+    error: ValidationError, cls: Any, document: Document, path: tuple[Any, ...]
+) -> CompressError:
+    first = error.errors()[0]
+    keys = tuple(first["loc"])
+    where, name = document.where((*path, *keys)), ".".join(str(k) for k in keys)
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _known_options(cls, keys[:-1])
+        return CompressError(
+            f"{where}unknown option '{name}' of {path[-1]}{nearest(keys[-1], known)}",
+            f"options: {', '.join(known)}",
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+    return CompressError(
+        f"{where}option '{name}' of {path[-1]}: {message}{value}",
+        f"compress methods {path[-1]} lists the options",
+    )
+
+
+def _known_options(cls: Any, path: tuple[Any, ...]) -> list[str]:
+    for key in path:
+        kinds = {f.name: f.type for f in dataclasses.fields(cls)}
+        members = getattr(kinds.get(str(key)), "__args__", None) or (kinds.get(str(key)),)
+        cls = next((m for m in members if dataclasses.is_dataclass(m)), cls)
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def check_order(document: Document, stages: tuple[Stage, ...]) -> None:
+    """Prune, distill and search come first, then at most one quantize, then exports."""
+    order = {"prune": 0, "distill": 0, "search": 0, "quantize": 1, "export": 2}
+    for i, (before, after) in enumerate(pairwise(stages), start=1):
+        where = document.where(("stages", i))
+        if before.kind == after.kind == "quantize":
+            raise CompressError(f"{where}a second quantize stage", "keep one of them")
+        if order[after.kind] < order[before.kind]:
+            raise CompressError(
+                f"{where}{after.method} cannot come after {before.method}",
+                "order: prune/distill/search, then one quantize, then exports",
+            )
+
+
+def _data(document: Document) -> dict[str, list[str]]:
+    raw = document.data.get("data") or {}
+    if not isinstance(raw, dict):
+        raw = {"train": raw}
+    for key in raw:
+        if key not in DATA_KEYS:
+            raise CompressError(
+                f"{document.where(('data', key))}unknown key '{key}'{nearest(key, DATA_KEYS)}",
+                f"keys of data: {', '.join(DATA_KEYS)}",
+            )
+    return {k: [str(s) for s in (v if isinstance(v, list) else [v])] for k, v in raw.items()}
+
+
+def _measures(document: Document) -> dict[str, Any]:
+    raw = document.data.get("measures")
+    items = list(DEFAULT_MEASURES) if raw is None else raw
+    if isinstance(items, dict):
+        items = [{k: v} for k, v in items.items()]
+    found: dict[str, Any] = {}
+    for i, item in enumerate(items):
+        name, given = next(iter(item.items())) if isinstance(item, dict) else (item, {})
+        known = method_names("measure")
+        where = document.where(("measures", i))
+        if name not in known:
+            raise CompressError(
+                f"{where}unknown measure '{name}'{nearest(name, known)}",
+                f"measures: {', '.join(known)}",
+            )
+        module = load_method(f"measure.{name}", where)
+        found[name] = make_options(
+            module.Options, dict(given or {}), document, ("measures", i, name)
+        )
+    return found
+
+
+def _floor(document: Document) -> dict[str, float]:
+    raw = document.data.get("floor") or {}
+    for key, value in raw.items():
+        where = document.where(("floor", key))
+        if key not in QUALITY_KEYS:
+            raise CompressError(
+                f"{where}unknown quality '{key}'{nearest(key, QUALITY_KEYS)}",
+                f"floors: {', '.join(QUALITY_KEYS)}",
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CompressError(f"{where}floor of {key} must be a number", f"{key}: 0.9")
+    return {k: float(v) for k, v in raw.items()}
