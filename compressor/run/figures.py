@@ -77,7 +77,7 @@ def _importance(stage: dict[str, Any]) -> Iterator[Figure]:
             for i, v in enumerate(layers)
         ]
         title = f"{stage['name']}: importance of layers"
-        yield Figure(title, columns(title, bars, "layer"), "Pale layers were removed.")
+        yield Figure(title, columns(title, bars, "layer"), "Grey layers were removed.")
     for axis, what in (
         ("neurons", "MLP neurons, sorted from least to most important"),
         ("heads", "attention heads"),
@@ -85,7 +85,7 @@ def _importance(stage: dict[str, Any]) -> Iterator[Figure]:
         rows = [(f"layer {i}", row) for i, row in enumerate(scores.get(axis) or [])]
         if rows:
             title = f"{stage['name']}: importance of {axis}"
-            caption = "Darker is more important; every layer has its own scale."
+            caption = "Stronger colour is more important; every layer has its own scale."
             yield Figure(title, heatmap(title, rows, what), caption)
 
 

@@ -22,7 +22,7 @@ h3{font-size:.95rem;margin:0 0 .4rem}p{margin:.4rem 0}.soft,figcaption{color:var
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:500}
-td.text{text-align:left;white-space:normal}
+th.text,td.text{text-align:left;white-space:normal}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(27rem,100%),1fr));gap:1rem}
 figure{margin:0;padding:1rem;background:var(--card);border:1px solid var(--line);border-radius:8px}
 figcaption{font-size:.85rem}svg{width:100%;height:auto;display:block}
@@ -59,8 +59,8 @@ def _verdict(report: dict[str, Any]) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
     style = ' class="text"' if table.prose else ""
+    head = "".join(f"<th{style}>{escape(cell)}</th>" for cell in table.header)
     rows = "".join(
         "<tr>" + "".join(f"<td{style}>{escape(cell)}</td>" for cell in row) + "</tr>"
         for row in table.rows

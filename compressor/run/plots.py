@@ -5,11 +5,11 @@ carries a <title>, which browsers show as a tooltip. All text is escaped here.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH = 640
+WIDTH = 460
 ROW = 26  # height of a horizontal bar with its gap
 MAX_POINTS = 400
 STYLE = """
@@ -36,7 +36,7 @@ class Bar:
 
 def horizontal_bars(title: str, bars: Sequence[Bar]) -> str:
     """Labelled horizontal bars from zero, with whiskers where an interval is given."""
-    left, right = 190, 130
+    left, right = 140, 140
     height = 8 + ROW * len(bars)
     top = max((b.high if b.high is not None else b.value) for b in bars) or 1.0
     scale = (WIDTH - left - right) / top
@@ -47,9 +47,9 @@ def horizontal_bars(title: str, bars: Sequence[Bar]) -> str:
 def _bar(bar: Bar, y: int, left: int, scale: float) -> str:
     width = max(bar.value * scale, 1.0)
     middle = y + ROW / 2 - 2
-    shown = bar.label if len(bar.label) <= 28 else f"{bar.label[:27]}…"
+    shown = bar.label if len(bar.label) <= 22 else f"{bar.label[:21]}…"
     marks = [
-        f'<g><title>{escape(f"{bar.label}: {bar.text}")}</title>',
+        f"<g><title>{escape(f'{bar.label}: {bar.text}')}</title>",
         f'<text x="{left - 8}" y="{middle + 4:.1f}" class="end">{escape(shown)}</text>',
         f'<rect x="{left}" y="{y}" width="{width:.1f}" height="{ROW - 6}" rx="2" '
         f'class="{bar.style}"/>',
@@ -73,7 +73,7 @@ def columns(title: str, bars: Sequence[Bar], x_label: str) -> str:
         size = max(height * bar.value / highest, 0.0)
         x = left + step * i + step * 0.15
         marks.append(
-            f'<g><title>{escape(f"{bar.label}: {bar.text}")}</title>'
+            f"<g><title>{escape(f'{bar.label}: {bar.text}')}</title>"
             f'<rect x="{x:.1f}" y="{top + height - size:.1f}" width="{step * 0.7:.1f}" '
             f'height="{size:.1f}" rx="2" class="{bar.style}"/>'
             f'<text x="{x + step * 0.35:.1f}" y="{top + height + 16}" class="middle">'
@@ -154,7 +154,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return found or [low]
 
 
-def _grid(ticks: Sequence[float], down, left: int) -> str:
+def _grid(ticks: Sequence[float], down: Callable[[float], float], left: int) -> str:
     return "".join(
         f'<path d="M{left} {down(v):.1f}H{WIDTH - 10}" class="grid"/>'
         f'<text x="{left - 6}" y="{down(v) + 4:.1f}" class="end">{v:g}</text>'

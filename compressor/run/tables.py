@@ -71,7 +71,7 @@ def comparison(bench: dict[str, Any]) -> Table:
     """One row per candidate: size, memory, speed and the first quality."""
     candidates = bench["candidates"]
     names = quality_names(bench)[:1]
-    units = {(c.get("throughput") or {}).get("unit") for c in candidates} - {None}
+    units = {str(c["throughput"]["unit"]) for c in candidates if c.get("throughput")}
     unit = units.pop() if len(units) == 1 else "items/s"
     header = ("", "params", "MB", "peak MB", "p50 ms", "p95 ms", unit, *names)
     rows = [_candidate_row(c, names) for c in candidates]

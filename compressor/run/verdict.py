@@ -16,6 +16,12 @@ def is_ours(candidate: dict[str, Any]) -> bool:
     return str(candidate["name"]).startswith("ours")
 
 
+def spoken(candidate: dict[str, Any]) -> str:
+    """A candidate's name as a sentence can hold it: "ours (onnx)" for "ours, onnx"."""
+    name, comma, engine = str(candidate["name"]).partition(", ")
+    return f"{name} ({engine})" if comma else name
+
+
 def verdict(bench: dict[str, Any], domain: str = "") -> list[str]:
     """Sentences that compare what the run made with everything it could replace.
 
@@ -40,7 +46,7 @@ def verdict(bench: dict[str, Any], domain: str = "") -> list[str]:
 
 
 def sentence(ours: dict[str, Any], other: dict[str, Any], speed: bool = True) -> str:
-    """`Against Y, X is 3.4x smaller, 2.9x faster and 1.8x lower in peak memory.`"""
+    """`Against original (torch), ours (onnx) is 3.4x smaller, 2.9x faster and ...`"""
     memory = ours.get("peak_memory_bytes"), other.get("peak_memory_bytes")
     parts = [
         _ratio(ours.get("bytes"), other.get("bytes"), "{}x smaller", "{}x larger", "as large"),
@@ -53,7 +59,7 @@ def sentence(ours: dict[str, Any], other: dict[str, Any], speed: bool = True) ->
     if not said:
         return ""
     listed = ", ".join(said[:-1]) + (" and " if len(said) > 1 else "") + said[-1]
-    return f"Against {other['name']}, {ours['name']} is {listed}."
+    return f"Against {spoken(other)}, {spoken(ours)} is {listed}."
 
 
 def _ratio(ours: float | None, other: float | None, less: str, more: str, same: str) -> str:
@@ -86,4 +92,4 @@ def _fidelity(candidate: dict[str, Any], names: list[str]) -> str:
     if not named:
         return ""
     sample = f" (n = {min(counts)})" if counts else ""
-    return f"Quality of {candidate['name']}: {', '.join(named)}{sample}."
+    return f"Quality of {spoken(candidate)}: {', '.join(named)}{sample}."

@@ -1,0 +1,25 @@
+"""`compress export`: write a finished checkpoint in the form another engine serves."""
+
+from typing import Annotated
+
+import typer
+
+from .flags import Out, Set
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Directory or model.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="onnx or safetensors.")],
+    out: Out,
+    set_: Set = None,
+) -> None:
+    """Export a checkpoint and prove it.
+
+    The file is loaded back in its engine and compared before it gets its name.
+    """
+    import compressor
+
+    from .render import show_lines
+
+    artifact = compressor.export_checkpoint(checkpoint, to=to, out=out, set=tuple(set_ or ()))
+    show_lines(str(artifact.path))

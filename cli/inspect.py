@@ -1,0 +1,60 @@
+"""`compress inspect`: what a checkpoint or artefact is, or which kernels this machine runs."""
+
+from typing import Annotated, Any
+
+import typer
+
+from .flags import Json
+
+
+def inspect(
+    path: Annotated[str | None, typer.Argument(metavar="PATH", help="Directory or model.")] = None,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Ops and what runs them.")] = False,
+    json: Json = False,
+) -> None:
+    """Describe a checkpoint or an artefact."""
+    import compressor
+    from compressor.errors import CompressError
+
+    from .render import show_json, show_table
+
+    if (path is None) != kernels:
+        raise CompressError("name one PATH, or --kernels", "compress inspect PATH")
+    found: Any = compressor.list_kernels() if kernels else compressor.inspect(str(path))
+    if json:
+        show_json(found)
+    else:
+        show_table(kernel_table(found) if kernels else path_table(found))
+
+
+def kernel_table(found: list[dict[str, Any]]) -> Any:
+    """One row per op."""
+    from compressor.run.tables import Table
+
+    header = ("op", "implementation", "reason")
+    return Table("Kernels", header, [tuple(str(row[k]) for k in header) for row in found], True)
+
+
+def path_table(found: dict[str, Any]) -> Any:
+    """The facts of `inspect --json` that fit on a screen; formats and stages in short."""
+    from compressor.run.tables import Table, clock, facts, megabytes, millions
+
+    weights = {facts(_chosen(f)) for f in found["formats"].values()}
+    stages = [f"{s['method']} ({clock(s['seconds'])})" for s in found["stages"]]
+    rows = [
+        ("kind", facts([x for x in (found["kind"], found["engine"]) if x])),
+        ("family", str(found["family"])),
+        ("parameters", millions(found["parameters"])),
+        ("not zero", millions(found["nonzero_parameters"])),
+        ("on disk", f"{megabytes(found['bytes'])} MB"),
+        ("dtype", str(found["dtype"])),
+        ("sizes", facts(found["sizes"])),
+        ("formats", f"{len(found['formats'])} modules: {'; '.join(sorted(weights))}"),
+        ("stages", ", ".join(stages) or "none"),
+        ("complete", "yes" if found["complete"] else "no manifest.json"),
+    ]
+    return Table(str(found["path"]), ("", ""), rows, prose=True)
+
+
+def _chosen(weight_format: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in weight_format.items() if v not in (None, 0.0) and k != "scale_dtype"}

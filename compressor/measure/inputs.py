@@ -1,0 +1,63 @@
+"""Held-out text as the measures take it, and what a directory says about its model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compressor.errors import CompressError
+from compressor.model.checkpoint import model_class
+from compressor.model.families import find_family
+from compressor.model.model import task_of
+from compressor.model.sources import read_config
+from compressor.training.workbench import Batch, Workbench
+
+
+def read_task(path: Path) -> str:
+    """Task of the model in a directory (see `Model.task`), from its config.json."""
+    config = read_config(path)
+    return task_of(model_class(config, find_family(config["model_type"])).__name__)
+
+
+def fitting_length(path: Path, length: int) -> int:
+    """`length`, or the number of positions the model has when that is smaller."""
+    return min(length, read_config(path).get("max_position_embeddings", length))
+
+
+def heldout(work: Workbench, rows: int, batch: int, length: int) -> list[Batch]:
+    """About `rows` held-out rows, taken evenly from the whole split.
+
+    The split runs in document order; its first rows alone would be a few documents.
+
+    Raises:
+        CompressError: the split is empty.
+    """
+    found = work.batches("heldout", None, batch=batch, length=length)
+    if not found:
+        raise CompressError("the held-out split has no text", "give more documents with --data")
+    wanted = min(len(found), -(-rows // batch))
+    return [found[i * len(found) // wanted] for i in range(wanted)]
+
+
+def documents(batch: Batch, start: int) -> Tensor:
+    """[B] document of each row; rows of data without documents count as one each.
+
+    Args:
+        batch: a batch, with or without the key `document`.
+        start: rows seen before this batch.
+    """
+    rows = len(batch["input_ids"])
+    return batch["document"] if "document" in batch else torch.arange(start, start + rows)
+
+
+def token_rows(batches: Sequence[Batch], rows: int, length: int) -> Batch:
+    """A batch [rows, length] without padding: real text joined, and repeated where it is short.
+
+    Speed depends on the shape and not on where a sentence ends, and padding would flatter
+    engines that skip it.
+    """
+    stream = torch.cat([b["input_ids"][b["attention_mask"].bool()] for b in batches])
+    stream = stream.repeat(-(-rows * length // len(stream)))[: rows * length]
+    ids = stream.reshape(rows, length).contiguous()
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -1,0 +1,97 @@
+"""Perplexity and bits per byte of a causal language model on held-out text.
+
+    perplexity = exp(sum of -ln p(token | tokens before it in its window) / scored tokens)
+    bits_per_byte = sum of nats / ln 2 / UTF-8 bytes of the scored text
+
+Windows do not overlap and are at most `length` tokens; the first token of a window is not scored,
+since nothing precedes it. Longer windows therefore give lower numbers: compare only numbers of
+the same length. Bytes are those of the scored tokens as the tokenizer beside the model decodes
+them, special tokens left out; bits_per_byte is absent where there is no tokenizer. Intervals are
+over documents (interval.py).
+"""
+
+import math
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from compressor.engines import Engine
+from compressor.errors import CompressError
+from compressor.measure.inputs import documents, fitting_length, heldout, read_task
+from compressor.measure.interval import estimate
+from compressor.model.checkpoint import load_processor
+from compressor.options import options as _options
+from compressor.training.workbench import Batch, Workbench
+
+
+@_options
+class Options:
+    """How much text is scored, in which windows."""
+
+    rows: int = Field(256, ge=1, description="windows scored, taken evenly from the split")
+    length: int = Field(128, ge=2, description="tokens per window")
+    batch: int = Field(8, ge=1, description="windows per forward pass")
+
+
+def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
+    """Score held-out windows.
+
+    Returns:
+        perplexity and bits_per_byte, each with _low, _high and _n (documents).
+
+    Raises:
+        CompressError: the model is no causal language model, or there is no held-out text.
+    """
+    if read_task(engine.path) != "causal-lm":
+        raise CompressError(
+            f"'{engine.path.name}' is no causal language model, so it has no perplexity",
+            "leave out perplexity; fidelity compares encoders",
+        )
+    length = fitting_length(engine.path, options.length)
+    processor = load_processor(engine.path)
+    nats, tokens, sizes, owners, seen = [], [], [], [], 0
+    for batch in heldout(work, options.rows, options.batch, length):
+        nats_B, tokens_B = _score(engine.outputs(batch)["logits"], batch)
+        nats.append(nats_B)
+        tokens.append(tokens_B)
+        if processor is not None:
+            sizes += [_bytes(row, processor) for row in _real(batch)]
+        owners.append(documents(batch, seen))
+        seen += len(nats_B)
+    totals, owner = torch.cat(nats), torch.cat(owners)
+    found = estimate(totals, torch.cat(tokens), owner).map(math.exp).keys("perplexity")
+    if processor is not None and sum(sizes) > 0:
+        bits = estimate(totals / math.log(2), torch.tensor(sizes), owner)
+        found |= bits.keys("bits_per_byte")
+    return found
+
+
+def _score(logits_BSV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Nats [B] float64 and scored tokens [B] of each window."""
+    mask = batch["attention_mask"].bool()
+    scored = mask[:, 1:] & mask[:, :-1]
+    targets = batch["input_ids"][:, 1:]
+    nats = [
+        torch.nn.functional.cross_entropy(row[:-1].double(), target, reduction="none")[keep].sum()
+        for row, target, keep in zip(logits_BSV, targets, scored, strict=True)
+    ]
+    return torch.stack(nats), scored.sum(dim=1)
+
+
+def _real(batch: Batch) -> list[list[int]]:
+    mask = batch["attention_mask"].bool()
+    return [ids[keep].tolist() for ids, keep in zip(batch["input_ids"], mask, strict=True)]
+
+
+def _bytes(ids: list[int], processor: Any) -> int:
+    """UTF-8 bytes of a window without its first token, which is not scored."""
+
+    def size(part: list[int]) -> int:
+        text = processor.decode(
+            part, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return len(text.encode("utf-8"))
+
+    return size(ids) - size(ids[:1])

@@ -1,0 +1,186 @@
+"""Modules that hold quantized weights, and how they come from and go to a checkpoint.
+
+    w_OI = (codes_OI - zero_OG) * scale_OG        codes one per byte in memory, scale float16
+
+An embedding and a head that share one table share the very same buffers. On disk codes are packed
+(numerics/packing.py), a tied table is stored once, and the zero point of a symmetric format,
+2^(bits-1), is not stored at all.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import CompressError
+from compressor.model.manifest import WeightFormat
+from compressor.numerics.ops import dynamic_int8_linear, quant_linear
+from compressor.numerics.packing import pack, unpack
+from compressor.numerics.quantizer import dequantize
+
+TABLE = ("codes_OI", "scale_OG", "zero_OG")
+
+
+class QuantTable(nn.Module):
+    """A quantized matrix [rows, columns]; what QuantLinear and QuantEmbedding have in common."""
+
+    codes_OI: Tensor
+    scale_OG: Tensor
+    zero_OG: Tensor
+
+    def __init__(self, rows: int, columns: int, form: WeightFormat) -> None:
+        super().__init__()
+        assert form.bits is not None and form.codebook is None
+        groups = columns // (form.group or columns)
+        self.format, self.bits = form, form.bits
+        self.register_buffer("codes_OI", torch.zeros(rows, columns, dtype=torch.uint8))
+        self.register_buffer("scale_OG", torch.ones(rows, groups, dtype=torch.float16))
+        zero = torch.full((rows, groups), 2 ** (form.bits - 1), dtype=torch.uint8)
+        self.register_buffer("zero_OG", zero, persistent=not form.symmetric)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight [rows, columns], float32, made anew at every call."""
+        return dequantize(self.codes_OI, self.scale_OG, self.zero_OG)
+
+    def fill(self, codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor) -> None:
+        """Copy codes, scales and zero points in; whoever shares this table sees them too."""
+        for name, value in zip(TABLE, (codes_OI, scale_OG, zero_OG), strict=True):
+            own = getattr(self, name)
+            assert own.shape == value.shape and own.dtype == value.dtype, name
+            own.copy_(value)
+
+    def share(self, other: "QuantTable") -> None:
+        """Use the table of `other` from now on."""
+        for name in TABLE:
+            assert getattr(self, name).shape == getattr(other, name).shape, name
+            setattr(self, name, getattr(other, name))
+
+
+class QuantLinear(QuantTable):
+    """A Linear with quantized weights: float32 x [..., I] -> [..., O].
+
+    Weight-only formats multiply by the dequantized weight; formats with a dynamic activation
+    round x to 8 bits as well (numerics/ops.py).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, form: WeightFormat, bias: nn.Parameter | None = None
+    ) -> None:
+        super().__init__(outputs, inputs, form)
+        self.in_features, self.out_features = inputs, outputs
+        self.register_parameter("bias", bias)
+        if form.activation is not None:
+            assert form.activation == {"bits": 8, "per": "tensor", "dynamic": True}
+            assert form.bits == 8 and form.symmetric and form.group is None
+
+    def int8_weight(self) -> Tensor:
+        """Signed codes with inputs first, w_IO int8: what integer matrix products take."""
+        return (self.codes_OI.to(torch.int16) - 128).to(torch.int8).t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.format.activation is not None:
+            scale_O = self.scale_OG[:, 0].float()
+            return dynamic_int8_linear(x, self.int8_weight(), scale_O, self.bias)
+        return quant_linear(x, self.codes_OI, self.scale_OG, self.zero_OG, self.bias)
+
+
+class QuantEmbedding(QuantTable):
+    """A quantized table of V rows: ids [...] int64 -> float32 [..., H]."""
+
+    def __init__(self, rows: int, columns: int, form: WeightFormat) -> None:
+        super().__init__(rows, columns, form)
+        self.num_embeddings, self.embedding_dim = rows, columns
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return dequantize(self.codes_OI[ids], self.scale_OG[ids], self.zero_OG[ids])
+
+
+def install(module: nn.Module, formats: dict[str, WeightFormat]) -> None:
+    """Replace the named Linear and Embedding modules by empty Quant modules of the same shape.
+
+    Biases are kept. Modules that shared one weight share one quantized table. Formats without
+    bits (a sparse float module) are passed over.
+
+    Raises:
+        CompressError: a named module does not exist or has no weight matrix of that kind.
+    """
+    tables: dict[int, QuantTable] = {}
+    for name, form in formats.items():
+        if form.bits is None:
+            continue
+        found = _find(module, name)
+        weight = found.weight
+        if isinstance(found, nn.Linear):
+            bias = found.bias
+            new = QuantLinear(found.in_features, found.out_features, form, bias)
+        else:
+            new = QuantEmbedding(found.num_embeddings, found.embedding_dim, form)
+        if id(weight) in tables:
+            new.share(tables[id(weight)])
+        tables[id(weight)] = new
+        module.set_submodule(name, new.train(found.training), strict=True)
+
+
+def _find(module: nn.Module, name: str) -> nn.Linear | nn.Embedding:
+    found = dict(module.named_modules(remove_duplicate=False)).get(name)
+    if not isinstance(found, nn.Linear | nn.Embedding):
+        raise CompressError(
+            f"the model has no Linear or Embedding called '{name}', which its formats name",
+            "use the manifest.json that was written with these weights",
+        )
+    return found
+
+
+def state_to_disk(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a model with Quant modules: codes packed, every tied tensor once."""
+    stored: dict[str, Tensor] = {}
+    done: set[int] = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) in done:
+            continue
+        done.add(id(tensor))
+        owner = _owner(module, name)
+        is_codes = isinstance(owner, QuantTable) and tensor is owner.codes_OI
+        stored[name] = pack(tensor, owner.bits) if is_codes else tensor.detach().contiguous()
+    return stored
+
+
+def state_from_disk(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Fill a model on which `install` was called with what `state_to_disk` gave, bit for bit.
+
+    Raises:
+        CompressError: tensors are missing, left over, or of another shape or kind.
+    """
+    own = module.state_dict(keep_vars=True)
+    left_over = [name for name in tensors if name not in own]
+    filled = {id(own[name]) for name in tensors if name in own}
+    missing = [name for name, tensor in own.items() if id(tensor) not in filled]
+    if left_over or missing:
+        raise CompressError(
+            f"the quantized weights do not fit the model: missing {missing[:3]}, "
+            f"left over {left_over[:3]}",
+            "get weights, config.json and manifest.json from the same place",
+        )
+    for name, tensor in tensors.items():
+        _fill(module, name, own[name], tensor)
+
+
+def _fill(module: nn.Module, name: str, target: Tensor, stored: Tensor) -> None:
+    owner, shape = _owner(module, name), list(target.shape)
+    is_codes = isinstance(owner, QuantTable) and target is owner.codes_OI
+    if is_codes:
+        shape[1] = -(-shape[1] * owner.bits // 8)
+    exact = isinstance(owner, QuantTable) and name.rpartition(".")[2] in TABLE
+    if list(stored.shape) != shape or (exact and stored.dtype != target.dtype):
+        raise CompressError(
+            f"tensor '{name}' is {stored.dtype} {list(stored.shape)} where the model has "
+            f"{target.dtype} {shape}",
+            "get weights, config.json and manifest.json from the same place",
+        )
+    with torch.no_grad():
+        target.copy_(unpack(stored, owner.bits, target.shape[1]) if is_codes else stored)
+
+
+def _owner(module: nn.Module, tensor_name: str) -> Any:
+    return module.get_submodule(tensor_name.rpartition(".")[0])
