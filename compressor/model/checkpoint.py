@@ -20,7 +20,8 @@ from compressor.model import layers
 from compressor.model.families import Family, find_family
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Manifest, WeightFormat, read_manifest
-from compressor.model.model import Model, Pooling
+from compressor.model.model import Model, Pooling, task_of
+from compressor.model.shapes import config_of, model_class
 from compressor.model.sources import read_config, weight_files
 
 SIDE_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
@@ -83,27 +84,10 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
     )
 
 
-def model_class(raw: dict[str, Any], family: Family) -> Any:
-    """The transformers class of config.architectures, else of the family's auto class."""
-    import transformers
-
-    names = raw.get("architectures")
-    if not names:
-        config_class = type(transformers.AutoConfig.for_model(raw["model_type"]))
-        return getattr(transformers, family.auto_class)._model_mapping[config_class]
-    found = getattr(transformers, names[0], None)
-    if found is None:
-        raise CompressError(
-            f"transformers has no class '{names[0]}', which config.json asks for",
-            "use a checkpoint of a class that transformers itself ships",
-        )
-    return found
-
-
 def _load_float(path: Path, raw: dict[str, Any], family: Family) -> nn.Module:
     arguments = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
     try:
-        module, report = model_class(raw, family).from_pretrained(
+        module, report = model_class(family, config_of(raw)).from_pretrained(
             path, output_loading_info=True, trust_remote_code=False, **arguments
         )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
@@ -149,13 +133,17 @@ def _load_quantized(
 
 def build(raw: dict[str, Any], family: Family) -> nn.Module:
     """Build the architecture of a config.json without initializing its weights."""
-    from transformers import AutoConfig
     from transformers.initialization import no_init_weights
 
-    raw = {key: value for key, value in raw.items() if key != "quantization_config"}
-    config = AutoConfig.for_model(**raw)
+    config = config_of(raw)
     with no_init_weights():
-        return model_class(raw, family)(config).float()
+        return model_class(family, config)(config).float()
+
+
+def read_task(path: Path) -> str:
+    """Task of the checkpoint in a directory (see Model.task), from its config alone."""
+    raw = read_config(path)
+    return task_of(model_class(find_family(raw["model_type"]), config_of(raw)).__name__)
 
 
 def load_processor(path: Path) -> Any:

@@ -46,13 +46,37 @@ def resized(
     return changed
 
 
-def model_class(family: Family, config: Any) -> type[nn.Module]:
-    """The transformers class a config was saved by, or the family's auto class without one."""
+def config_of(raw: dict[str, Any]) -> Any:
+    """The transformers config of a config.json; remote code and foreign quantization ignored."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(
+        **{
+            key: value
+            for key, value in raw.items()
+            if key not in ("quantization_config", "auto_map")
+        }
+    )
+
+
+def model_class(family: Family, config: Any) -> Any:
+    """The transformers class a config was saved by, or the family's auto class without one.
+
+    Raises:
+        CompressError: the config names a class that transformers does not have.
+    """
     import transformers  # seconds to import, and this module is read by `compress methods`
 
-    if config.architectures:
-        return getattr(transformers, config.architectures[0])
-    return getattr(transformers, family.auto_class)._model_mapping[type(config)]
+    if not config.architectures:
+        return getattr(transformers, family.auto_class)._model_mapping[type(config)]
+    name = config.architectures[0]
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise CompressError(
+            f"transformers has no class '{name}', which config.json asks for",
+            "use a checkpoint of a class that transformers itself ships",
+        )
+    return found
 
 
 def empty_model(cls: type[nn.Module], config: Any) -> nn.Module:

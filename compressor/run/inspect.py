@@ -8,6 +8,7 @@ from compressor.model.checkpoint import load_directory
 from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.families import find_family
 from compressor.model.manifest import NAME, Manifest, read_manifest
+from compressor.model.shapes import config_of
 from compressor.model.sources import read_config, resolve
 
 
@@ -31,19 +32,12 @@ def inspect(path: str) -> dict[str, Any]:
         **found,
         "bytes": sum(f.stat().st_size for f in source.path.rglob("*") if f.is_file()),
         "dtype": raw.get("dtype") or raw.get("torch_dtype") or "float32",
-        "sizes": family.read_sizes(_config(raw)),
+        "sizes": family.read_sizes(config_of(raw)),
         "formats": {k: asdict(v) for k, v in manifest.formats.items()} if manifest else {},
         "stages": [asdict(s) for s in manifest.stages] if manifest else [],
         "metrics": manifest.metrics if manifest else {},
         "complete": manifest is not None,
     }
-
-
-def _config(raw: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    kept = {k: v for k, v in raw.items() if k not in ("quantization_config", "auto_map")}
-    return AutoConfig.for_model(**kept)
 
 
 def _weights(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from compressor.errors import CompressError
 from compressor.model.budget import target_sizes
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import Family, find_family
-from compressor.model.shapes import count
+from compressor.model.shapes import config_of, count, resized
 from compressor.model.sources import read_config
 from compressor.prune import minitron
 from compressor.quantize import rtn
@@ -113,11 +113,8 @@ def _gib(size: float) -> str:
 
 
 def _outline(source: Checkpoint) -> Outline:
-    from transformers import AutoConfig
-
     raw = read_config(source.path)
-    kept = {k: v for k, v in raw.items() if k not in ("auto_map", "quantization_config")}
-    config = AutoConfig.for_model(**kept)
+    config = config_of(raw)
     family = find_family(raw["model_type"])
     sizes = family.read_sizes(config)
     width = 2.0 if "16" in str(raw.get("dtype") or raw.get("torch_dtype") or "") else 4.0
@@ -137,7 +134,8 @@ def _after(outline: Outline, stage: Stage) -> Outline:
             multiple=options.multiple,
         )
         parameters = count(outline.family, outline.config, sizes)
-        return replace(outline, sizes=sizes, parameters=parameters)
+        config = resized(outline.family, outline.config, sizes)
+        return replace(outline, config=config, sizes=sizes, parameters=parameters)
     if isinstance(options, rtn.Options):
         tables = outline.sizes["vocabulary"] * outline.sizes["hidden"] / outline.parameters
         packed = options.bits / 8 + 2 / (options.group or outline.sizes["hidden"])

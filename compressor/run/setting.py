@@ -10,10 +10,10 @@ import torch
 
 from compressor.engines.torch import TorchEngine
 from compressor.errors import CompressError
-from compressor.model.checkpoint import Checkpoint, load_processor, model_class
+from compressor.model.checkpoint import Checkpoint, load_processor, read_task
 from compressor.model.families import find_family
 from compressor.model.manifest import Manifest
-from compressor.model.model import Model, task_of
+from compressor.model.model import Model
 from compressor.model.sources import Source, describe_source, read_config, resolve
 from compressor.run.layout import SCRATCH, stage_directories
 from compressor.run.machine import machine, packages
@@ -36,8 +36,7 @@ class Setting:
     @cached_property
     def task(self) -> str:
         """Task of the source model, from its architecture's name."""
-        config = read_config(self.source.path)
-        return task_of(model_class(config, find_family(config["model_type"])).__name__)
+        return read_task(self.source.path)
 
     @cached_property
     def corpus(self) -> Corpus | None:
