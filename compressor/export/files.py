@@ -1,0 +1,44 @@
+"""What every exported directory holds beside its weights."""
+
+import json
+from pathlib import Path
+
+from compressor.model.model import Model, Pooling
+
+_MODES = {
+    "mean": "pooling_mode_mean_tokens",
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+}
+
+
+def write_side_files(model: Model, out: Path) -> None:
+    """Write config.json with the model's present sizes, the tokenizer and the pooling files.
+
+    Pooling files that are already there are left alone.
+    """
+    model.config.architectures = [type(model.module).__name__]
+    model.config.save_pretrained(out)
+    if model.processor is not None:
+        model.processor.save_pretrained(out)
+    if model.pooling is not None and not (out / "modules.json").exists():
+        _write_pooling(model.pooling, model.sizes["hidden"], out)
+
+
+def _write_pooling(pooling: Pooling, hidden: int, out: Path) -> None:
+    """The files by which sentence-transformers knows how to pool."""
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if pooling.normalize else [])]
+    modules = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for i, kind in enumerate(kinds)
+    ]
+    stated = {key: mode == pooling.mode for mode, key in _MODES.items()}
+    stated = {"word_embedding_dimension": hidden, **stated}
+    (out / "1_Pooling").mkdir()
+    (out / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
+    (out / "1_Pooling" / "config.json").write_text(json.dumps(stated, indent=2), encoding="utf-8")

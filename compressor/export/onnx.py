@@ -1,0 +1,105 @@
+"""ONNX for ONNX Runtime, from the model's own codes, through torch.export.
+
+8 and 4 bit weights become MatMulNBits with int8 activations per block and GatherBlockQuantized;
+formats with a dynamic activation become DynamicQuantizeLinear and MatMulInteger. Precision is
+what `model.formats` says; nothing is quantized here. A table shared by embedding and head is
+stored once. Decoders get a KV cache (onnx_forward.py has the inputs and outputs).
+
+The scales in the file are our float16 values as float32. The probe holds the outputs of the twin
+(onnx_twin.py), which does the file's arithmetic in torch.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from compressor.export.files import write_side_files
+from compressor.export.onnx_forward import Graph, reference, wrap
+from compressor.export.onnx_twin import make_twin
+from compressor.model.manifest import Artifact, Manifest
+from compressor.model.model import Model
+from compressor.model.probe import probe_batches, write_probe
+from compressor.options import options
+
+_FILE = "model.onnx"
+_LARGEST_FILE = 1_900_000_000  # bytes; a protobuf ends at 2^31, and the graph needs room too
+
+
+@options
+class Options:
+    """How to write the graph; its precision comes from the quantize stage."""
+
+    opset: int = Field(20, ge=20, le=22, description="version of the ONNX operator set")
+
+
+def run(model: Model, options: Options, out: Path) -> Artifact:
+    """Write model.onnx [model.onnx.data], config, tokenizer and probe into a directory.
+
+    Raises:
+        CompressError: a module's groups cannot be expressed by ONNX Runtime's nodes.
+    """
+    twin = make_twin(model)
+    graph = wrap(twin)
+    batches = probe_batches(model)
+    write_probe(out, [(batch, reference(twin, graph, batch)) for batch in batches])
+    program = _export(graph, options)
+    _name_axes(program, graph)
+    _strip(program.model)
+    size = sum(v.const_value.nbytes for v in program.model.graph.initializers.values())
+    program.save(str(out / _FILE), external_data=size > _LARGEST_FILE)
+    write_side_files(model, out)
+    manifest = Manifest(
+        kind="artifact",
+        family=model.family.model_type,
+        base_model={},
+        engine="onnxruntime",
+        formats=dict(model.formats),
+    )
+    return Artifact(out, manifest, "onnxruntime")
+
+
+def _export(graph: Graph, options: Options) -> Any:
+    free = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in graph.axes]
+    plain = len(graph.example) - 1 if isinstance(graph.example[-1], list) else len(graph.example)
+    shapes = (*free[:plain], *([free[plain:]] if free[plain:] else []))
+    with warnings.catch_warnings(), torch.no_grad():
+        # torch.export copies its own deprecated tree specs; no caller can do anything about it
+        warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
+        program = torch.onnx.export(
+            graph.module,
+            graph.example,
+            dynamo=True,
+            opset_version=options.opset,
+            input_names=graph.inputs,
+            output_names=graph.outputs,
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    assert program is not None
+    return program
+
+
+def _name_axes(program: Any, graph: Graph) -> None:
+    """Call free axes batch, sequence, ... instead of s17; torch knows which are equal."""
+    names = {
+        value.shape[axis]: name
+        for value, axes in zip(program.model.graph.inputs, graph.axes, strict=True)
+        for axis, name in axes.items()
+    }
+    program.rename_axes(names)
+
+
+def _strip(model: Any) -> None:
+    """Drop stack traces and module paths: they hold this machine's paths and weigh a megabyte."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()

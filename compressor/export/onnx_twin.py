@@ -1,0 +1,135 @@
+"""A copy of a model whose quantized modules compute exactly what the ONNX file will compute.
+
+The twin is both what torch.onnx exports and the reference the artefact is compared with. Weights
+are our own codes in the layout of the nodes (onnx_ops.py); nothing is quantized again.
+
+ONNX Runtime wants blocks of 16, 32, 64, 128 or 256 inputs. A group that is a multiple of a block
+repeats its scale for every block, which changes no number.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from compressor.errors import CompressError
+from compressor.export.onnx_ops import dynamic_int8, gather_block_quantized, matmul_nbits
+from compressor.model.layers import QuantEmbedding, QuantLinear, QuantTable
+from compressor.model.model import Model
+from compressor.numerics.packing import pack
+
+_BLOCKS = (256, 128, 64, 32, 16)
+_CHANNEL_BLOCK = 128  # for one scale per row: the fastest on CPU, and 3 % of scales
+
+
+class _Blocks:
+    """A quantized table in the layout of the nodes."""
+
+    def __init__(self, name: str, table: QuantTable) -> None:
+        columns, self.bits = table.codes_OI.shape[1], table.bits
+        block = _block_size(name, table)
+        missing = -columns % block  # only with one scale per row
+        middle = 2 ** (table.bits - 1)
+        codes = pad(table.codes_OI, (0, missing), value=middle).unflatten(1, (-1, block))
+        self.packed = pack(codes, table.bits)
+        repeats = codes.shape[1] // table.scale_OG.shape[1]
+        self.scale = table.scale_OG.float().repeat_interleave(repeats, dim=1)
+        self.zero: Tensor | None = None
+        if not table.format.symmetric:
+            self.zero = table.zero_OG.repeat_interleave(repeats, dim=1)
+
+
+def _block_size(name: str, table: QuantTable) -> int:
+    columns, group = table.codes_OI.shape[1], table.format.group
+    if group is None:
+        fitting = [b for b in _BLOCKS[1:] if columns % b == 0]
+        return fitting[0] if fitting else 16
+    fitting = [b for b in _BLOCKS if group % b == 0]
+    if not fitting:
+        raise CompressError(
+            f"ONNX Runtime has no blocks that make up the groups of {group} inputs of '{name}'",
+            "quantize with group 16, 32, 64, 128, 256 or null, or use export.safetensors",
+        )
+    return fitting[0]
+
+
+class _Linear(nn.Module):
+    """QuantLinear as MatMulNBits."""
+
+    packed: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+    def __init__(self, linear: QuantLinear, blocks: _Blocks) -> None:
+        super().__init__()
+        self.bits, self.bias = blocks.bits, linear.bias
+        self.register_buffer("packed", blocks.packed)
+        self.register_buffer("scale", blocks.scale)
+        self.register_buffer("zero", None if blocks.zero is None else pack(blocks.zero, self.bits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return matmul_nbits(x, self.packed, self.scale, self.zero, self.bias, self.bits)
+
+
+class _Embedding(nn.Module):
+    """QuantEmbedding as GatherBlockQuantized."""
+
+    packed: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+    def __init__(self, embedding: QuantEmbedding, blocks: _Blocks) -> None:
+        super().__init__()
+        self.columns, self.bits = embedding.embedding_dim, blocks.bits
+        self.register_buffer("packed", blocks.packed)
+        self.register_buffer("scale", blocks.scale.unsqueeze(-1))
+        self.register_buffer("zero", None if blocks.zero is None else blocks.zero.unsqueeze(-1))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found = gather_block_quantized(ids, self.packed, self.scale, self.zero, self.bits)
+        return found.flatten(-2)[..., : self.columns]
+
+
+class _DynamicLinear(nn.Module):
+    """QuantLinear with a dynamic activation as DynamicQuantizeLinear and MatMulInteger."""
+
+    w_IO: Tensor
+    scale_O: Tensor
+
+    def __init__(self, linear: QuantLinear) -> None:
+        super().__init__()
+        self.bias = linear.bias
+        self.register_buffer("w_IO", linear.int8_weight().contiguous())
+        self.register_buffer("scale_O", linear.scale_OG[:, 0].float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dynamic_int8(x, self.w_IO, self.scale_O, self.bias)
+
+
+@torch.no_grad()
+def make_twin(model: Model) -> Model:
+    """Return a model of the same name and shape for the exporter; float weights are shared.
+
+    Raises:
+        CompressError: a module's groups cannot be expressed by ONNX Runtime's nodes.
+    """
+    tensors = [*model.module.parameters(), *model.module.buffers()]
+    module = copy.deepcopy(model.module, {id(t): t for t in tensors})
+    module.set_attn_implementation("eager")  # type: ignore[operator]  # fewest nodes, fastest
+    made: dict[int, _Blocks] = {}
+    for name, found in list(module.named_modules()):
+        if isinstance(found, QuantTable):
+            module.set_submodule(name, _twin_of(name, found, made).eval())
+    return Model(module, model.family, model.processor, pooling=model.pooling)
+
+
+def _twin_of(name: str, found: QuantTable, made: dict[int, _Blocks]) -> nn.Module:
+    if isinstance(found, QuantLinear) and found.format.activation is not None:
+        return _DynamicLinear(found)
+    key = found.codes_OI.data_ptr()
+    blocks = made.setdefault(key, made.get(key) or _Blocks(name, found))
+    if isinstance(found, QuantLinear):
+        return _Linear(found, blocks)
+    assert isinstance(found, QuantEmbedding)
+    return _Embedding(found, blocks)
