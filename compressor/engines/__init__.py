@@ -1,9 +1,14 @@
 """Engines: what runs a model. Measures see only this, so torch and ONNX share their code."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+from compressor.errors import CompressError
+from compressor.model.manifest import NAME as MANIFEST
+from compressor.model.manifest import read_manifest
+
+if TYPE_CHECKING:  # a process that serves ONNX and never touches a tensor of torch stays small
+    from torch import Tensor
 
 
 class Engine(Protocol):
@@ -21,10 +26,57 @@ class Engine(Protocol):
     name: str  # "torch" | "onnxruntime"
     path: Path
 
-    def outputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]: ...
+    def outputs(self, batch: "dict[str, Tensor]") -> "dict[str, Tensor]": ...
 
-    def prefill(self, batch: dict[str, Tensor]) -> tuple[Tensor, Any]: ...
+    def prefill(self, batch: "dict[str, Tensor]") -> "tuple[Tensor, Any]": ...
 
-    def decode(self, token: Tensor, cache: Any) -> tuple[Tensor, Any]: ...
+    def decode(self, token: "Tensor", cache: Any) -> "tuple[Tensor, Any]": ...
 
     def close(self) -> None: ...
+
+
+def engine_name(path: Path) -> str:
+    """Name of the engine that serves a directory: the manifest's for an artefact, else torch.
+
+    Raises:
+        CompressError: it is no directory, or its manifest is damaged.
+    """
+    if not path.is_dir():
+        raise CompressError(f"'{path}' is no directory", "name a checkpoint or an exported model")
+    if not (path / MANIFEST).is_file():
+        return "torch"
+    manifest = read_manifest(path)
+    return (manifest.engine or "torch") if manifest.kind == "artifact" else "torch"
+
+
+def open_engine(path: str | Path, threads: int | None = None) -> Engine:
+    """Open a directory in the engine that serves it.
+
+    Args:
+        path: an exported directory, a checkpoint of ours, or a plain Hugging Face directory.
+        threads: threads the engine may use; None leaves the choice to it.
+
+    Raises:
+        CompressError: the directory is none of these, or no engine of ours serves it.
+    """
+    return open_engine_of(engine_name(Path(path)), Path(path), threads)
+
+
+def open_engine_of(name: str, path: Path, threads: int | None = None) -> Engine:
+    """Open a directory in a named engine, whether or not it has a manifest yet.
+
+    Raises:
+        CompressError: there is no engine of that name, or it cannot load the directory.
+    """
+    if name == "torch":
+        from compressor.engines.torch import TorchEngine
+
+        return TorchEngine(path, threads)
+    if name == "onnxruntime":
+        from compressor.engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(path, threads)
+    raise CompressError(
+        f"'{path.name}' asks for the engine '{name}', which is not here",
+        "engines: torch, onnxruntime",
+    )

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from compressor.engines import Engine
 from compressor.errors import CompressError
-from compressor.measure.inputs import documents, fitting_length, heldout, read_task
+from compressor.measure.inputs import documents, fitting_length, heldout
 from compressor.measure.interval import estimate
-from compressor.options import options as _options
+from compressor.model.checkpoint import read_task
+from compressor.options import options
 from compressor.training.workbench import Batch, Workbench
 
 
-@_options
+@options
 class Options:
     """How many rows are scored."""
 

@@ -7,17 +7,8 @@ import torch
 from torch import Tensor
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import model_class
-from compressor.model.families import find_family
-from compressor.model.model import task_of
 from compressor.model.sources import read_config
 from compressor.training.workbench import Batch, Workbench
-
-
-def read_task(path: Path) -> str:
-    """Task of the model in a directory (see `Model.task`), from its config.json."""
-    config = read_config(path)
-    return task_of(model_class(config, find_family(config["model_type"])).__name__)
 
 
 def fitting_length(path: Path, length: int) -> int:

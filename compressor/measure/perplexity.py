@@ -19,14 +19,14 @@ from torch import Tensor
 
 from compressor.engines import Engine
 from compressor.errors import CompressError
-from compressor.measure.inputs import documents, fitting_length, heldout, read_task
+from compressor.measure.inputs import documents, fitting_length, heldout
 from compressor.measure.interval import estimate
-from compressor.model.checkpoint import load_processor
-from compressor.options import options as _options
+from compressor.model.checkpoint import load_processor, read_task
+from compressor.options import options
 from compressor.training.workbench import Batch, Workbench
 
 
-@_options
+@options
 class Options:
     """How much text is scored, in which windows."""
 
@@ -89,9 +89,7 @@ def _bytes(ids: list[int], processor: Any) -> int:
     """UTF-8 bytes of a window without its first token, which is not scored."""
 
     def size(part: list[int]) -> int:
-        text = processor.decode(
-            part, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text = processor.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return len(text.encode("utf-8"))
 
     return size(ids) - size(ids[:1])

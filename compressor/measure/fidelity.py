@@ -1,0 +1,112 @@
+"""How close a candidate's outputs are to those of the reference, on held-out rows.
+
+    encoders:    cosine = mean over rows of  <v, r> / (|v| |r|)     v, r: sentence embeddings, or
+                 the states of every real token where no pooling is defined
+    with logits: kl = mean of  sum_y p_ref(y) ln(p_ref(y) / p(y))   in nats, reference to candidate
+                 top1_agreement = share of positions where both have the same most likely answer
+
+Positions are real tokens (padding never counts); a classifier has one position per row. The
+reference's outputs do not depend on the candidate: they are computed once and kept in the
+workbench's scratch, one file per batch, named by the content of the batch. Intervals are over
+documents (interval.py).
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from compressor.engines import Engine
+from compressor.measure.inputs import documents, fitting_length, heldout
+from compressor.measure.interval import estimate
+from compressor.options import options
+from compressor.training.workbench import Batch, Workbench
+
+_OUTPUTS = ("sentence_embedding", "last_hidden_state", "logits")  # the first there is counts
+
+
+@options
+class Options:
+    """How many held-out rows are compared."""
+
+    rows: int = Field(256, ge=1, description="rows compared, taken evenly from the split")
+    length: int = Field(128, ge=2, description="tokens per row")
+    batch: int = Field(8, ge=1, description="rows per forward pass")
+
+
+def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
+    """Compare an engine with `work.reference`.
+
+    Returns:
+        Encoders: cosine with _low, _high, _n (documents), and cosine_min, the worst row. Models
+        with logits: kl (nats per position) and top1_agreement, with the same suffixes. Nothing,
+        with a line in the log, where the outputs have another width than the reference's.
+
+    Raises:
+        CompressError: there is no held-out text.
+    """
+    length = fitting_length(engine.path, options.length)
+    sums, weights, owners, seen = [], [], [], 0
+    for batch in heldout(work, options.rows, options.batch, length):
+        name, wanted = _reference(work, batch)
+        got = engine.outputs(batch).get(name)
+        if got is None or got.shape != wanted.shape:
+            shape = "nothing" if got is None else list(got.shape)
+            work.log(f"fidelity: {name} is {list(wanted.shape)} and {shape}: not comparable")
+            return {}
+        compare = _divergence if name == "logits" else _cosine
+        rows = [compare(*pair) for pair in _positions(wanted, got, batch["attention_mask"])]
+        sums.append(torch.stack([total for total, _ in rows]))
+        weights.append(torch.tensor([count for _, count in rows]))
+        owners.append(documents(batch, seen))
+        seen += len(rows)
+    totals, weight, owner = torch.cat(sums), torch.cat(weights), torch.cat(owners)
+    if name != "logits":
+        worst = float((totals[:, 0] / weight).min())
+        return estimate(totals[:, 0], weight, owner).keys("cosine") | {"cosine_min": worst}
+    divergence = estimate(totals[:, 0], weight, owner).keys("kl")
+    return divergence | estimate(totals[:, 1], weight, owner).keys("top1_agreement")
+
+
+def _positions(wanted: Tensor, got: Tensor, mask_BS: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Per row, what is compared [P, width] in both: real tokens, or the one pooled vector."""
+    if wanted.dim() == 2:
+        return [(w[None], g[None]) for w, g in zip(wanted, got, strict=True)]
+    keep_BS = mask_BS.bool()
+    return [(w[keep], g[keep]) for w, g, keep in zip(wanted, got, keep_BS, strict=True)]
+
+
+def _cosine(wanted_PH: Tensor, got_PH: Tensor) -> tuple[Tensor, int]:
+    """Sum of cosines [1] and number of positions."""
+    cosines = torch.nn.functional.cosine_similarity(wanted_PH.double(), got_PH.double(), dim=-1)
+    return cosines.sum()[None], len(cosines)
+
+
+def _divergence(wanted_PV: Tensor, got_PV: Tensor) -> tuple[Tensor, int]:
+    """Sums of [nats, agreements] and number of positions."""
+    p, q = wanted_PV.double().log_softmax(dim=-1), got_PV.double().log_softmax(dim=-1)
+    nats = torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True)
+    agree = (wanted_PV.argmax(dim=-1) == got_PV.argmax(dim=-1)).double().sum()
+    return torch.stack([nats, agree]), len(p)
+
+
+def _reference(work: Workbench, batch: Batch) -> tuple[str, Tensor]:
+    """Name and value of the reference's first output, from scratch where it is kept."""
+    digest = hashlib.sha256()
+    for key in ("input_ids", "attention_mask"):
+        digest.update(f"{key} {tuple(batch[key].shape)}".encode())
+        digest.update(batch[key].contiguous().numpy().tobytes())
+    file = work.scratch / f"reference-{digest.hexdigest()[:24]}.safetensors"
+    if not file.is_file():
+        _keep(file, work.reference.outputs(batch))
+    return next(iter(load_file(file).items()))
+
+
+def _keep(file: Path, outputs: dict[str, Tensor]) -> None:
+    name = next(name for name in _OUTPUTS if name in outputs)
+    temporary = file.with_suffix(".tmp")
+    save_file({name: outputs[name].contiguous()}, temporary)
+    temporary.rename(file)

@@ -1,0 +1,85 @@
+"""Size of a candidate on disk.
+
+bytes          all files a deployment copies: weights, configs, tokenizer. No manifest, card,
+               probe, licence or data.
+weights_bytes  the weight files alone
+parameters     weights as the model counts them: a 4-bit code is one, a tied table counts once.
+               Taken from the manifest of what `compress` made, else counted from the files'
+               own headers (float tensors; integer buffers are no parameters).
+"""
+
+import math
+from pathlib import Path
+
+from safetensors import safe_open
+
+from compressor.engines import Engine
+from compressor.errors import CompressError
+from compressor.model.manifest import NAME as MANIFEST
+from compressor.model.manifest import read_manifest
+from compressor.model.sources import weight_files
+from compressor.options import options
+from compressor.training.workbench import Workbench
+
+_DEPLOYED = (
+    *("config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    *("*_Pooling/config.json", "*_Normalize/config.json"),
+)
+
+
+@options
+class Options:
+    """Nothing to choose."""
+
+
+def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
+    """Measure `engine.path`.
+
+    Returns:
+        parameters, bytes, weights_bytes.
+
+    Raises:
+        CompressError: the directory holds no weights.
+    """
+    weights = _weights(engine.path)
+    deployed = {file for pattern in _DEPLOYED for file in engine.path.glob(pattern)}
+    return {
+        "parameters": _parameters(engine.path, weights),
+        "bytes": sum(file.stat().st_size for file in deployed | set(weights)),
+        "weights_bytes": sum(file.stat().st_size for file in weights),
+    }
+
+
+def _weights(path: Path) -> list[Path]:
+    return sorted(path.glob("*.onnx*")) or weight_files(path)
+
+
+def _parameters(path: Path, weights: list[Path]) -> int:
+    if (path / MANIFEST).is_file():
+        manifest = read_manifest(path)
+        if manifest.metrics.get("parameters") is not None:
+            return manifest.metrics["parameters"]
+        if manifest.formats:
+            raise CompressError(
+                f"the manifest of '{path.name}' does not say how many parameters it has",
+                "write it again with this version of compress",
+            )
+    onnx = [file for file in weights if file.suffix == ".onnx"]
+    return _count_onnx(onnx[0]) if onnx else sum(_count_safetensors(f) for f in weights)
+
+
+def _count_safetensors(file: Path) -> int:
+    with safe_open(file, "pt") as content:
+        slices = [content.get_slice(name) for name in content.keys()]  # noqa: SIM118
+        return sum(math.prod(s.get_shape()) for s in slices if "F" in s.get_dtype())
+
+
+def _count_onnx(file: Path) -> int:
+    """Float initializers with a shape; exporters write constants of a graph as scalars."""
+    import onnx
+
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    graph = onnx.load(str(file), load_external_data=False).graph
+    return sum(math.prod(t.dims) for t in graph.initializer if t.dims and t.data_type in floats)

@@ -1,0 +1,82 @@
+"""A process that holds one candidate and times it when it is told to.
+
+    python -m compressor.measure.worker '{"path": ..., "threads": ..., "text": ...}'
+
+One JSON object per line on stdin, e.g. {"seconds": 0.3} (options of measure/latency.py), is one
+round; its result, or {"error", "hint"}, is one line on stdout. It ends when stdin does. `text` is
+a safetensors file with held-out batches as `<i>.<key>`, so that a worker needs no data of its own.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.engines import open_engine
+from compressor.errors import CompressError
+from compressor.measure import latency
+from compressor.screen import Silent
+from compressor.training.workbench import Batch, Workbench
+
+READY = {"ready": True}
+
+
+def save_text(batches: list[Batch], file: Path) -> None:
+    """Write what a worker reads; only the keys that are model inputs."""
+    keys = ("input_ids", "attention_mask")
+    save_file({f"{i}.{k}": b[k].contiguous() for i, b in enumerate(batches) for k in keys}, file)
+
+
+def load_text(file: Path) -> list[Batch]:
+    """The batches of `save_text`."""
+    found: dict[int, Batch] = {}
+    for name, value in load_file(file).items():
+        index, key = name.split(".")
+        found.setdefault(int(index), {})[key] = value
+    return [found[i] for i in sorted(found)]
+
+
+def serve(job: dict[str, Any], requests: TextIO, answers: TextIO) -> None:
+    """Open the candidate, say so, and answer every request."""
+
+    def answer(content: dict[str, Any]) -> None:
+        answers.write(json.dumps(content) + "\n")
+        answers.flush()
+
+    try:
+        engine = open_engine(job["path"], job["threads"])
+        work = _workbench(Path(job["text"]))
+        answer(READY)
+        for line in requests:
+            answer(latency.run(engine, latency.Options(**json.loads(line)), work))
+    except CompressError as error:
+        answer({"error": error.what, "hint": error.hint})
+
+
+def _workbench(text: Path) -> Workbench:
+    batches = load_text(text)
+
+    def absent() -> Any:
+        raise AssertionError("a worker has no other model")
+
+    return Workbench(
+        seed=0,
+        device=torch.device("cpu"),
+        scratch=text.parent,
+        _screen=Silent(),
+        _log=lambda line: None,
+        _batches=lambda split, n, **shape: batches,
+        _teacher=absent,
+        _reference=absent,
+    )
+
+
+if __name__ == "__main__":
+    # answers keep the real stdout to themselves; whatever a library prints goes to stderr
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(json.loads(sys.argv[1]), sys.stdin, channel)
