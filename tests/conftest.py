@@ -217,3 +217,78 @@ def shared_data():
     for name in SHARED:
         assert (folder / name).exists(), f"{folder} is there but {name} is missing"
     return folder
+
+
+def _candidate(name, size, p50, cosine):
+    return {
+        "name": name,
+        "path": f"/home/someone/private/{name}",
+        "engine": "torch" if "torch" in name else "onnxruntime",
+        "parameters": 22_713_216,
+        "bytes": size,
+        "peak_memory_bytes": 5 * size,
+        "latency_ms": {"p50": p50, "p95": p50 * 1.2, "iqr": p50 * 0.04},
+        "throughput": {"unit": "sentences/s", "value": 2000 / p50},
+        "quality": {"cosine": {"value": cosine, "low": cosine - 0.01, "high": cosine, "n": 512}},
+        "ratio": {"latency": p50 / 30, "bytes": size / 90e6, "peak_memory": size / 90e6},
+    }
+
+
+@pytest.fixture
+def sample_report():
+    """A report of a run with two stages, three candidates and one artefact, all made up."""
+    importance = {
+        "layers": [0.9, 0.1, 0.4],
+        "heads": [[0.1, 0.2], [0.3, 0.4], [0.5, 0.0]],
+        "neurons": [[0.0, 0.5, 1.0]] * 3,
+    }
+    need = {"parameters": 17_000_000, "bytes": 68_000_000, "peak_memory_bytes": 900_000_000}
+    planned = {"seconds": 20.0, "peak_memory_bytes": 1e9, "disk_bytes": 7e7}
+    prune = {"importance": importance, "kept_layers": [0, 2]}
+    distill = {"loss": [[i, 1.0 / i] for i in range(1, 301)], "training": {"steps": 300}}
+    return {
+        "name": "sample",
+        "description": "half of an encoder",
+        "profile": "name: sample\nmodel: /home/someone/private/encoder\nstages:\n- export.onnx\n",
+        "model": {
+            "id": "sample/encoder",
+            "family": "bert",
+            "parameters": 22_713_216,
+            "embedding_parameters": 12_000_000,
+        },
+        "machine": {"cpu": "made-up", "threads": 2, "memory_bytes": 16_000_000_000},
+        "packages": {"python": "3.11", "torch": "2.13.0"},
+        "seed": 0,
+        "seconds": 352.0,
+        "stages": [
+            {"name": "01-prune.minitron", "method": "prune.minitron", "seconds": 14.2}
+            | {"planned": planned, "notes": prune, "skipped": True, **need},
+            {"name": "02-distill.latent", "method": "distill.latent", "seconds": 301.0}
+            | {"planned": planned, "notes": distill, "skipped": False, **need},
+        ],
+        "bench": {
+            "version": 1,
+            "machine": {},
+            "threads": 1,
+            "rounds": 7,
+            "noisy": False,
+            "candidates": [
+                _candidate("original, torch", 90_900_000, 31.2, 1.0),
+                _candidate("original, onnx float32", 90_500_000, 24.8, 1.0),
+                _candidate("ours, onnx", 18_100_000, 6.3, 0.953),
+            ],
+        },
+        "gates": [
+            {
+                "name": "03-export.onnx",
+                "agreement": {"sentence_embedding": 2.1e-06},
+                "tolerance": 0.01,
+                "fidelity": {"cosine": 0.953},
+                "ok": True,
+            }
+        ],
+        "artifacts": [
+            {"name": "03-export.onnx", "engine": "onnxruntime", "usage": "one\ntwo\nprint(DIR)"}
+        ],
+        "domain": "Held-out documents of the same domain as the training text.",
+    }

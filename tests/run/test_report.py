@@ -1,0 +1,202 @@
+"""The report: complete, self-contained, escaped, without absolute paths, honest about speed."""
+
+import copy
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+
+from compressor.run.figures import figures
+from compressor.run.report import presentable, write_report
+from compressor.run.tables import clock, comparison, significant
+from compressor.run.verdict import verdict
+
+
+class Page(HTMLParser):
+    """Collects the tags, attributes and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def written(tmp_path, sample_report):
+    """The three files of the sample report as text, by suffix."""
+    write_report(tmp_path, sample_report)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
+    return {p.suffix: p.read_text(encoding="utf-8") for p in tmp_path.iterdir()}
+
+
+def test_json_is_the_report(written, sample_report):
+    found = json.loads(written[".json"])
+    assert found["stages"] == sample_report["stages"]
+    assert found.keys() == sample_report.keys()
+
+
+def test_page_loads_nothing(written):
+    page = Page(written[".html"])
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not {"src", "href", "onload"} & {name for name, _ in page.attributes}
+    assert "url(" not in written[".html"] and "@import" not in written[".html"]
+    assert "prefers-color-scheme:dark" in written[".html"]
+
+
+def test_both_texts_show_the_same_numbers(written):
+    text = " ".join(Page(written[".html"]).text)
+    for shown in ("22.71M", "0.953 [0.943, 0.953]", "5.0x smaller", "01-prune.minitron (reused)"):
+        assert shown in written[".md"] and shown in text
+    assert "DIR = '03-export.onnx'" in written[".md"]
+
+
+def test_no_absolute_path_is_left(written):
+    for text in written.values():
+        assert "/home/" not in text and "someone" not in text
+    assert "model: encoder" in written[".md"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("see https://arxiv.org/abs/2407.14679", "see https://arxiv.org/abs/2407.14679"),
+        ("out/demo/04-export.onnx, 310 sentences/s", "out/demo/04-export.onnx, 310 sentences/s"),
+        ("package:minilm/sub/dir", "package:minilm/sub/dir"),
+        ("['/data/my/a.txt', '/b/c.txt']", "['a.txt', 'c.txt']"),
+        ("~/models/x", "x"),
+        (math.nan, None),
+        ({"a": (1.0, math.inf)}, {"a": [1.0, None]}),
+    ],
+)
+def test_presentable(text, expected):
+    assert presentable(text) == expected
+
+
+HOSTILE = "<script>alert('x')</script>|`~&\"'\n# h"
+
+
+def poison(value):
+    if isinstance(value, dict):
+        return {k: poison(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [poison(v) for v in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def test_hostile_text_stays_text(tmp_path, sample_report):
+    write_report(tmp_path, poison(sample_report))
+    page = Page((tmp_path / "report.html").read_text())
+    assert "script" not in page.tags
+    assert HOSTILE in page.text
+    prose = re.sub(r"(?ms)^(`{3,})\w+$.*?^\1$", "", (tmp_path / "report.md").read_text())
+    assert "<script" not in prose and "\n# h" not in prose
+
+
+def test_every_chart_is_well_formed(sample_report):
+    found = figures(sample_report)
+    titles = " ".join(figure.title for figure in found)
+    for word in ("Size", "Latency", "cosine", "layers", "neurons", "heads", "loss"):
+        assert word in titles
+    for figure in found:
+        numbers = re.findall(r' (?:width|height|x|y)="([^"]+)"', figure.svg)
+        assert all(math.isfinite(float(n)) for n in numbers)
+        assert ElementTree.fromstring(figure.svg).tag == "svg"
+
+
+def test_removed_layers_look_removed(sample_report):
+    chart = next(f for f in figures(sample_report) if "layers" in f.title)
+    assert re.findall(r'class="(ours|gone)"', chart.svg) == ["ours", "gone", "ours"]
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [5.0, 5.0], [1e-9, 2e-9], [1e6, 3.0]])
+def test_charts_stand_odd_numbers(sample_report, values):
+    stage = sample_report["stages"][1]
+    stage["notes"] = {"loss": [[1, values[0]], [2, None], [3, values[1]]]}
+    stage["notes"]["importance"] = {"layers": values, "neurons": [values]}
+    for figure in figures(sample_report):
+        ElementTree.fromstring(figure.svg)
+
+
+def test_a_run_without_measures_or_exports_has_a_report(tmp_path, sample_report):
+    sample_report |= {"bench": None, "gates": [], "artifacts": []}
+    for stage in sample_report["stages"]:
+        stage |= {"notes": {}, "planned": None}
+    write_report(tmp_path, sample_report)
+    assert "01-prune.minitron" in (tmp_path / "report.md").read_text()
+
+
+def candidates(sample_report, **changes):
+    bench = copy.deepcopy(sample_report["bench"])
+    bench["candidates"][-1] |= changes
+    return bench
+
+
+def test_verdict_compares_with_each_original(sample_report):
+    lines = verdict(sample_report["bench"], "In-domain.")
+    assert lines[0] == (
+        "Against original (torch), ours (onnx) is 5.0x smaller, 5.0x faster and 5.0x lower in peak "
+        "memory."
+    )
+    assert "original (onnx float32)" in lines[1] and "3.9x faster" in lines[1]
+    assert lines[2:] == [
+        "Quality of ours (onnx): cosine 0.953 [0.943, 0.953] (n = 512).",
+        "In-domain.",
+    ]
+
+
+def test_slower_and_larger_are_said_plainly(sample_report):
+    slow = {"p50": 62.4, "p95": 70.0, "iqr": 1.0}
+    lines = verdict(candidates(sample_report, latency_ms=slow, bytes=181_800_000))
+    assert "2.0x larger" in lines[0] and "NOT faster (2.0x slower)" in lines[0]
+
+
+def test_a_difference_within_the_spread_is_no_difference(sample_report):
+    close = {"p50": 24.0, "p95": 26.0, "iqr": 1.5}
+    assert (
+        "not measurably faster or slower" in verdict(candidates(sample_report, latency_ms=close))[1]
+    )
+
+
+def test_noise_withholds_speed_only(sample_report):
+    lines = verdict(sample_report["bench"] | {"noisy": True})
+    assert not any("faster" in line for line in lines)
+    assert any("no verdict on speed" in line for line in lines)
+    assert any("smaller" in line for line in lines)
+
+
+def test_several_qualities_go_to_a_table_of_their_own(tmp_path, sample_report):
+    for i, candidate in enumerate(sample_report["bench"]["candidates"]):
+        candidate["quality"]["perplexity"] = {"value": 10.0 + i, "low": None, "high": None, "n": 9}
+    write_report(tmp_path, sample_report)
+    assert "| ours, onnx | 0.953 [0.943, 0.953] | 12.000 |" in (tmp_path / "report.md").read_text()
+    assert comparison(sample_report["bench"]).header[-1] == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.00012, "0.00012"),
+        (1.234, "1.23"),
+        (99.96, "100"),
+        (31337, "31337"),
+        (None, "-"),
+    ],
+)
+def test_significant(value, text):
+    assert significant(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.44, "0.4 s"), (12, "12 s"), (185, "3:05")])
+def test_clock(value, text):
+    assert clock(value) == text
