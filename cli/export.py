@@ -19,7 +19,9 @@ def export(
     """
     import compressor
 
+    from .quiet import quiet
     from .render import show_lines
 
-    artifact = compressor.export_checkpoint(checkpoint, to=to, out=out, set=tuple(set_ or ()))
+    with quiet():
+        artifact = compressor.export_checkpoint(checkpoint, to=to, out=out, set=tuple(set_ or ()))
     show_lines(str(artifact.path))

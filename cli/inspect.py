@@ -16,11 +16,13 @@ def inspect(
     import compressor
     from compressor.errors import CompressError
 
+    from .quiet import quiet
     from .render import show_json, show_table
 
     if (path is None) != kernels:
         raise CompressError("name one PATH, or --kernels", "compress inspect PATH")
-    found: Any = compressor.list_kernels() if kernels else compressor.inspect(str(path))
+    with quiet():
+        found: Any = compressor.list_kernels() if kernels else compressor.inspect(str(path))
     if json:
         show_json(found)
     else:
@@ -39,7 +41,7 @@ def path_table(found: dict[str, Any]) -> Any:
     """The facts of `inspect --json` that fit on a screen; formats and stages in short."""
     from compressor.run.tables import Table, clock, facts, megabytes, millions
 
-    weights = {facts(_chosen(f)) for f in found["formats"].values()}
+    kinds = "; ".join(sorted({facts(_chosen(f)) for f in found["formats"].values()}))
     stages = [f"{s['method']} ({clock(s['seconds'])})" for s in found["stages"]]
     rows = [
         ("kind", facts([x for x in (found["kind"], found["engine"]) if x])),
@@ -49,7 +51,7 @@ def path_table(found: dict[str, Any]) -> Any:
         ("on disk", f"{megabytes(found['bytes'])} MB"),
         ("dtype", str(found["dtype"])),
         ("sizes", facts(found["sizes"])),
-        ("formats", f"{len(found['formats'])} modules: {'; '.join(sorted(weights))}"),
+        ("formats", f"{len(found['formats'])} modules: {kinds}" if kinds else "dense"),
         ("stages", ", ".join(stages) or "none"),
         ("complete", "yes" if found["complete"] else "no manifest.json"),
     ]

@@ -20,9 +20,11 @@ def verify(
     from compressor.errors import Refused
     from compressor.run.tables import Table
 
+    from .quiet import quiet
     from .render import show_json, show_table
 
-    found = compressor.verify(path)
+    with quiet():
+        found = compressor.verify(path)
     if json:
         show_json(found)
     else:

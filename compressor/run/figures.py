@@ -34,7 +34,7 @@ def _before_after(bench: dict[str, Any]) -> Iterator[Figure]:
     rows = [(c, ms, f"{significant(ms)} ms") for c, ms in times]
     busy = " The machine was busy: do not rely on it." if bench.get("noisy") else ""
     yield from _bars("Latency, median", rows, f"Shorter is better.{busy}")
-    for name in quality_names(bench)[:2]:
+    for name in quality_names(bench)[:3]:
         marks = [
             Bar(
                 label=str(c["name"]),

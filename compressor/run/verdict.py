@@ -1,9 +1,9 @@
 """What the comparison allows to be said, in plain sentences.
 
-A speed difference counts only when it is larger than the spread of the two measurements; a size
-difference only above three percent.
+Differences below three percent are none; a speed difference must also show in every round.
 """
 
+from statistics import median
 from typing import Any
 
 from compressor.run.tables import FIDELITY, interval, quality_names
@@ -71,12 +71,16 @@ def _ratio(ours: float | None, other: float | None, less: str, more: str, same: 
 
 
 def _speed(ours: dict[str, Any], other: dict[str, Any]) -> str:
-    a, b = ours.get("p50"), other.get("p50")
-    if not a or not b:
+    if not ours.get("p50") or not other.get("p50"):
         return ""
-    if abs(a - b) <= max(ours.get("iqr") or 0.0, other.get("iqr") or 0.0, SAME * b):
-        return "not measurably faster or slower"
-    return f"{_times(a, b)}x faster" if a < b else f"NOT faster ({_times(a, b)}x slower)"
+    a, b = (found.get("rounds") or [found["p50"]] for found in (ours, other))
+    ratios = [y / x for x, y in zip(a, b, strict=True)]
+    times = _times(1.0, median(ratios))
+    if min(ratios) > 1 + SAME:
+        return f"{times}x faster"
+    if max(ratios) < 1 - SAME:
+        return f"NOT faster ({times}x slower)"
+    return "not measurably faster or slower"
 
 
 def _times(a: float, b: float) -> str:

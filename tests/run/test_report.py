@@ -135,9 +135,10 @@ def test_a_run_without_measures_or_exports_has_a_report(tmp_path, sample_report)
     assert "01-prune.minitron" in (tmp_path / "report.md").read_text()
 
 
-def candidates(sample_report, **changes):
+def changed(sample_report, latency, **changes):
+    """The sample's bench with another latency of its last candidate."""
     bench = copy.deepcopy(sample_report["bench"])
-    bench["candidates"][-1] |= changes
+    bench["candidates"][-1] |= changes | {"latency_ms": latency}
     return bench
 
 
@@ -155,16 +156,14 @@ def test_verdict_compares_with_each_original(sample_report):
 
 
 def test_slower_and_larger_are_said_plainly(sample_report):
-    slow = {"p50": 62.4, "p95": 70.0, "iqr": 1.0}
-    lines = verdict(candidates(sample_report, latency_ms=slow, bytes=181_800_000))
+    slow = {"p50": 62.4, "p95": 70.0, "rounds": [62.4, 61.0, 64.0]}
+    lines = verdict(changed(sample_report, slow, bytes=181_800_000))
     assert "2.0x larger" in lines[0] and "NOT faster (2.0x slower)" in lines[0]
 
 
-def test_a_difference_within_the_spread_is_no_difference(sample_report):
-    close = {"p50": 24.0, "p95": 26.0, "iqr": 1.5}
-    assert (
-        "not measurably faster or slower" in verdict(candidates(sample_report, latency_ms=close))[1]
-    )
+def test_a_difference_that_not_every_round_shows_is_none(sample_report):
+    close = {"p50": 24.0, "p95": 26.0, "rounds": [20.0, 24.0, 26.0]}
+    assert "not measurably faster or slower" in verdict(changed(sample_report, close))[1]
 
 
 def test_noise_withholds_speed_only(sample_report):
