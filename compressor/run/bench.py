@@ -22,10 +22,10 @@ import numpy as np
 from compressor.engines import engine_name, open_engine
 from compressor.errors import CompressError
 from compressor.measure import latency
-from compressor.measure.inputs import heldout, read_task
+from compressor.measure.inputs import heldout
 from compressor.measure.process import Worker
 from compressor.measure.worker import save_text
-from compressor.model.checkpoint import load_processor
+from compressor.model.checkpoint import load_processor, read_task
 from compressor.run.machine import machine
 from compressor.run.methods import load_method
 from compressor.training.workbench import Workbench

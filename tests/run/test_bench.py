@@ -1,0 +1,129 @@
+"""bench: the JSON form, ratios, noise, and workers that die."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+
+from compressor.errors import CompressError
+from compressor.measure import latency
+from compressor.measure.process import Worker
+from compressor.run import bench as module
+from compressor.run.bench import Candidate, bench
+
+KEYS = {"version", "machine", "threads", "rounds", "noisy", "candidates"}
+CANDIDATE = {"name", "path", "engine", "parameters", "bytes", "peak_memory_bytes", "latency_ms"}
+CANDIDATE |= {"throughput", "quality", "ratio"}
+QUICK = latency.Options(batch=2, length=16, tokens=4, seconds=0.05)
+
+
+def saved(model, path):
+    model.module.save_pretrained(path)
+    model.processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def encoders(pico_bert, tmp_path):
+    a = saved(pico_bert(), tmp_path / "a")
+    b = saved(pico_bert(num_hidden_layers=1), tmp_path / "b")
+    return [Candidate("original", a), Candidate("the same", a), Candidate("smaller", b)]
+
+
+def test_bench_gives_the_json_form_and_honest_ratios(encoders, make_work):
+    measures = {"latency": QUICK, "memory": None, "fidelity": None}
+    work = make_work()
+    found = bench(encoders, work, measures, rounds=5)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found.keys() >= KEYS and found["rounds"] == 5 and found["threads"] == 1
+    for candidate in found["candidates"]:
+        assert candidate.keys() >= CANDIDATE and candidate["engine"] == "torch"
+        assert candidate["throughput"]["unit"] == "sentences/s"
+        assert candidate["latency_ms"].keys() >= {"p50", "p95", "iqr"}
+        assert len(candidate["latency_ms"]["rounds"]) == 5
+        assert candidate["quality"]["cosine"].keys() == {"value", "low", "high", "n"}
+        assert not candidate["path"].startswith("/")
+    original, same, smaller = found["candidates"]
+    assert original["ratio"]["latency"] == 1 and original["ratio"]["bytes"] == 1
+    assert same["ratio"]["latency"] == pytest.approx(1, abs=0.5)
+    assert same["ratio"]["bytes"] == 1 and same["quality"]["cosine"]["value"] == pytest.approx(1)
+    assert smaller["ratio"]["bytes"] < 1 and smaller["ratio"]["latency"] < 1
+    assert smaller["parameters"] < original["parameters"]
+    assert smaller["ratio"]["peak_memory"] == pytest.approx(1, abs=0.1)
+    assert not list(work.scratch.iterdir())  # reference outputs and texts are gone
+
+
+def test_a_decoder_is_timed_per_token(pico_llama, make_work, tmp_path):
+    path = saved(pico_llama(), tmp_path / "a")
+    measures = {"latency": QUICK, "perplexity": None}
+    found = bench([Candidate("a", path)], make_work(), measures, rounds=2)["candidates"][0]
+    assert found["throughput"]["unit"] == "tokens/s" and found["prefill_ms"] > 0
+    assert found["quality"]["perplexity"]["low"] < found["quality"]["perplexity"]["high"]
+    assert found["peak_memory_bytes"] is None and found["ratio"]["peak_memory"] is None
+
+
+def test_without_speed_there_is_no_noise(encoders, make_work):
+    found = bench(encoders[:1], make_work(), ["size"])
+    assert found["noisy"] is False and found["candidates"][0]["latency_ms"] is None
+    assert found["candidates"][0]["ratio"]["latency"] is None
+
+
+def test_noise_is_a_first_candidate_that_disagrees_with_itself():
+    def noise(first, second):
+        return module._noise([{"p50": v} for v in first], [{"p50": v} for v in second])
+
+    calm = noise([10, 10.1, 9.9], [10, 10.05, 10])
+    assert calm["twice"] < module.TWICE and calm["spread"] < module.SPREAD
+    assert noise([10, 10, 10], [11, 11, 11])["twice"] > module.TWICE
+    assert noise([10, 14, 8, 12], [10, 14, 8, 12])["spread"] > module.SPREAD
+
+
+def test_a_ratio_is_formed_within_a_round():
+    """The machine halves its speed after the first round; the ratio does not see it."""
+    first, ours = [10.0, 20.0, 20.0], [5.0, 10.0, 10.0]
+    turns = [[{"p50": v} for v in values] for values in (first, ours, first)]
+    entry = {"throughput": None, "bytes": 1, "peak_memory_bytes": None}
+    found = module._ratios(dict(entry), entry, turns[1], (turns[0], turns[2]))
+    assert found["latency"] == 0.5 and found["bytes"] == 1 and found["peak_memory"] is None
+
+
+def test_every_candidate_takes_every_place():
+    orders = [module._order(number, 4) for number in range(4)]
+    assert sorted(map(tuple, zip(*orders, strict=True))) == sorted(map(tuple, orders))
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+
+
+def test_a_worker_killed_in_mid_run_is_one_sentence(encoders, make_work, monkeypatch):
+    turns = []
+    ask = Worker.ask
+
+    def kill_later(self, request):
+        turns.append(self.process.pid)
+        if len(turns) == 4:
+            os.kill(self.process.pid, signal.SIGKILL)
+        return ask(self, request)
+
+    monkeypatch.setattr(Worker, "ask", kill_later)
+    with pytest.raises(CompressError, match=r"measuring '.*' died: .*memory ran out") as caught:
+        bench(encoders[:2], make_work(), {"latency": QUICK}, rounds=3)
+    assert caught.value.hint
+    for pid in set(turns):  # nobody is left behind
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_mistakes_are_refused_before_anything_is_timed(encoders, pico_llama, make_work, tmp_path):
+    other = Candidate("llama", saved(pico_llama(), tmp_path / "c"))
+    with pytest.raises(CompressError, match="different tokenizers"):
+        bench([encoders[0], other], make_work(), ["size"])
+    with pytest.raises(CompressError, match="no directory"):
+        bench([Candidate("x", tmp_path / "absent")], make_work(), ["size"])
+    with pytest.raises(CompressError, match="unknown method"):
+        bench(encoders, make_work(), ["speed"])
+    with pytest.raises(CompressError, match="nothing to measure"):
+        bench([], make_work())
+    unfit = dataclasses.replace(encoders[0], name="encoder")
+    with pytest.raises(CompressError, match="no causal language model"):
+        bench([unfit], make_work(), ["latency", "perplexity"])
