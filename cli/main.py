@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from compressor.errors import CompressError
+from compressor.options import nearest
 
 from . import export, inspect, methods, plan, profiles, run, verify
 
@@ -80,11 +81,11 @@ def _fail(what: str, hint: str, code: int) -> int:
 
 def _usage(message: str, argv: list[str]) -> tuple[str, str]:
     """Typer's own message in our form: what is wrong, the nearest name, where to look."""
-    nearest = re.search(r"\((?:Possible options?|Did you mean[^:]*): ([^,)]+)[^)]*\)", message)
-    what = message[: nearest.start()] if nearest else message
-    what = what[:1].lower() + what[1:].strip().rstrip(".")
-    if nearest:
-        what += f"; did you mean {nearest.group(1)}?"
+    what = message[:1].lower() + message[1:].rstrip(".")
+    unknown = re.fullmatch(r"no such option: (\S+) \(Possible options?: (.+)\)", what)
+    if unknown:
+        flag, listed = unknown.groups()
+        what = f"no such option: {flag}{nearest(flag, listed.split(', '))}"
     known = {command.name for command in app.registered_commands}
     command = f"compress {argv[0]}" if argv and argv[0] in known else "compress"
     return what, f"{command} --help"
@@ -127,9 +128,9 @@ def _broken(error: Exception, argv: list[str]) -> int:
 
 def _log_file(argv: list[str]) -> Path:
     """OUT/log.txt of a run that has begun, else a new file in the temporary directory."""
-    log = Path(_value_of(argv, "--out")) / "log.txt"
-    if log.is_file():
-        return log
+    out = _value_of(argv, "--out")
+    if out and (Path(out) / "log.txt").is_file():
+        return Path(out) / "log.txt"
     with tempfile.NamedTemporaryFile(prefix="compress-", suffix=".log", delete=False) as file:
         return Path(file.name)
 

@@ -38,14 +38,14 @@ def _before_after(bench: dict[str, Any]) -> Iterator[Figure]:
         marks = [
             Bar(
                 label=str(c["name"]),
-                value=q["value"],
+                value=q["value"] or 0.0,
                 text=interval(q),
                 low=q.get("low"),
                 high=q.get("high"),
                 style=_style(c),
             )
             for c in candidates
-            if (q := (c.get("quality") or {}).get(name)) and (q.get("value") or -1) >= 0
+            if (q := (c.get("quality") or {}).get(name)) and (q["value"] or 0.0) >= 0
         ]
         if marks:
             caption = "On held-out documents; the whisker is the interval."

@@ -146,10 +146,15 @@ def test_a_crash_is_one_line_and_the_traceback_is_in_the_log(core, capsys, tmp_p
     assert log.read_text().startswith("before\nTraceback")
 
 
-def test_a_crash_leaves_a_foreign_directory_alone(core, capsys, tmp_path):
-    core("run", ZeroDivisionError("ours"))
-    assert main.call(["run", "demo", "--out", str(tmp_path)]) == 1
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("line", [["run", "demo", "--out", "new"], ["inspect", "x"]])
+def test_a_crash_without_an_output_directory_logs_elsewhere(
+    core, capsys, tmp_path, monkeypatch, line
+):
+    core(line[0], ZeroDivisionError("ours"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log.txt").write_text("not ours")
+    assert main.call(line) == 1
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["not ours"]
     log = Path(capsys.readouterr().err.split()[-1])
     assert "ZeroDivisionError" in log.read_text()
     log.unlink()
