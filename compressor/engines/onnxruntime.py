@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnxruntime import InferenceSession, OrtValue, SessionOptions
+from onnxruntime import InferenceSession, OrtValue
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    SessionOptions,
+)
 from torch import Tensor
 
 from compressor.errors import CompressError
@@ -108,11 +115,9 @@ class OnnxRuntimeEngine:
 
 
 def _load(file: Path, settings: SessionOptions) -> InferenceSession:
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf
-
     try:
         return InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
-    except (Fail, InvalidGraph, InvalidProtobuf) as error:
+    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
         raise CompressError(
             f"ONNX Runtime cannot load {file.name} of '{file.parent.name}': "
             f"{str(error).splitlines()[0]}",

@@ -66,7 +66,7 @@ class _Decoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         from transformers import DynamicCache
 
-        cache = DynamicCache(config=self.module.config)  # type: ignore[arg-type]
+        cache: Any = DynamicCache(config=self.module.config)  # type: ignore[arg-type]
         for layer in range(len(past) // 2):
             cache.update(past[2 * layer], past[2 * layer + 1], layer)
         result = self.module(

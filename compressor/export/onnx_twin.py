@@ -60,6 +60,7 @@ class _Linear(nn.Module):
     packed: Tensor
     scale: Tensor
     zero: Tensor | None
+    bias: nn.Parameter | None
 
     def __init__(self, linear: QuantLinear, blocks: _Blocks) -> None:
         super().__init__()
@@ -96,6 +97,7 @@ class _DynamicLinear(nn.Module):
 
     w_IO: Tensor
     scale_O: Tensor
+    bias: nn.Parameter | None
 
     def __init__(self, linear: QuantLinear) -> None:
         super().__init__()

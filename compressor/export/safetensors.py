@@ -73,7 +73,7 @@ def _dense(table: QuantTable, weight: nn.Parameter) -> nn.Module:
     with torch.device("meta"):
         if isinstance(table, QuantLinear):
             new: nn.Module = nn.Linear(columns, rows, bias=False)
-            new.bias = table.bias
+            new.register_parameter("bias", table.bias)
         else:
             assert isinstance(table, QuantEmbedding)
             new = nn.Embedding(rows, columns)

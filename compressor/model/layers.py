@@ -64,6 +64,8 @@ class QuantLinear(QuantTable):
     round x to 8 bits as well (numerics/ops.py).
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self, inputs: int, outputs: int, form: WeightFormat, bias: nn.Parameter | None = None
     ) -> None:

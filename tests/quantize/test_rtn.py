@@ -1,0 +1,156 @@
+"""Round to nearest on pico models: what is replaced, what is refused, what comes back from disk."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from compressor.errors import CompressError
+from compressor.model import layers
+from compressor.model.forward import outputs
+from compressor.model.layers import QuantEmbedding, QuantLinear
+from compressor.model.manifest import WeightFormat
+from compressor.numerics.quantizer import dequantize, quantize
+from compressor.quantize import rtn
+
+BATCH = {
+    "input_ids": torch.arange(5, 25).reshape(2, 10),
+    "attention_mask": torch.ones(2, 10, dtype=torch.long),
+}
+
+
+def quantized(model, make_work, **options):
+    rtn.run(model, rtn.Options(**{"group": 16, **options}), make_work())
+    return model
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_layers_hold_the_quantizers_numbers(pico_llama, make_work, bits, symmetric):
+    before = {n: m.weight.clone() for n, m in pico_llama().named_linears()}
+    model = quantized(pico_llama(), make_work, bits=bits, symmetric=symmetric)
+    for name, weight in before.items():
+        found = model.module.get_submodule(name)
+        assert isinstance(found, QuantLinear)
+        assert torch.equal(found.weight, dequantize(*quantize(weight, bits, 16, symmetric)))
+        assert model.formats[name] == WeightFormat(bits=bits, group=16, symmetric=symmetric)
+    assert isinstance(model.module.get_input_embeddings(), QuantEmbedding)
+
+
+def test_eight_bits_keep_the_function(pico_llama, pico_bert, make_work):
+    for build in (pico_llama, pico_bert):
+        wanted = outputs(build(), BATCH)
+        got = outputs(quantized(build(), make_work), BATCH)
+        for name, value in wanted.items():
+            assert float((got[name] - value).norm() / value.norm()) < 0.05
+
+
+def test_forward_is_the_dense_model_with_the_same_weights(pico_llama, make_work):
+    model, dense = quantized(pico_llama(), make_work, bits=4), pico_llama()
+    for name, module in dense.module.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.data.copy_(model.module.get_submodule(name).weight)
+    wanted = outputs(dense, BATCH)["logits"]
+    assert torch.allclose(outputs(model, BATCH)["logits"], wanted, atol=1e-5)
+
+
+def test_embeddings_and_head_may_stay_float(pico_llama, make_work):
+    model = quantized(pico_llama(), make_work, embeddings=False, head=False)
+    assert isinstance(model.module.lm_head, nn.Linear)
+    assert isinstance(model.module.get_input_embeddings(), nn.Embedding)
+    assert "model.layers.0.mlp.down_proj" in model.formats
+    assert "lm_head" not in model.formats
+
+
+def test_pruning_facts_survive(pico_bert, make_work):
+    model = pico_bert()
+    name = "encoder.layer.0.output.dense"
+    model.formats[name] = WeightFormat(pattern="2:4", sparsity=0.5)
+    quantized(model, make_work)
+    assert (model.formats[name].pattern, model.formats[name].bits) == ("2:4", 8)
+
+
+def test_a_tied_table_is_shared(pico_llama, make_work):
+    model = quantized(pico_llama(tie_word_embeddings=True), make_work)
+    head, table = model.module.lm_head, model.module.get_input_embeddings()
+    assert head.codes_OI is table.codes_OI
+    assert head.scale_OG is table.scale_OG
+
+
+def test_dynamic_activation_rounds_activations(pico_bert, make_work):
+    model = quantized(pico_bert(), make_work, group=None, activation="dynamic")
+    activation = model.formats["encoder.layer.0.output.dense"].activation
+    assert activation == {"bits": 8, "per": "tensor", "dynamic": True}
+    assert model.formats["embeddings.word_embeddings"].activation is None
+    wanted, got = outputs(pico_bert(), BATCH), outputs(model, BATCH)
+    error = got["last_hidden_state"] - wanted["last_hidden_state"]
+    assert 1e-4 < float(error.norm() / wanted["last_hidden_state"].norm()) < 0.1
+
+
+@pytest.mark.parametrize("wrong", [{"group": 16}, {"bits": 4}, {"symmetric": False}])
+def test_dynamic_activation_needs_channels(wrong):
+    with pytest.raises(ValidationError, match="needs bits: 8, group: null"):
+        rtn.Options(**{"group": None, "activation": "dynamic"} | wrong)
+
+
+def test_a_group_that_does_not_divide_is_refused(pico_llama, make_work):
+    model = pico_llama()
+    with pytest.raises(
+        CompressError, match=r"32 does not divide the 48 inputs of '.*down_proj'"
+    ) as e:
+        quantized(model, make_work, group=32)
+    assert "group: 16 or 24" in e.value.hint
+    assert not model.formats
+    assert isinstance(model.module.lm_head, nn.Linear)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9])
+def test_unsound_weights_are_refused(pico_bert, make_work, value):
+    model = pico_bert()
+    model.module.encoder.layer[1].output.dense.weight.data[0, 0] = value
+    with pytest.raises(CompressError, match=r"encoder\.layer\.1\.output\.dense"):
+        quantized(model, make_work)
+
+
+def test_half_of_a_tie_is_refused(pico_llama, make_work):
+    with pytest.raises(CompressError, match="share one table"):
+        quantized(pico_llama(tie_word_embeddings=True), make_work, head=False)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_disk_round_trip_is_exact(pico_llama, make_work, symmetric, tied):
+    settings = {"tie_word_embeddings": tied}
+    model = quantized(pico_llama(**settings), make_work, bits=4, symmetric=symmetric)
+    tensors = layers.state_to_disk(model.module)
+    codes = tensors["model.layers.0.mlp.down_proj.codes_OI"]
+    assert codes.shape == (32, 24)  # 48 inputs, two in a byte
+    assert sum("codes_OI" in n and tensors[n].shape[0] == 96 for n in tensors) == (1 if tied else 2)
+    fresh = pico_llama(seed=1, **settings)
+    layers.install(fresh.module, model.formats)
+    layers.state_from_disk(fresh.module, tensors)
+    wanted, got = model.module.state_dict(), fresh.module.state_dict()
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert torch.equal(outputs(fresh, BATCH)["logits"], outputs(model, BATCH)["logits"])
+
+
+def test_tensors_that_do_not_fit_are_refused(pico_bert, make_work):
+    model = quantized(pico_bert(), make_work)
+    tensors = layers.state_to_disk(model.module)
+    name = "encoder.layer.0.output.dense.scale_OG"
+    for wrong in (
+        {k: v for k, v in tensors.items() if k != name},
+        tensors | {"stranger": torch.zeros(1)},
+        tensors | {name: tensors[name][:, :1]},
+        tensors | {name: tensors[name].float()},
+    ):
+        fresh = pico_bert()
+        layers.install(fresh.module, model.formats)
+        with pytest.raises(CompressError, match=r"stranger|scale_OG"):
+            layers.state_from_disk(fresh.module, wrong)
+
+
+def test_formats_that_name_no_module_are_refused(pico_bert):
+    with pytest.raises(CompressError, match="no Linear or Embedding called 'encoder"):
+        layers.install(pico_bert().module, {"encoder": WeightFormat(bits=8)})
