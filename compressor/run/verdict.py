@@ -49,7 +49,7 @@ def sentence(ours: dict[str, Any], other: dict[str, Any], speed: bool = True) ->
     """`Against original (torch), ours (onnx) is 3.4x smaller, 2.9x faster and ...`"""
     memory = ours.get("peak_memory_bytes"), other.get("peak_memory_bytes")
     parts = [
-        _ratio(ours.get("bytes"), other.get("bytes"), "{}x smaller", "{}x larger", "as large"),
+        _ratio(ours.get("bytes"), other.get("bytes"), "{}x smaller", "{}x larger", "equally large"),
         _speed(ours.get("latency_ms") or {}, other.get("latency_ms") or {}) if speed else "",
         _ratio(
             *memory, "{}x lower in peak memory", "{}x higher in peak memory", "equal in peak memory"
