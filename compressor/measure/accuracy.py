@@ -23,7 +23,7 @@ from compressor.training.workbench import Batch, Workbench
 class Options:
     """How many rows are scored."""
 
-    rows: int = Field(512, ge=1, description="rows scored, taken evenly from the split")
+    rows: int = Field(256, ge=1, description="rows scored, taken evenly from the split")
     length: int = Field(128, ge=2, description="tokens per row")
     batch: int = Field(8, ge=1, description="rows per forward pass")
 

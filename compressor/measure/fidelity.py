@@ -12,7 +12,6 @@ documents (interval.py).
 """
 
 import hashlib
-from pathlib import Path
 
 import torch
 from pydantic import Field
@@ -51,8 +50,8 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
     length = fitting_length(engine.path, options.length)
     sums, weights, owners, seen = [], [], [], 0
     for batch in heldout(work, options.rows, options.batch, length):
-        name, wanted = _reference(work, batch)
-        got = engine.outputs(batch).get(name)
+        name, wanted, made_by = _reference(work, batch)
+        got = wanted if made_by is engine else engine.outputs(batch).get(name)
         if got is None or got.shape != wanted.shape:
             shape = "nothing" if got is None else list(got.shape)
             work.log(f"fidelity: {name} is {list(wanted.shape)} and {shape}: not comparable")
@@ -93,20 +92,22 @@ def _divergence(wanted_PV: Tensor, got_PV: Tensor) -> tuple[Tensor, int]:
     return torch.stack([nats, agree]), len(p)
 
 
-def _reference(work: Workbench, batch: Batch) -> tuple[str, Tensor]:
-    """Name and value of the reference's first output, from scratch where it is kept."""
+def _reference(work: Workbench, batch: Batch) -> tuple[str, Tensor, Engine | None]:
+    """Name and value of the reference's output, and the engine that had to run for it.
+
+    There is none when the output was kept in scratch; then the reference is not even opened.
+    """
     digest = hashlib.sha256()
     for key in ("input_ids", "attention_mask"):
         digest.update(f"{key} {tuple(batch[key].shape)}".encode())
         digest.update(batch[key].contiguous().numpy().tobytes())
     file = work.scratch / f"reference-{digest.hexdigest()[:24]}.safetensors"
-    if not file.is_file():
-        _keep(file, work.reference.outputs(batch))
-    return next(iter(load_file(file).items()))
-
-
-def _keep(file: Path, outputs: dict[str, Tensor]) -> None:
+    if file.is_file():
+        name, value = next(iter(load_file(file).items()))
+        return name, value, None
+    outputs = work.reference.outputs(batch)
     name = next(name for name in _OUTPUTS if name in outputs)
     temporary = file.with_suffix(".tmp")
     save_file({name: outputs[name].contiguous()}, temporary)
     temporary.rename(file)
+    return name, outputs[name], work.reference

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,6 @@ class Worker:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None
-            try:
+            with suppress(BrokenPipeError):  # an unsent request; nobody is left to read it
                 stream.close()
-            except BrokenPipeError:  # an unsent request; nobody is left to read it
-                continue
         self._errors.close()

@@ -61,7 +61,7 @@ def bench(
         work: held-out text, progress and scratch; its reference is replaced by the first
             candidate.
         measures: names, or {name: options}. Size is always measured: ratios need it.
-        threads: threads of speed and memory; quality uses what this process may use.
+        threads: threads of speed and memory; quality runs with what this process uses.
         rounds: turns per candidate.
 
     Returns:
@@ -80,11 +80,9 @@ def bench(
     with tempfile.TemporaryDirectory(dir=work.scratch) as scratch:
         local = dataclasses.replace(work, scratch=Path(scratch))
         numbers = _quality(candidates, local, chosen)
-        turns = (
-            _speed(candidates, local, chosen["latency"], threads, rounds)
-            if ("latency" in chosen)
-            else [[] for _ in range(len(candidates) + 1)]
-        )
+        turns: list[list[Round]] = [[] for _ in range(len(candidates) + 1)]
+        if "latency" in chosen:
+            turns = _speed(candidates, local, chosen["latency"], threads, rounds)
     entries = [
         _entry(candidate, found, speed, _units(candidate))
         for candidate, found, speed in zip(candidates, numbers, turns[:-1], strict=True)
