@@ -1,6 +1,6 @@
 """What the core may say while it works. The CLI draws it; a library user hears nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -20,5 +20,5 @@ class Silent:
         pass
 
     @contextmanager
-    def progress(self, label: str, total: int):
+    def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda n: None

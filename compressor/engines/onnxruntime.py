@@ -37,6 +37,8 @@ class OnnxRuntimeEngine:
     Args:
         path: directory with model.onnx.
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
+        exact: compute with float activations where the file asks for 8-bit ones. Slow; it shows
+            that codes, scales and graph are right, apart from the rounding of activations.
 
     Raises:
         CompressError: model.onnx is missing, or ONNX Runtime cannot load it.
@@ -44,7 +46,7 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, exact: bool = False) -> None:
         self.path = Path(path)
         file = self.path / _FILE
         if not file.is_file():
@@ -56,7 +58,7 @@ class OnnxRuntimeEngine:
         settings.intra_op_num_threads = threads or 0
         # Idle threads that spin win nothing for one stream of requests and slow its neighbours.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = _load(file, settings)
+        self._session = _load(_float_activations(file) if exact else str(file), file, settings)
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]
         self._past = [name for name in self._inputs if name.startswith(_PAST)]
@@ -114,9 +116,24 @@ class OnnxRuntimeEngine:
         del self._session
 
 
-def _load(file: Path, settings: SessionOptions) -> InferenceSession:
+def _float_activations(file: Path) -> bytes:
+    """The model with every MatMulNBits at accuracy_level 1; external data stays outside."""
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 1
+    return model.SerializeToString()
+
+
+def _load(model: str | bytes, file: Path, settings: SessionOptions) -> InferenceSession:
+    if isinstance(model, bytes):
+        folder = "session.model_external_initializers_file_folder_path"
+        settings.add_session_config_entry(folder, str(file.parent))
     try:
-        return InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+        return InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
         raise CompressError(
             f"ONNX Runtime cannot load {file.name} of '{file.parent.name}': "

@@ -5,8 +5,8 @@ formats with a dynamic activation become DynamicQuantizeLinear and MatMulInteger
 what `model.formats` says; nothing is quantized here. A table shared by embedding and head is
 stored once. Decoders get a KV cache (onnx_forward.py has the inputs and outputs).
 
-The scales in the file are our float16 values as float32. The probe holds the outputs of the twin
-(onnx_twin.py), which does the file's arithmetic in torch.
+The scales in the file are our float16 values as float32. The probe holds the outputs of the
+model in torch.
 """
 
 import warnings
@@ -17,8 +17,9 @@ import torch
 from pydantic import Field
 
 from compressor.export.files import write_side_files
-from compressor.export.onnx_forward import Graph, reference, wrap
+from compressor.export.onnx_forward import Graph, wrap
 from compressor.export.onnx_twin import make_twin
+from compressor.model.forward import outputs
 from compressor.model.manifest import Artifact, Manifest
 from compressor.model.model import Model
 from compressor.model.probe import probe_batches, write_probe
@@ -44,7 +45,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     twin = make_twin(model)
     graph = wrap(twin)
     batches = probe_batches(model)
-    write_probe(out, [(batch, reference(twin, graph, batch)) for batch in batches])
+    write_probe(out, [(batch, outputs(model, batch)) for batch in batches])
     program = _export(graph, options)
     _name_axes(program, graph)
     _strip(program.model)

@@ -125,15 +125,3 @@ def empty_cache(model: Model, batch: int, length: int = 0) -> list[Tensor]:
     sizes = model.sizes
     shape = (batch, sizes["kv_heads"], length, sizes["head_dim"])
     return [torch.zeros(shape) for _ in range(2 * sizes["layers"])]
-
-
-@torch.no_grad()
-def reference(model: Model, graph: Graph, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the graph must give for input_ids and attention_mask, without the cache outputs."""
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    if model.task == "causal-lm":
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        arguments = (ids, mask, positions, empty_cache(model, ids.shape[0]))
-        return {"logits": graph.module(*arguments)[0]}
-    arguments = (ids, mask, torch.zeros_like(ids))[: len(graph.inputs)]
-    return dict(zip(graph.outputs, graph.module(*arguments), strict=True))

@@ -7,6 +7,7 @@ loading half of it.
 
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,7 @@ def _complete(path: Path, family: Family, module: Any, missing: set[str], wrong:
     extras = {f"{name}.{part}" for name in family.extras for part in ("weight", "bias")}
     prefix = f"{module.base_model_prefix}."
     if missing and {key.removeprefix(prefix) for key in missing} <= extras:
-        for name in family.extras:
-            setattr(module.base_model, name.split(".")[0], None)
+        _drop_unstored(module, family, ())
         return
     if missing or wrong:
         names = ", ".join(sorted(missing | {str(w) for w in wrong})[:3])
@@ -115,6 +115,13 @@ def _complete(path: Path, family: Family, module: Any, missing: set[str], wrong:
         )
 
 
+def _drop_unstored(module: Any, family: Family, stored: Collection[str]) -> None:
+    """Remove the extra modules (a pooler) of which nothing is stored."""
+    for name in (extra.split(".")[0] for extra in family.extras):
+        if not any(f"{name}." in key for key in stored):
+            setattr(module.base_model, name, None)
+
+
 def _load_quantized(
     path: Path,
     raw: dict[str, Any],
@@ -122,11 +129,12 @@ def _load_quantized(
     formats: dict[str, WeightFormat],
     files: list[Path],
 ) -> nn.Module:
-    module = build(raw, family)
-    layers.install(module, formats)
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= load_file(file)
+    module = build(raw, family)
+    _drop_unstored(module, family, tensors)
+    layers.install(module, formats)
     layers.state_from_disk(module, tensors)
     return module
 
@@ -137,7 +145,9 @@ def build(raw: dict[str, Any], family: Family) -> nn.Module:
 
     config = config_of(raw)
     with no_init_weights():
-        return model_class(family, config)(config).float()
+        module = model_class(family, config)(config).float()
+    module.tie_weights()
+    return module
 
 
 def read_task(path: Path) -> str:

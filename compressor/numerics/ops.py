@@ -57,3 +57,6 @@ def dynamic_int8_linear(
 @dynamic_int8_linear.register_fake
 def _(x_TI: Tensor, w_IO: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
     return x_TI.new_empty((*x_TI.shape[:-1], w_IO.shape[1]))
+
+
+OPS = ("quant_linear", "dynamic_int8_linear")

@@ -1,17 +1,18 @@
 """Export with proof: write, load in the serving engine, compare, describe, or refuse."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressor.engines import open_engine_of
+from compressor.engines import Engine, open_engine_of
 from compressor.errors import Refused
 from compressor.measure import fidelity
 from compressor.model.checkpoint import Checkpoint, copy_side_files
+from compressor.model.count import count_parameters
 from compressor.model.manifest import Artifact, Manifest
-from compressor.model.probe import read_probe
 from compressor.run.card import model_card
-from compressor.run.gate import disagreement, tolerance_of
+from compressor.run.gate import check_agreement
 from compressor.run.methods import load_method
 from compressor.run.profile import Stage
 from compressor.training.workbench import Workbench
@@ -43,25 +44,23 @@ def export_into(
     model = parent.load()
     copy_side_files(parent.path, directory)
     artifact: Artifact = method.run(model, stage.options, directory)
-    tolerance = tolerance_of(model.formats.values())
-    task = model.task
+    task, parameters = model.task, count_parameters(model.module)
+    formats = model.formats.values()
     del model
-    engine = open_engine_of(artifact.engine, directory)
-    try:
-        errors = disagreement(engine, read_probe(directory))
-        if max(errors.values()) > tolerance:
+    with closing(open_engine_of(artifact.engine, directory)) as engine:
+        agreement = check_agreement(engine, formats, directory)
+        if not agreement.ok:
             raise Refused(
                 f"{artifact.engine} disagrees with torch on the exported file: relative error "
-                f"{errors} against {tolerance}",
+                f"{agreement.errors}, allowed {agreement.tolerance}",
                 "the file was kept with the name .rejected; please report it",
             )
         quality = _fidelity(engine, floor, work)
-    finally:
-        engine.close()
-    metrics = {
-        "parameters": parent.manifest.metrics.get("parameters"),
-        "agreement": errors,
-        "tolerance": tolerance,
+    metrics = artifact.manifest.metrics | {
+        "parameters": parameters,
+        "agreement": agreement.errors,
+        "tolerance": agreement.tolerance,
+        "served": agreement.served,
         "fidelity": quality,
     }
     manifest = replace(artifact.manifest, base_model=parent.manifest.base_model, metrics=metrics)
@@ -70,7 +69,7 @@ def export_into(
     return manifest
 
 
-def _fidelity(engine: Any, floor: dict[str, float], work: Workbench | None) -> dict[str, float]:
+def _fidelity(engine: Engine, floor: dict[str, float], work: Workbench | None) -> dict[str, float]:
     """Fidelity to the float source on held-out text; refuses what is below a floor."""
     if work is None:
         return {}

@@ -4,12 +4,11 @@ import contextlib
 import io
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-QUIET = ("transformers", "torch", "onnxscript", "onnx_ir", "onnxruntime", "huggingface_hub")
 
 
 class _Lines(io.TextIOBase):
@@ -36,39 +35,43 @@ def logged(file: Path) -> Iterator[Callable[[str], None]]:
     The screen of the CLI holds the real streams and is not touched.
     """
     with file.open("a", encoding="utf-8", buffering=1) as stream:
-        handler = logging.StreamHandler(stream)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-        root = logging.getLogger()
-        before = list(root.handlers)
-        root.handlers = [handler]
-        _hush_transformers()
+        lines = _Lines(stream)
 
         def log(text: str) -> None:
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-        try:
-            lines = _Lines(stream)
-            with (
-                contextlib.redirect_stdout(lines),
-                contextlib.redirect_stderr(lines),
-                warnings.catch_warnings(),
-            ):
-                logging.captureWarnings(True)
-                yield log
-        finally:
-            root.handlers = before
-            logging.captureWarnings(False)
+        with (
+            _handlers_to(lines),
+            contextlib.redirect_stdout(lines),
+            contextlib.redirect_stderr(lines),
+            warnings.catch_warnings(),
+        ):
+            warnings.showwarning = lambda message, kind, *_: log(f"{kind.__name__}: {message}")
+            yield log
 
 
-def _hush_transformers() -> None:
+@contextlib.contextmanager
+def _handlers_to(lines: io.TextIOBase) -> Iterator[None]:
+    """Point every existing log handler that writes to the terminal at the log for a while.
+
+    torch and transformers make theirs when imported, with the stderr of that moment.
+    """
     from transformers.utils import logging as chatter
 
     chatter.disable_progress_bar()
-    chatter.disable_default_handler()
-    chatter.enable_propagation()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in QUIET:
-        logger = logging.getLogger(name)
-        for handler in list(logger.handlers):
-            if isinstance(handler, logging.StreamHandler):
-                logger.removeHandler(handler)
+    known = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
+    handlers = [h for logger in [logging.root, *known] for h in logger.handlers]
+    terminal = [
+        h
+        for h in handlers
+        if isinstance(h, logging.StreamHandler) and h.stream in (sys.stderr, sys.__stderr__)
+    ]
+    before = [(handler, handler.stream) for handler in terminal]
+    for handler in terminal:
+        handler.setStream(lines)
+    try:
+        yield
+    finally:
+        for handler, stream in before:
+            handler.setStream(stream)

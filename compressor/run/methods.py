@@ -60,7 +60,7 @@ def describe(method: str) -> dict[str, Any]:
     """Name, paper, summary and options of a method, as `methods --json` prints them."""
     module = load_method(method)
     text = module.__doc__ or ""
-    papers = re.findall(r"arXiv[: ]*(\d{4}\.\d{4,5})", text)
+    papers = re.findall(r"\b\d{4}\.\d{5}\b", text) if "arXiv" in text else []
     return {
         "name": method,
         "paper": ", ".join(dict.fromkeys(papers)) or None,

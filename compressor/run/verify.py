@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compressor.engines import open_engine
 from compressor.errors import CompressError
 from compressor.model.manifest import Manifest, file_digest, read_manifest
-from compressor.model.probe import read_probe
-from compressor.run.gate import FLOAT_TOLERANCE, disagreement, tolerance_of
+from compressor.run.gate import open_and_check
 
 Check = dict[str, Any]
 
@@ -45,16 +43,10 @@ def _files(directory: Path, manifest: Manifest) -> Iterator[Check]:
 
 def _probe(directory: Path, manifest: Manifest) -> Check:
     """Load in the serving engine and compare with the probe's outputs."""
-    is_export = manifest.kind == "artifact"
-    tolerance = tolerance_of(manifest.formats.values()) if is_export else FLOAT_TOLERANCE
     try:
-        engine = open_engine(directory)
-        try:
-            errors = disagreement(engine, read_probe(directory))
-        finally:
-            engine.close()
+        found = open_and_check(manifest.engine or "torch", directory, manifest.formats.values())
     except CompressError as error:
         return {"name": "probe", "ok": False, "detail": error.what}
-    worst = max(errors.values())
-    detail = f"relative error {worst:.1e}, allowed {tolerance:.0e}"
-    return {"name": "probe", "ok": worst <= tolerance, "detail": detail}
+    worst = max(found.errors.values())
+    detail = f"relative error {worst:.1e}, allowed {found.tolerance:.0e}"
+    return {"name": "probe", "ok": found.ok, "detail": detail}

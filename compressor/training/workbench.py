@@ -1,6 +1,7 @@
 """What a method may ask of its surroundings. Its public names are frozen by a test."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +50,7 @@ class Workbench:
         """The engine others are compared with: the first candidate, or the input of a run."""
         return self._reference()
 
-    def progress(self, label: str, total: int):
+    def progress(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """A progress bar: `with work.progress("train", steps) as advance: advance(1)`."""
         return self._screen.progress(label, total)
 

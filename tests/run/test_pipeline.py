@@ -114,10 +114,10 @@ def test_an_interrupted_run_continues(chain, llama_folder, text_file, tmp_path, 
 def test_a_disagreeing_engine_is_refused_and_keeps_a_rejected_name(
     chain, llama_folder, text_file, tmp_path, monkeypatch
 ):
-    from compressor.run import export
+    from compressor.run import gate
 
     out = tmp_path / "out"
-    monkeypatch.setattr(export, "disagreement", lambda *_: {"logits": 0.5})
+    monkeypatch.setattr(gate, "disagreement", lambda *_: {"logits": 0.5})
     with pytest.raises(CompressError) as caught:
         compressor.run(chain, model=str(llama_folder), data=str(text_file), out=out)
     assert caught.value.exit_code == 3

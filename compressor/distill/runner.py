@@ -1,0 +1,95 @@
+"""What every distill method shares: batches, what trains, the teacher's outputs, the loop."""
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from compressor.errors import CompressError
+from compressor.model.model import Model
+from compressor.training import metrics
+from compressor.training.loop import train
+from compressor.training.options import Train
+from compressor.training.teacher import AsksTeacher, with_outputs
+from compressor.training.workbench import Workbench
+
+
+class TrainedOptions(Protocol):
+    """What the options of every distill method have."""
+
+    @property
+    def train(self) -> Train: ...
+
+    @property
+    def freeze_embeddings(self) -> bool: ...
+
+
+def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workbench) -> dict:
+    """Train `model` in place on the train split; notes get the loss curve and the facts.
+
+    Args:
+        objective: see training/loop.py; one that asks a teacher may have it asked beforehand
+            (training/teacher.py).
+
+    Returns:
+        {steps, tokens, seconds, loss, precision}.
+
+    Raises:
+        CompressError: rows longer than the model takes, too little text, or a loss that is not
+            finite.
+    """
+    wanted = options.train
+    _refuse_long_rows(model, wanted.length)
+    batches = work.batches(
+        "train", wanted.steps * wanted.accumulate, batch=wanted.batch, length=wanted.length
+    )
+    _choose_weights(model, options.freeze_embeddings)
+    if isinstance(objective, AsksTeacher) and objective.cache_teacher:
+        batches = with_outputs(batches, objective, work.teacher.module, work)
+    facts = train(model, batches, objective, wanted, work, identity=str(options))
+    model.notes["loss"] = metrics.loss_curve(work.scratch)
+    model.notes["training"] = facts
+    work.log(f"training: {facts}")
+    return facts
+
+
+def _refuse_long_rows(model: Model, length: int) -> None:
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise CompressError(
+            f"train.length is {length} and the model takes at most {most} tokens",
+            f"train.length: {most}",
+        )
+
+
+def _choose_weights(model: Model, freeze_embeddings: bool) -> None:
+    model.module.requires_grad_(True)
+    if freeze_embeddings:
+        for name in model.family.embeddings:
+            model.base.get_submodule(name).requires_grad_(False)
+
+
+def refuse_other_vocabulary(student: Model, teacher: Model) -> None:
+    """Both must read the same ids.
+
+    Raises:
+        CompressError: the vocabularies differ in size.
+    """
+    mine, theirs = student.sizes["vocabulary"], teacher.sizes["vocabulary"]
+    if mine != theirs:
+        raise CompressError(
+            f"the teacher has a vocabulary of {theirs} tokens and the student one of {mine}",
+            "choose a teacher with the same tokenizer, e.g. teacher: input",
+        )
+
+
+def backbone(model: Model, batch: dict, **extra: Any) -> Any:
+    """Forward pass without task head and cache; the output of transformers."""
+    if model.task == "causal-lm":
+        extra["use_cache"] = False
+    return model.base(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **extra)
+
+
+def next_tokens(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(mask, targets), both [B, S-1]: which positions predict a real token, and which token."""
+    mask = batch["attention_mask"].bool()
+    return mask[:, :-1] & mask[:, 1:], batch["input_ids"][:, 1:]

@@ -1,0 +1,218 @@
+"""The one training loop. It does not know what it trains, or with which loss.
+
+A step is `accumulate` forward and backward passes, a clipped gradient, the optimizer's step and
+`after_step`. Dropout is off, weights are float32, bfloat16 is autocast only. A run that is
+stopped goes on from its last snapshot and ends with the same bits as one that was not.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from compressor.errors import CompressError
+from compressor.model.model import Model
+from compressor.training import metrics
+from compressor.training.options import Train, lr_factor
+from compressor.training.precision import autocast, choose_precision
+from compressor.training.snapshot import (
+    State,
+    digest,
+    read_snapshot,
+    remove_snapshots,
+    set_random_state,
+    write_snapshot,
+)
+from compressor.training.workbench import Batch, Workbench
+
+_EVERY = 10  # steps of one line of metrics
+
+
+@runtime_checkable
+class Itemized(Protocol):
+    """An objective that says what its last loss was made of; its parts go into the metrics."""
+
+    parts: dict[str, Tensor]
+
+
+@dataclass
+class _Progress:
+    """What a run has done so far; all of it is in a snapshot."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0  # of the last line of metrics
+    recent: float = 0.0  # sum since then
+    since: int = 0  # steps since then
+
+
+def train(
+    model: nn.Module | Model,
+    batches: Sequence[Batch],
+    objective: nn.Module,
+    options: Train,
+    work: Workbench,
+    optimizer: Optimizer | None = None,
+    after_step: Callable[[int], None] | None = None,
+    identity: str = "",
+) -> dict[str, Any]:
+    """Train the parameters of `model` that require gradients, and those of `objective`.
+
+    Args:
+        model: on `work.device`, float32; it is left in eval mode.
+        batches: `steps * accumulate` of them.
+        objective: batch -> scalar loss. Its parameters are trained with the model's, its buffers
+            are part of a snapshot; it must not register the student or the teacher as submodules.
+        optimizer: over the same parameters; AdamW when None. Its learning rates are the highest.
+        after_step: called with the number of finished steps.
+        identity: whatever else makes this run this run; a snapshot of another one is not used.
+
+    Returns:
+        {steps, tokens, seconds, loss, precision}; loss is the mean over the last steps.
+
+    Raises:
+        CompressError: the loss or its gradient is not finite; the last snapshot stays.
+    """
+    module = model.module if isinstance(model, Model) else model
+    module.eval()
+    objective.to(work.device)
+    weights = _trained(module, objective)
+    optimizer = optimizer or _adamw(list(weights.values()), options)
+    highest = [group["lr"] for group in optimizer.param_groups]
+    start = {**module.state_dict(), **objective.state_dict(), "ids": batches[0]["input_ids"]}
+    identity = f"{identity} {options} {work.seed} {digest(start)}"
+    state = weights | {f"objective.{k}": v for k, v in objective.named_buffers()}
+    done = _resume(state, optimizer, identity, work)
+    precision = choose_precision(
+        objective, _to(batches[0], work.device), list(weights.values()), options, work
+    )
+
+    def snapshot() -> None:
+        facts = {"identity": identity, "progress": asdict(done)}
+        write_snapshot(work.scratch, State(done.step, dict(state), optimizer.state_dict(), facts))
+
+    saved = clock = time.perf_counter()
+    with work.progress("train", options.steps) as advance:
+        advance(done.step)
+        while done.step < options.steps:
+            loss = _backward(objective, batches, options, precision, work, done)
+            _clip(list(weights.values()), options, done.step + 1)
+            for group, lr in zip(optimizer.param_groups, highest, strict=True):
+                group["lr"] = lr * lr_factor(options, done.step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done.step += 1
+            if after_step is not None:
+                after_step(done.step)
+            now = time.perf_counter()
+            done.seconds, clock = done.seconds + now - clock, now
+            _record(done, loss, options, objective, work)
+            advance(1)
+            if now - saved >= options.snapshot_seconds or done.step == options.steps:
+                snapshot()
+                saved = time.perf_counter()
+    facts = {"steps": done.step, "tokens": done.tokens, "seconds": round(done.seconds, 2)}
+    return facts | {"loss": done.loss, "precision": precision}
+
+
+def _trained(module: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
+    """{name: parameter}; tied ones once."""
+    found = {f"student.{k}": p for k, p in module.named_parameters() if p.requires_grad}
+    found |= {f"objective.{k}": p for k, p in objective.named_parameters() if p.requires_grad}
+    assert found, "nothing to train"
+    assert len({id(p) for p in found.values()}) == len(found), "the objective holds the student"
+    assert all(p.dtype == torch.float32 for p in found.values()), "master weights are float32"
+    return found
+
+
+def _adamw(parameters: list[nn.Parameter], options: Train) -> Optimizer:
+    """AdamW; biases and norms do not decay."""
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return AdamW(groups, lr=options.lr, betas=options.betas, eps=1e-8)
+
+
+def _backward(
+    objective: nn.Module,
+    batches: Sequence[Batch],
+    options: Train,
+    precision: str,
+    work: Workbench,
+    done: _Progress,
+) -> float:
+    """Gradients of one step; returns its mean loss."""
+    total = 0.0
+    for i in range(options.accumulate):
+        batch = _to(batches[done.step * options.accumulate + i], work.device)
+        with autocast(precision, work.device):
+            loss = objective(batch) / options.accumulate
+        loss.backward()
+        total += loss.item()
+        _refuse_unless_finite(total, "loss", done.step + 1)
+        done.tokens += int(batch["attention_mask"].sum())
+    return total
+
+
+def _clip(weights: list[nn.Parameter], options: Train, step: int) -> None:
+    norm = nn.utils.clip_grad_norm_(weights, options.clip)
+    _refuse_unless_finite(float(norm), "gradient", step)
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def _refuse_unless_finite(value: float, what: str, step: int) -> None:
+    if not math.isfinite(value):
+        raise CompressError(
+            f"the {what} is {value} at step {step}; the last good snapshot is kept",
+            "lower train.lr or raise train.warmup; at step 1, look for NaN in the model",
+        )
+
+
+def _record(
+    done: _Progress, loss: float, options: Train, objective: nn.Module, work: Workbench
+) -> None:
+    done.recent, done.since = done.recent + loss, done.since + 1
+    if done.step % _EVERY and done.step not in (1, options.steps):
+        return
+    done.loss, done.recent, done.since = done.recent / done.since, 0.0, 0
+    record = {
+        "step": done.step,
+        "loss": done.loss,
+        "lr": options.lr * lr_factor(options, done.step - 1),
+        "tokens_per_second": round(done.tokens / done.seconds, 1),
+    }
+    parts = objective.parts if isinstance(objective, Itemized) else {}
+    metrics.append(work.scratch, record | {name: float(part) for name, part in parts.items()})
+
+
+def _resume(
+    state: dict[str, Tensor], optimizer: Optimizer, identity: str, work: Workbench
+) -> _Progress:
+    """Put the last snapshot of this very run back, if there is one."""
+    found = read_snapshot(work.scratch)
+    if found is not None and found.facts["identity"] != identity:
+        work.log("the snapshot in scratch is of another run: starting anew")
+        found = None
+    if found is None:
+        remove_snapshots(work.scratch)
+        metrics.cut_back(work.scratch, 0)
+        return _Progress()
+    with torch.no_grad():
+        for name, value in state.items():
+            value.copy_(found.weights[name])
+    optimizer.load_state_dict(found.optimizer)
+    set_random_state(found.random)
+    metrics.cut_back(work.scratch, found.step)
+    work.log(f"resuming after step {found.step}")
+    return _Progress(**found.facts["progress"])

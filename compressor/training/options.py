@@ -1,0 +1,49 @@
+"""The options every trained method has, and the learning rate they describe."""
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from compressor.options import options
+
+
+@options
+class Train:
+    """How long, on how much text and how fast a method trains."""
+
+    steps: int = Field(300, ge=1, le=10_000_000, description="optimizer steps")
+    batch: int = Field(16, ge=1, le=65_536, description="rows of one forward pass")
+    accumulate: int = Field(1, ge=1, le=65_536, description="forward passes of one step")
+    length: int = Field(128, ge=2, le=1_048_576, description="tokens of a row, at most")
+    lr: float = Field(5e-4, gt=0, le=1, description="highest learning rate")
+    warmup: int = Field(20, ge=0, description="steps of linear rise from 0")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="how the learning rate falls after the warm-up"
+    )
+    final: float = Field(0.05, ge=0, le=1, description="share of lr left at the end")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW, on matrices only")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's averages")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto takes bfloat16 where a short timing finds it clearly faster"
+    )
+    snapshot_seconds: float = Field(300, ge=0, description="time between two snapshots")
+
+    @model_validator(mode="after")
+    def _in_range(self) -> "Train":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas must be at least 0 and below 1")
+        return self
+
+
+def lr_factor(options: Train, step: int) -> float:
+    """Share of `lr` at `step`, which counts from 0: warm-up, then the schedule down to `final`."""
+    warmup = min(options.warmup, options.steps - 1)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if options.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, options.steps - 1 - warmup)
+    rest = 1 - done if options.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return options.final + (1 - options.final) * rest

@@ -1,0 +1,147 @@
+"""A training run on disk: everything needed to go on with the same numbers. No pickle.
+
+One folder per snapshot, `snapshot-<step>`: state.safetensors (weights that train, the objective's
+state, optimizer moments, random state) and state.json (the rest). It is written under another
+name, flushed to the disk and renamed, and only then is the one before it removed: whatever
+moment the power goes, one complete snapshot is there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_PARTIAL = "snapshot.partial"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a snapshot holds.
+
+    Attributes:
+        step: finished optimizer steps.
+        weights: {name: tensor} of the student and of the objective.
+        optimizer: `state_dict()` of the optimizer.
+        facts: JSON values that belong to the run.
+        random: see `random_state`.
+    """
+
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    facts: dict[str, Any]
+    random: dict[str, Tensor] = field(default_factory=lambda: random_state())
+
+
+def random_state() -> dict[str, Tensor]:
+    """State of torch's generators, of the CPU and of the GPU in use."""
+    found = {"cpu": torch.get_rng_state()}
+    return found | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def set_random_state(state: Mapping[str, Tensor]) -> None:
+    """Set what `random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names, shapes and contents."""
+    total = hashlib.sha256()
+    for name, value in tensors.items():
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def write_snapshot(folder: Path, state: State) -> None:
+    """Write a snapshot and remove the others."""
+    partial = folder / _PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors, rest = _flatten(state.optimizer)
+    tensors |= {f"weights.{name}": value for name, value in state.weights.items()}
+    tensors |= {f"random.{name}": value for name, value in state.random.items()}
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    save_file(copies, partial / "state.safetensors")
+    content = {"step": state.step, "optimizer": rest, "facts": state.facts}
+    (partial / "state.json").write_text(json.dumps(content), encoding="utf-8")
+    for place in (*partial.iterdir(), partial):
+        _flush(place)
+    before = _snapshots(folder)
+    target = folder / f"snapshot-{state.step:09d}"
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    _flush(folder)
+    for old in before:
+        if old != target:
+            shutil.rmtree(old)
+
+
+def read_snapshot(folder: Path) -> State | None:
+    """The newest snapshot of a folder, or None when there is none.
+
+    A folder that was not renamed was not finished, and does not count.
+    """
+    found = _snapshots(folder)
+    if not found:
+        return None
+    tensors = load_file(found[-1] / "state.safetensors")
+    content = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
+    return State(
+        step=content["step"],
+        weights=_part(tensors, "weights."),
+        optimizer=_unflatten(content["optimizer"], _part(tensors, "optimizer.")),
+        facts=content["facts"],
+        random=_part(tensors, "random."),
+    )
+
+
+def remove_snapshots(folder: Path) -> None:
+    """Delete all snapshots of a folder."""
+    for place in (*_snapshots(folder), folder / _PARTIAL):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("snapshot-*") if p.name[9:].isdigit())
+
+
+def _flatten(optimizer: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split an optimizer's state_dict into tensors and JSON values."""
+    tensors: dict[str, Tensor] = {}
+    state: dict[str, dict[str, Any]] = {}
+    for index, entries in optimizer["state"].items():
+        is_tensor = {name: isinstance(value, Tensor) for name, value in entries.items()}
+        tensors |= {f"optimizer.{index}.{n}": entries[n] for n, yes in is_tensor.items() if yes}
+        state[str(index)] = {n: entries[n] for n, yes in is_tensor.items() if not yes}
+    return tensors, {"state": state, "param_groups": optimizer["param_groups"]}
+
+
+def _unflatten(rest: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in rest["state"].items()}
+    for name, value in tensors.items():
+        index, _, entry = name.partition(".")
+        state[int(index)][entry] = value
+    return {"state": state, "param_groups": rest["param_groups"]}
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

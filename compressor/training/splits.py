@@ -1,0 +1,117 @@
+"""Divide documents into splits that share no text.
+
+Duplicates go first. Documents are then ranked by the hash of their content: the last 8 % are
+held out, the 4 % before them validate, the rest trains, whatever order the files came in. One
+single document is cut into windows and divided by position instead.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable
+
+from compressor.errors import CompressError
+from compressor.training.sources import Document, paragraphs
+
+SPLITS = ("heldout", "validation", "train", "calibration")  # a text goes to the first that has it
+SHARES = {"heldout": 0.08, "validation": 0.04}
+WINDOW = 1000  # characters of one window of a single document
+SHORTEST = 20  # characters of a paragraph worth a row
+
+
+def digest(text: str) -> str:
+    """Content hash of a text with normalized white space."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def split(given: dict[str, list[Document]]) -> dict[str, list[Document]]:
+    """Fill the splits that are not given out of train; calibration is train unless given.
+
+    Args:
+        given: documents of `train` and perhaps of other splits.
+
+    Raises:
+        CompressError: too few distinct documents for the splits, or nothing left in one.
+    """
+    cut = {name: _windows(found[0]) for name, found in given.items() if len(found) == 1}
+    found: dict[str, list[Document]] = {}
+    seen: set[str] = set()
+    for name in SPLITS:
+        if name not in given:
+            continue
+        fresh = _distinct(cut.get(name, given[name]), seen)
+        found[name] = list(fresh.values()) if name in cut else [fresh[k] for k in sorted(fresh)]
+        if name in SHARES:
+            seen |= set(fresh)
+    _take_from_train(found)
+    found.setdefault("calibration", found["train"])
+    empty = [name for name, documents in found.items() if not documents]
+    if empty:
+        raise CompressError(
+            f"nothing is left for the split '{empty[0]}' after removing duplicates",
+            "give it documents that no other split has",
+        )
+    return found
+
+
+def into_rows(documents: dict[str, list[Document]], whole: bool) -> dict[str, list[Document]]:
+    """Give every document its rows, each text once in all splits together.
+
+    Args:
+        documents: of every split.
+        whole: a labelled document is one row; otherwise every paragraph is one.
+    """
+    seen: set[str] = set()
+    found: dict[str, list[Document]] = {}
+    for name in SPLITS:
+        if name == "calibration" and documents[name] is documents["train"]:
+            found[name] = found["train"]
+            continue
+        mine = set(seen)
+        found[name] = [
+            dataclasses.replace(d, rows=tuple(_fresh(_row_texts(d, whole), mine)))
+            for d in documents[name]
+        ]
+        if name in SHARES:
+            seen = mine
+    return found
+
+
+def _row_texts(document: Document, whole: bool) -> list[str]:
+    if whole:
+        return [document.content]
+    return [text for text in paragraphs(document.text) if len(text) >= SHORTEST]
+
+
+def _fresh(texts: Iterable[str], seen: set[str]) -> Iterable[str]:
+    for text in texts:
+        key = digest(text)
+        if key not in seen:
+            seen.add(key)
+            yield text
+
+
+def _distinct(documents: list[Document], seen: set[str]) -> dict[str, Document]:
+    """{content hash: document} of those not seen in another split."""
+    keyed = {digest(document.content): document for document in documents}
+    return {key: document for key, document in keyed.items() if key not in seen}
+
+
+def _take_from_train(found: dict[str, list[Document]]) -> None:
+    """Move the last documents of train to the splits that are missing."""
+    missing = [name for name in SHARES if name not in found]
+    total = len(found["train"])
+    if total <= len(missing):
+        raise CompressError(
+            f"{total} distinct documents are too few for train, validation and held-out text",
+            "give more documents, or name files for validation and heldout",
+        )
+    for name in missing:
+        count = max(1, round(total * SHARES[name]))
+        found[name], found["train"] = found["train"][-count:], found["train"][:-count]
+
+
+def _windows(document: Document) -> list[Document]:
+    """Pieces of at most WINDOW characters, cut at white space where there is any."""
+    pieces = re.findall(rf"(?s)\S.{{0,{WINDOW - 1}}}(?=\s|$)|\S.{{{WINDOW - 1}}}", document.text)
+    return [Document(piece, document.label) for piece in pieces]

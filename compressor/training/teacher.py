@@ -1,0 +1,164 @@
+"""A teacher that is asked once: its outputs for every row of a run, kept on disk.
+
+A row costs the teacher one forward pass however many epochs follow, and a resumed run asks
+nothing again. Values are float16: 11 bits of mantissa, a relative error of at most 2^-11 = 5e-4
+(bfloat16 would have 4e-3); states of normalized layers are far from its limit of 65504. Padding
+is not stored. The file is read through a memory map, so it need not fit into memory.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compressor.errors import CompressError
+from compressor.training.snapshot import digest
+from compressor.training.workbench import Batch, Workbench
+
+PREFIX = "teacher."
+_DATA, _MARK = "teacher-outputs.bin", "teacher-outputs.json"
+
+
+@runtime_checkable
+class AsksTeacher(Protocol):
+    """An objective whose teacher outputs can be computed beforehand.
+
+    `targets(batch)` gives token-aligned outputs {name: [B, S, width]}; in the batches of
+    `with_outputs` they are already there, under PREFIX + name, zero at padding.
+    """
+
+    cache_teacher: bool
+
+    def targets(self, batch: Batch) -> dict[str, Tensor]: ...
+
+
+def given_outputs(batch: Batch) -> dict[str, Tensor]:
+    """Teacher outputs that travel with a batch; empty when there are none."""
+    return {k.removeprefix(PREFIX): v for k, v in batch.items() if k.startswith(PREFIX)}
+
+
+class Answered(Sequence[Batch]):
+    """Batches with the teacher's outputs in them."""
+
+    def __init__(
+        self, batches: Sequence[Batch], places: dict[int, int], widths: dict[str, int], file: Path
+    ) -> None:
+        total = sum(widths.values())
+        self.batches, self.places, self.widths = batches, places, widths
+        self.stored = np.memmap(file, np.float16, mode="r").reshape(-1, total)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        batch = self.batches[index]
+        keep = batch["attention_mask"].bool()
+        rows = zip(batch["row"].tolist(), keep.sum(dim=1).tolist(), strict=True)
+        found = [self.stored[self.places[r] : self.places[r] + size] for r, size in rows]
+        flat = torch.from_numpy(np.concatenate(found).astype(np.float32))
+        parts = flat.split(list(self.widths.values()), dim=-1)
+        filled = {}
+        for name, part in zip(self.widths, parts, strict=True):
+            filled[PREFIX + name] = part.new_zeros(*keep.shape, part.shape[-1])
+            filled[PREFIX + name][keep] = part
+        return batch | filled
+
+
+def with_outputs(
+    batches: Sequence[Batch], objective: AsksTeacher, teacher: torch.nn.Module, work: Workbench
+) -> Sequence[Batch]:
+    """The same batches with `objective.targets` of every row in them.
+
+    Args:
+        batches: of one run; `row` identifies a row, which is always the same text.
+        objective: what to ask.
+        teacher: the model behind it; outputs of another one are never used.
+
+    Raises:
+        CompressError: the disk is too small, or an output does not fit into float16.
+    """
+    places, tokens, text = _places(batches)
+    widths = {k: v.shape[-1] for k, v in _ask(objective, batches[0], work).items()}
+    identity = {"text": text, "teacher": digest(teacher.state_dict()), "widths": widths}
+    data, mark = work.scratch / _DATA, work.scratch / _MARK
+    if not mark.is_file() or json.loads(mark.read_text(encoding="utf-8")) != identity:
+        mark.unlink(missing_ok=True)
+        _refuse_small_disk(tokens * sum(widths.values()) * 2, work)
+        stored = np.memmap(data, np.float16, mode="w+", shape=(tokens, sum(widths.values())))
+        _fill(stored, batches, places, objective, work)
+        stored.flush()
+        partial = mark.with_suffix(".partial")
+        partial.write_text(json.dumps(identity), encoding="utf-8")
+        partial.rename(mark)
+    return Answered(batches, places, widths, data)
+
+
+def _places(batches: Sequence[Batch]) -> tuple[dict[int, int], int, str]:
+    """Where each row's tokens start in the file, tokens in all, and a hash of the rows."""
+    places: dict[int, int] = {}
+    seen: dict[str, Tensor] = {}
+    total = 0
+    for batch in batches:
+        for row, ids, mask in zip(
+            batch["row"].tolist(), batch["input_ids"], batch["attention_mask"].bool(), strict=True
+        ):
+            if row not in places:
+                places[row] = total
+                seen[str(row)] = ids[mask]
+                total += len(seen[str(row)])
+    return places, total, digest(seen)
+
+
+def _fill(
+    stored: NDArray[np.float16],
+    batches: Sequence[Batch],
+    places: dict[int, int],
+    objective: AsksTeacher,
+    work: Workbench,
+) -> None:
+    done: set[int] = set()
+    with work.progress("teacher outputs", len(places)) as advance:
+        for batch in batches:
+            new = torch.tensor([row not in done for row in batch["row"].tolist()])
+            if not new.any():
+                continue
+            batch = {key: value[new] for key, value in batch.items()}
+            answers = torch.cat([v.half() for v in _ask(objective, batch, work).values()], dim=-1)
+            mask = batch["attention_mask"].bool()
+            for row, answer, keep in zip(batch["row"].tolist(), answers, mask, strict=True):
+                real = answer[keep].cpu()
+                _refuse_overflow(real)
+                stored[places[row] : places[row] + len(real)] = real.numpy()
+                done.add(row)
+            advance(int(new.sum()))
+
+
+@torch.no_grad()
+def _ask(objective: AsksTeacher, batch: Batch, work: Workbench) -> dict[str, Tensor]:
+    return objective.targets({key: value.to(work.device) for key, value in batch.items()})
+
+
+def _refuse_small_disk(size: int, work: Workbench) -> None:
+    free = shutil.disk_usage(work.scratch).free
+    work.log(f"teacher outputs take {size / 1e6:.0f} MB of disk until this stage is complete")
+    if size > free:
+        raise CompressError(
+            f"the teacher's outputs need {size / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free",
+            "set cache_teacher: false, or give --out on another disk",
+        )
+
+
+def _refuse_overflow(values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise CompressError(
+            "an output of the teacher is NaN or beyond the range of float16",
+            "set cache_teacher: false",
+        )
