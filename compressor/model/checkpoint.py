@@ -1,7 +1,7 @@
 """Checkpoints on disk: load with every oddity handled once at this door, save for everybody.
 
 A float checkpoint is what plain transformers writes and reads. A quantized one stores packed
-codes (docs/formats.md) and says so in its config, so that transformers refuses it instead of
+codes (docs/formats.md) in a file of another name, so that transformers refuses it instead of
 loading half of it.
 """
 
@@ -23,7 +23,7 @@ from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Manifest, WeightFormat, read_manifest
 from compressor.model.model import Model, Pooling, task_of
 from compressor.model.shapes import config_of, model_class
-from compressor.model.sources import read_config, weight_files
+from compressor.model.sources import PACKED, read_config, weight_files
 
 SIDE_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
 NOT_SIDE_FILES = {"config.json", MANIFEST, "model.safetensors.index.json"}
@@ -205,13 +205,12 @@ def save(model: Model, directory: Path, parent: Path) -> None:
     if model.formats:
         module.config.architectures = [type(module).__name__]
         module.config.save_pretrained(directory)
-        _mark_quantized(directory / "config.json")
-        tensors = layers.state_to_disk(module)
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        save_file(layers.state_to_disk(module), directory / PACKED, metadata={"format": "pt"})
         return
     dtype = getattr(torch, model.source_dtype)
-    module.config.dtype = dtype
     module.save_pretrained(directory, state_dict=_cast(module.state_dict(), dtype))
+    # transformers states the dtype of the module, not that of the weights it was given
+    _edit_json(directory / "config.json", dtype=model.source_dtype)
 
 
 def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -221,12 +220,6 @@ def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         if tensor.data_ptr() not in done:
             done[tensor.data_ptr()] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return {name: done[tensor.data_ptr()] for name, tensor in state.items()}
-
-
-def _mark_quantized(config: Path) -> None:
-    content = json.loads(config.read_text(encoding="utf-8"))
-    content["quantization_config"] = {"quant_method": "compress"}
-    config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def copy_side_files(parent: Path, directory: Path) -> None:
@@ -244,6 +237,9 @@ def copy_side_files(parent: Path, directory: Path) -> None:
 def _fit_pooling(directory: Path, hidden: int) -> None:
     """Keep `word_embedding_dimension` of a pooling config equal to the hidden size."""
     for file in directory.glob("*Pooling/config.json"):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        content["word_embedding_dimension"] = hidden
-        file.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        _edit_json(file, word_embedding_dimension=hidden)
+
+
+def _edit_json(file: Path, **changes: Any) -> None:
+    content = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -12,6 +12,8 @@ from compressor.errors import CompressError
 from compressor.model.manifest import file_digest
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FLOAT = "model.safetensors"
+PACKED = "packed.safetensors"  # our quantized checkpoints: a name that nobody else loads
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MAX_HEADER_BYTES = 100_000_000
 
@@ -117,8 +119,8 @@ def weight_files(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         files = [_inside(path, name) for name in _index_names(index)]
-    elif (path / "model.safetensors").is_file():
-        files = [path / "model.safetensors"]
+    elif single := [path / name for name in (FLOAT, PACKED) if (path / name).is_file()]:
+        files = single[:1]
     else:
         if any(next(path.glob(pattern), None) for pattern in PICKLES):
             raise CompressError(

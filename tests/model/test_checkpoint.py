@@ -77,7 +77,7 @@ def test_quantized_checkpoints_are_refused_by_plain_transformers(pico_llama, mak
     ids = torch.arange(4, 20)[None]
     with torch.no_grad():
         assert torch.equal(model.module(ids).logits, again.module(ids).logits)
-    with pytest.raises(ValueError, match="compress"):
+    with pytest.raises(OSError, match=r"model\.safetensors"):
         AutoModelForCausalLM.from_pretrained(child)
 
 
@@ -86,7 +86,7 @@ def test_pooling_matches_its_definition():
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
     mean = torch.stack([hidden[0, :2].mean(0), hidden[1].mean(0)])
     assert torch.allclose(pool(hidden, mask, Pooling("mean", False)), mean)
-    assert torch.allclose(pool(hidden, mask, Pooling("mean", True)).norm(dim=-1), mask[:, 0] + 0.0)
+    assert torch.allclose(pool(hidden, mask, Pooling("mean", True)).norm(dim=-1), torch.ones(2).double())
     assert torch.equal(pool(hidden, mask, Pooling("cls", False)), hidden[:, 0])
     assert torch.equal(pool(hidden, mask, Pooling("max", False))[0], hidden[0, :2].amax(0))
 
