@@ -39,7 +39,6 @@ _HOMES = {
     "verify": "run.verify",
 }
 
-__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

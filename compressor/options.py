@@ -2,22 +2,22 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def options(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only pydantic dataclass that refuses unknown keys.
 
     Bounds and help texts are written with `pydantic.Field(default, ge=..., description=...)`.
     """
     config = ConfigDict(extra="forbid", validate_default=True)
-    return dataclass(frozen=True, kw_only=True, config=config)(cls)
+    return cast("type[T]", dataclass(frozen=True, kw_only=True, config=config)(cls))
 
 
 def nearest(name: str, known: Iterable[Any]) -> str:

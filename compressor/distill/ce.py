@@ -22,7 +22,7 @@ from compressor.training.options import Train
 class Options:
     """Plain fine-tuning."""
 
-    train: Train = Field(default_factory=Train, description="how long and how fast")
+    train: Train = Field(Train(), description="how long and how fast")
     freeze_embeddings: bool = Field(False, description="leave the token tables as they are")
 
 

@@ -26,7 +26,7 @@ from compressor.training.options import Train
 class Options:
     """Distillation on logits."""
 
-    train: Train = Field(default_factory=Train, description="how long and how fast")
+    train: Train = Field(Train(), description="how long and how fast")
     kind: Literal["forward", "reverse", "js"] = Field("forward", description="divergence")
     temperature: float = Field(1.0, gt=0, le=100, description="softens both distributions")
     ce: float = Field(0.0, ge=0, lt=1, description="share of plain cross entropy")

@@ -29,7 +29,7 @@ from compressor.training.teacher import given_outputs
 class Options:
     """Distillation of representations; weights of 0 switch a part off."""
 
-    train: Train = Field(default_factory=Train, description="how long and how fast")
+    train: Train = Field(Train(), description="how long and how fast")
     hidden: float = Field(1.0, ge=0, description="weight of the last hidden state")
     sentence: float = Field(
         1.0, ge=0, description="weight of the pooled embedding, if there is one"

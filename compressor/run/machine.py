@@ -74,9 +74,9 @@ def peak_memory() -> int:
 def matmul_speed(dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
     """Floating-point operations per second of a 1024-cube matrix product on this machine now."""
     a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
-    a @ b
+    _ = a @ b
     start, rounds = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
-        a @ b
+        _ = a @ b
         rounds += 1
     return rounds * 2 * 1024**3 / (time.perf_counter() - start)

@@ -1,6 +1,7 @@
 """Run one stage: load its parent, let the method edit the model, save, prove, land."""
 
 import dataclasses
+import json
 import shutil
 import time
 from pathlib import Path
@@ -70,6 +71,7 @@ def run_stage(
             machine=machine(),
         )
         write_manifest(partial, manifest)
+    keep_metrics(setting.home / "metrics.jsonl", scratch, target.relative_to(setting.home))
     shutil.rmtree(scratch, ignore_errors=True)
     setting.log(f"stage {name} done in {record.seconds:.1f} s")
     return Checkpoint(target, manifest)
@@ -173,6 +175,19 @@ def _export(
         shutil.rmtree(rejected, ignore_errors=True)
         partial.rename(rejected)
         raise
+
+
+def keep_metrics(file: Path, scratch: Path, stage: Path) -> None:
+    """Append what a stage logged while training to the run's metrics.jsonl, once."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    kept = [line for line in lines if json.loads(line)["stage"] != stage.as_posix()]
+    own = scratch / "metrics.jsonl"
+    for line in own.read_text(encoding="utf-8").splitlines() if own.is_file() else []:
+        kept.append(json.dumps({"stage": stage.as_posix()} | json.loads(line)))
+    if kept:
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        temporary.rename(file)
 
 
 def forget(home: Path, number: int, scratch: Path) -> None:

@@ -120,7 +120,7 @@ def _explain(
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _known_options(cls, keys[:-1])
         return CompressError(
-            f"{where}unknown option '{name}' of {path[-1]}{nearest(keys[-1], known)}",
+            f"{where}unknown option '{name}' of {path[-1]}{nearest(str(keys[-1]), known)}",
             f"options: {', '.join(known)}",
         )
     message = first["msg"].removeprefix("Value error, ")
