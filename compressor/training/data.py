@@ -66,7 +66,8 @@ class Corpus:
         if self.task == "causal-lm":
             if key not in self._made:
                 self._made[key] = stream_of(documents, processor)
-            return packed_rows(*self._made[key], length)
+            tokens, starts = self._made[key]
+            return packed_rows(tokens, starts, length)
         if (*key, length) not in self._made:
             self._made[*key, length] = paragraph_rows(documents, processor, length)
         return self._made[*key, length]

@@ -104,7 +104,8 @@ def head_of(model: Model) -> Callable[[Tensor], Tensor]:
     `final_logit_softcapping`.
     """
     module: Any = model.module
-    head, cap = module.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+    head = module.get_output_embeddings()
+    cap = getattr(model.config, "final_logit_softcapping", None)
 
     def logits(hidden_ND: Tensor) -> Tensor:
         z_NV = head(hidden_ND)

@@ -1,8 +1,8 @@
 """The English that every CPython carries: help topics and docstrings, parsed and never imported.
 
-    stdlib:pydoc_data.topics   one document per topic of help()
-    stdlib:MODULE              the docstrings of a module or package, one document per file
-    stdlib:*                   the docstrings of the whole standard library
+stdlib:pydoc_data.topics   one document per topic of help()
+stdlib:MODULE              the docstrings of a module or package, one document per file
+stdlib:*                   the docstrings of the whole standard library
 """
 
 import ast
