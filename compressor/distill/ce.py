@@ -49,10 +49,25 @@ class _CrossEntropy(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         student = self.student
         if student.task == "text-classification":
-            logits = student.module(**accepted(student, batch)).logits
-            return label_loss(logits, batch["labels"]).mean()
+            logits_BC = student.module(**accepted(student, batch)).logits
+            return label_loss(logits_BC, _labels(batch, logits_BC.shape[-1])).mean()
         hidden, head = backbone(student, batch).last_hidden_state, head_of(student)
         mask, targets = next_tokens(batch)
         streams = [hidden[:, :-1], targets]
         chunk = chunk_of(student.sizes["vocabulary"])
         return chunked(lambda h_ND, t_N: label_loss(head(h_ND), t_N), streams, mask, chunk)
+
+
+def _labels(batch: dict[str, Tensor], classes: int) -> Tensor:
+    if "labels" not in batch:
+        raise CompressError(
+            "fine-tuning a classifier needs labelled rows and the data has none",
+            'give a .csv or .jsonl with the column "label"',
+        )
+    highest = int(batch["labels"].max())
+    if highest >= classes:
+        raise CompressError(
+            f"the data has the label {highest} and the model {classes} classes",
+            "number the labels from 0, or take a model with more classes",
+        )
+    return batch["labels"]

@@ -66,7 +66,9 @@ class _Distillation(nn.Module):
             with torch.no_grad():
                 target_NV = teacher.module(**accepted(teacher, batch)).logits
             own_NV = student.module(**accepted(student, batch)).logits
-            return self._mix(own_NV, target_NV, batch["labels"]).mean()
+            if self.options.ce > 0 and "labels" not in batch:
+                raise CompressError("ce needs labelled rows and the data has none", "set ce: 0")
+            return self._mix(own_NV, target_NV, batch.get("labels")).mean()
         mask, targets = next_tokens(batch)
         with torch.no_grad():
             target = backbone(teacher, batch).last_hidden_state[:, :-1]
@@ -80,10 +82,10 @@ class _Distillation(nn.Module):
 
         return chunked(loss, [own, target, targets], mask, chunk_of(student.sizes["vocabulary"]))
 
-    def _mix(self, own_NV: Tensor, target_NV: Tensor, targets_N: Tensor) -> Tensor:
+    def _mix(self, own_NV: Tensor, target_NV: Tensor, targets_N: Tensor | None) -> Tensor:
         """Loss [N] of each token or text."""
         share = self.options.ce
         loss_N = self.divergence(own_NV, target_NV)
-        if share == 0:
+        if share == 0 or targets_N is None:
             return loss_N
         return (1 - share) * loss_N + share * label_loss(own_NV, targets_N)

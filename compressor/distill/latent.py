@@ -10,6 +10,8 @@ teacher's energy so that the weights need no tuning per layer).
 Legend: L chosen layers, B rows, S tokens, H width of the teacher.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -52,9 +54,13 @@ def objective(options: Options, student: Model, teacher: Model | None) -> nn.Mod
             attention maps cannot be compared.
     """
     assert teacher is not None
-    parts = ("hidden", "sentence", "layers", "embeddings", "attention")
-    if not any(getattr(options, part) for part in parts):
-        raise CompressError("every weight of distill.latent is 0", f"set one of {', '.join(parts)}")
+    parts = ("hidden", "layers", "embeddings", "attention")
+    if not any(getattr(options, p) for p in parts) and not (options.sentence and student.pooling):
+        raise CompressError(
+            "every weight of distill.latent is 0, or is of a sentence embedding that this model "
+            "does not have",
+            f"set one of {', '.join(parts)}",
+        )
     refuse_other_vocabulary(student, teacher)
     if options.attention and student.sizes["heads"] != teacher.sizes["heads"]:
         raise CompressError(
@@ -96,9 +102,7 @@ class _Representations(nn.Module):
         self.cache_teacher = options.cache_teacher and not options.attention
         width = student.sizes["hidden"], teacher.sizes["hidden"]
         self.lift = nn.Identity() if width[0] == width[1] else nn.Linear(*width, bias=False)
-        if options.attention:
-            for model in (student, teacher):
-                model.module.set_attn_implementation("eager")  # type: ignore[operator]
+        self.parts: dict[str, Tensor] = {}  # of the last loss, for the metrics
 
     @torch.no_grad()
     def targets(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -108,35 +112,55 @@ class _Representations(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         extra = {"output_attentions": True} if self.options.attention else {}
-        output = backbone(self.student, batch, output_hidden_states=True, **extra)
+        with _maps_kept(self.student, bool(self.options.attention)):
+            output = backbone(self.student, batch, output_hidden_states=True, **extra)
         target = given_outputs(batch) or self.targets(batch)
         real = batch["attention_mask"].bool()
-        total = torch.zeros(())
+        self.parts = {}
+        terms = []
         for weight, above, below in self.matched:
             own = self.lift(output.hidden_states[below]).float()[real]
-            total = total + weight * _relative(own, target[str(above)][real])
+            terms.append(weight * _relative(own, target[str(above)][real]))
+            self.parts[f"state {below}"] = terms[-1].detach()
         pooling, mask = self.student.pooling, batch["attention_mask"]
         if self.options.sentence and pooling is not None:
             own = pool(self.lift(output.last_hidden_state).float(), mask, pooling)
             above = pool(target[str(self.wanted[-1])], mask, pooling)
-            total = total + self.options.sentence * (1 - cosine_similarity(own, above)).mean()
+            terms.append(self.options.sentence * (1 - cosine_similarity(own, above)).mean())
+            self.parts["sentence"] = terms[-1].detach()
         if self.options.attention:
-            total = total + self.options.attention * self._attention(batch, output.attentions)
-        return total
+            terms.append(self.options.attention * self._attention(batch, output.attentions))
+            self.parts["attention"] = terms[-1].detach()
+        return torch.stack(terms).sum()
 
     @torch.no_grad()
     def _teacher_maps(self, batch: dict[str, Tensor]) -> Any:
-        return backbone(self.teacher, batch, output_attentions=True).attentions
+        with _maps_kept(self.teacher, True):
+            return backbone(self.teacher, batch, output_attentions=True).attentions
 
     def _attention(self, batch: dict[str, Tensor], maps: Any) -> Tensor:
         """Mean KL between attention rows of real tokens, over heads and mapped layers."""
-        above, total = self._teacher_maps(batch), torch.zeros(())
+        above, total = self._teacher_maps(batch), maps[0].new_zeros((), dtype=torch.float32)
         rows = batch["attention_mask"].bool()[:, None, :].expand(maps[0].shape[:3])
         for teacher, student in self.pairs:
             target, own = above[teacher - 1].float()[rows], maps[student - 1].float()[rows]
             log_ratio = (target.clamp(min=1e-9) / own.clamp(min=1e-9)).log()
             total = total + (target * log_ratio).sum(-1).mean()
         return total / len(self.pairs)
+
+
+@contextmanager
+def _maps_kept(model: Model, wanted: bool) -> Iterator[None]:
+    """Eager attention, the only one that returns its maps, for one forward pass."""
+    module: Any = model.module
+    before = module.config._attn_implementation
+    if wanted:
+        module.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if wanted:
+            module.set_attn_implementation(before)
 
 
 def _relative(own: Tensor, target: Tensor) -> Tensor:

@@ -68,10 +68,9 @@ class Corpus:
                 self._made[key] = stream_of(documents, processor)
             tokens, starts = self._made[key]
             return packed_rows(tokens, starts, length)
-        exact = (*key, length)
-        if exact not in self._made:
-            self._made[exact] = paragraph_rows(documents, processor, length)
-        return self._made[exact]
+        if (*key, length) not in self._made:
+            self._made[*key, length] = paragraph_rows(documents, processor, length)
+        return self._made[*key, length]
 
 
 def load_corpus(spec: DataSpec, task: str) -> Corpus:

@@ -12,23 +12,24 @@ from compressor.options import options
 class Train:
     """How long, on how much text and how fast a method trains."""
 
-    steps: int = Field(300, ge=1, le=10_000_000, description="optimizer steps")
-    batch: int = Field(16, ge=1, le=65_536, description="rows of one forward pass")
-    accumulate: int = Field(1, ge=1, le=65_536, description="forward passes of one step")
-    length: int = Field(128, ge=2, le=1_048_576, description="tokens of a row, at most")
-    lr: float = Field(5e-4, gt=0, le=1, description="highest learning rate")
-    warmup: int = Field(20, ge=0, description="steps of linear rise from 0")
+    steps: int = Field(default=300, ge=1, le=10_000_000, description="optimizer steps")
+    batch: int = Field(default=16, ge=1, le=65_536, description="rows of one forward pass")
+    accumulate: int = Field(default=1, ge=1, le=65_536, description="forward passes of one step")
+    length: int = Field(default=128, ge=2, le=1_048_576, description="tokens of a row, at most")
+    lr: float = Field(default=5e-4, gt=0, le=1, description="highest learning rate")
+    warmup: int = Field(default=20, ge=0, description="steps of linear rise from 0")
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="how the learning rate falls after the warm-up"
+        default="cosine", description="how the learning rate falls after the warm-up"
     )
-    final: float = Field(0.05, ge=0, le=1, description="share of lr left at the end")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW, on matrices only")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's averages")
+    final: float = Field(default=0.05, ge=0, le=1, description="share of lr left at the end")
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    weight_decay: float = Field(default=0.01, ge=0, le=1, description="AdamW, on matrices only")
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's averages")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto takes bfloat16 where a short timing finds it clearly faster"
+        default="auto",
+        description="auto takes bfloat16 where a short timing finds it clearly faster",
     )
-    snapshot_seconds: float = Field(300, ge=0, description="time between two snapshots")
+    snapshot_seconds: float = Field(default=300, ge=0, description="time between two snapshots")
 
     @model_validator(mode="after")
     def _in_range(self) -> "Train":

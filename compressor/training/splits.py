@@ -43,14 +43,14 @@ def split(given: dict[str, list[Document]]) -> dict[str, list[Document]]:
         found[name] = list(fresh.values()) if name in cut else [fresh[k] for k in sorted(fresh)]
         if name in SHARES:
             seen |= set(fresh)
-    _take_from_train(found)
-    found.setdefault("calibration", found["train"])
     empty = [name for name, documents in found.items() if not documents]
     if empty:
         raise CompressError(
             f"nothing is left for the split '{empty[0]}' after removing duplicates",
             "give it documents that no other split has",
         )
+    _take_from_train(found)
+    found.setdefault("calibration", found["train"])
     return found
 
 
