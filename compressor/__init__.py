@@ -40,7 +40,6 @@ _HOMES = {
 }
 
 
-
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'compressor' has no attribute '{name}'")
