@@ -34,6 +34,11 @@ class Options:
     group: int | None = Field(
         32, ge=2, description="inputs per scale; null: one scale per output channel"
     )
+    uneven: Literal["refuse", "channel"] = Field(
+        "refuse",
+        description="a layer whose inputs the group does not divide: refuse it, or give it one "
+        "scale per output channel",
+    )
     symmetric: bool = Field(True, description="grid centred on zero, no stored zero points")
     embeddings: bool = Field(True, description="quantize embedding tables")
     head: bool = Field(True, description="quantize the output projection of a language model")
@@ -107,20 +112,22 @@ def _check(name: str, w_OI: Tensor, options: Options) -> None:
             f"the weight of '{name}' is so large that its scale overflows float16",
             "start from a sound checkpoint",
         )
-    if options.group is not None and inputs % options.group:
+    if options.uneven == "refuse" and options.group is not None and inputs % options.group:
         fitting = [g for g in range(2, inputs + 1) if inputs % g == 0]
         near = sorted(sorted(fitting, key=lambda g: abs(g - (options.group or 0)))[:2])
         raise CompressError(
             f"group {options.group} does not divide the {inputs} inputs of '{name}'",
-            f"group: {' or '.join(map(str, near))} fits it, and group: null fits every layer",
+            f"group: {' or '.join(map(str, near))} fits it, and uneven: channel gives such layers "
+            "one scale per output channel",
         )
 
 
 def _quantize(model: Model, names: list[str], options: Options) -> None:
-    codes, scale, zero = quantize(
-        _weight(model, names[0]), options.bits, options.group, options.symmetric
-    )
-    formats = {name: _format(model, name, options, tied=len(names) > 1) for name in names}
+    w_OI, group = _weight(model, names[0]), options.group
+    if group is not None and w_OI.shape[1] % group:
+        group = None
+    codes, scale, zero = quantize(w_OI, options.bits, group, options.symmetric)
+    formats = {name: _format(model, name, options, group, len(names) > 1) for name in names}
     install(model.module, formats)
     table = model.module.get_submodule(names[0])
     assert isinstance(table, QuantTable)
@@ -128,7 +135,9 @@ def _quantize(model: Model, names: list[str], options: Options) -> None:
     model.formats |= formats
 
 
-def _format(model: Model, name: str, options: Options, tied: bool) -> WeightFormat:
+def _format(
+    model: Model, name: str, options: Options, group: int | None, tied: bool
+) -> WeightFormat:
     """The format of one module; what pruning said about its zeros is kept."""
     linear = isinstance(model.module.get_submodule(name), nn.Linear)
     # A tied head stays weight-only: integer products want another layout of the shared table.
@@ -136,7 +145,7 @@ def _format(model: Model, name: str, options: Options, tied: bool) -> WeightForm
     return replace(
         model.formats.get(name, WeightFormat()),
         bits=options.bits,
-        group=options.group,
+        group=group,
         symmetric=options.symmetric,
         activation={"bits": 8, "per": "tensor", "dynamic": True} if dynamic else None,
     )

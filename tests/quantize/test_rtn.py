@@ -154,3 +154,13 @@ def test_tensors_that_do_not_fit_are_refused(pico_bert, make_work):
 def test_formats_that_name_no_module_are_refused(pico_bert):
     with pytest.raises(CompressError, match="no Linear or Embedding called 'encoder"):
         layers.install(pico_bert().module, {"encoder": WeightFormat(bits=8)})
+
+
+def test_uneven_layers_can_have_one_scale_per_channel(pico_llama, make_work):
+    model = pico_llama()
+    rtn.run(model, rtn.Options(bits=4, group=32, uneven="channel"), make_work())
+    groups = {name: form.group for name, form in model.formats.items()}
+    assert {groups[n] for n in groups if n.endswith("down_proj")} == {None}  # 48 inputs
+    assert {groups[n] for n in groups if not n.endswith("down_proj")} == {32}
+    layer = model.module.model.layers[0].mlp.down_proj
+    assert layer.scale_OG.shape == (32, 1)
