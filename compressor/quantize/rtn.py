@@ -21,6 +21,7 @@ from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.numerics.quantizer import quantize
 from compressor.options import options
+from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.training.workbench import Workbench
 
 _LARGEST = torch.finfo(torch.float16).max
@@ -64,35 +65,15 @@ def run(model: Model, options: Options, work: Workbench) -> None:
         CompressError: a weight is not finite or too large, the group does not divide a layer's
             inputs, or only one of a tied embedding and head is to be quantized.
     """
-    targets = _targets(model, options)
+    targets = quantizable(model, options.embeddings, options.head)
+    if options.uneven == "refuse":
+        refuse_uneven(model, targets, options.group)
     for names in targets:
         _check(names[0], _weight(model, names[0]), options)
     with work.progress("quantize", len(targets)) as advance:
         for names in targets:
             _quantize(model, names, options)
             advance(1)
-
-
-def _targets(model: Model, options: Options) -> list[list[str]]:
-    """Names of the modules to quantize; those that share one weight stand together."""
-    head = model.module.get_output_embeddings()  # type: ignore[operator]
-    tied: dict[int, list[str]] = {}
-    skipped: set[int] = set()
-    for name, layer in model.module.named_modules():
-        if not isinstance(layer, nn.Linear | nn.Embedding):
-            continue
-        wanted = options.embeddings if isinstance(layer, nn.Embedding) else True
-        wanted = options.head if layer is head else wanted
-        tied.setdefault(id(layer.weight), []).append(name)
-        if not wanted:
-            skipped.add(id(layer.weight))
-    for key in skipped:
-        if len(tied[key]) > 1 and options.embeddings != options.head:
-            raise CompressError(
-                f"{' and '.join(tied[key])} share one table, which is quantized whole or not",
-                "set embeddings and head both to true or both to false",
-            )
-    return [names for key, names in tied.items() if key not in skipped]
 
 
 def _weight(model: Model, name: str) -> Tensor:
@@ -102,7 +83,6 @@ def _weight(model: Model, name: str) -> Tensor:
 
 
 def _check(name: str, w_OI: Tensor, options: Options) -> None:
-    inputs = w_OI.shape[1]
     if not bool(w_OI.isfinite().all()):
         raise CompressError(
             f"the weight of '{name}' has NaN or infinite values", "start from a sound checkpoint"
@@ -111,14 +91,6 @@ def _check(name: str, w_OI: Tensor, options: Options) -> None:
         raise CompressError(
             f"the weight of '{name}' is so large that its scale overflows float16",
             "start from a sound checkpoint",
-        )
-    if options.uneven == "refuse" and options.group is not None and inputs % options.group:
-        fitting = [g for g in range(2, inputs + 1) if inputs % g == 0]
-        near = sorted(sorted(fitting, key=lambda g: abs(g - (options.group or 0)))[:2])
-        raise CompressError(
-            f"group {options.group} does not divide the {inputs} inputs of '{name}'",
-            f"group: {' or '.join(map(str, near))} fits it, and uneven: channel gives such layers "
-            "one scale per output channel",
         )
 
 

@@ -22,6 +22,7 @@ from compressor.quantize import rtn
 from compressor.run.layout import stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
 from compressor.run.profile import Profile, Stage
+from compressor.run.rehearse import rehearse
 from compressor.run.setting import open_source
 
 # Resident bytes of a process that has imported torch and transformers and run one forward.
@@ -61,6 +62,7 @@ def plan(
 
     loaded = prepare(profile, model, teacher, data, set)
     source, manifest = open_source(str(loaded.model))
+    rehearse(loaded, Checkpoint(source.path, manifest))
     return plan_run(loaded, Checkpoint(source.path, manifest), Path(out or "."))
 
 

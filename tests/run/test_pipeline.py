@@ -222,3 +222,33 @@ def test_report_json_is_valid_and_holds_no_absolute_path(finished, tmp_path):
     assert json.loads(text)["stages"][0]["name"] == STAGES[0]
     for name in ("report.json", "report.md", "report.html"):
         assert str(tmp_path) not in (result.path / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("stages.3.group=7", "group 7 does not divide"),
+        ("stages.3.group=8", "ONNX Runtime has no groups of 8"),
+        ("stages.1.sizes.heads=3", "do not fit llama"),
+        ("stages.2.teacher=stage:3", "is no earlier stage"),
+    ],
+)
+def test_what_would_fail_late_fails_before_any_work(
+    chain, llama_folder, text_file, tmp_path, change, what
+):
+    out = tmp_path / "out"
+    arguments = {"model": str(llama_folder), "data": str(text_file), "set": [change]}
+    for attempt in (compressor.plan, compressor.run):
+        with pytest.raises(CompressError, match=what):
+            attempt(chain, out=out, **arguments)
+    assert not list(out.glob("0[1-9]-*"))
+
+
+def test_a_method_for_another_task_fails_before_any_work(chain, pico_bert, text_file, tmp_path):
+    model = pico_bert()
+    model.module.save_pretrained(tmp_path / "bert")
+    model.processor.save_pretrained(tmp_path / "bert")
+    out = tmp_path / "out"
+    with pytest.raises(CompressError, match="needs logits"):
+        compressor.run(chain, model=str(tmp_path / "bert"), data=str(text_file), out=out)
+    assert not list(out.glob("0[1-9]-*"))

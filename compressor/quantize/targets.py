@@ -1,0 +1,57 @@
+"""Which modules a quantizer replaces and whether its groups fit; weights are not looked at."""
+
+from torch import Tensor, nn
+
+from compressor.errors import CompressError
+from compressor.model.model import Model
+
+
+def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:
+    """Names of the modules to quantize; those that share one weight stand together.
+
+    Args:
+        embeddings: whether embedding tables are quantized.
+        head: whether the output projection of a language model is.
+
+    Raises:
+        CompressError: only one of a tied embedding and head is to be quantized.
+    """
+    projection = model.module.get_output_embeddings()  # type: ignore[operator]
+    tied: dict[int, list[str]] = {}
+    skipped: set[int] = set()
+    for name, layer in model.module.named_modules():
+        if not isinstance(layer, nn.Linear | nn.Embedding):
+            continue
+        wanted = embeddings if isinstance(layer, nn.Embedding) else True
+        wanted = head if layer is projection else wanted
+        tied.setdefault(id(layer.weight), []).append(name)
+        if not wanted:
+            skipped.add(id(layer.weight))
+    for key in skipped:
+        if len(tied[key]) > 1 and embeddings != head:
+            raise CompressError(
+                f"{' and '.join(tied[key])} share one table, which is quantized whole or not",
+                "set embeddings and head both to true or both to false",
+            )
+    return [names for key, names in tied.items() if key not in skipped]
+
+
+def refuse_uneven(model: Model, targets: list[list[str]], group: int | None) -> None:
+    """Refuse a group that does not divide the inputs of every target.
+
+    Raises:
+        CompressError: names the first layer and the groups that fit it.
+    """
+    for name in (names[0] for names in targets):
+        weight = model.module.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        inputs = weight.shape[1]
+        if group is None or inputs % group == 0:
+            continue
+        fitting = [g for g in range(2, inputs + 1) if inputs % g == 0]
+        near = sorted(sorted(fitting, key=lambda g: abs(g - group))[:2])
+        raise CompressError(
+            f"group {group} does not divide the {inputs} inputs of '{name}'",
+            f"group: {' or '.join(map(str, near))} fits it, and uneven: channel gives such layers "
+            "one scale per output channel",
+        )
