@@ -30,11 +30,12 @@ COMMANDS = {
     "stories260K": [
         *("run", "llama-half-int4", "--model", "$DATA/checkpoints/stories260K"),
         *("--data", "$DATA/data/tinystories.txt"),
-        *("--set", "stages.2.train.steps=3000", "--set", "stages.2.train.lr=0.002"),
+        *("--set", "stages.1.multiple=8", "--set", "stages.2.train.steps=1500"),
+        *("--set", "stages.2.train.lr=0.002"),
     ],
     "novels-llama": [
         *("run", "llama-half-int4", "--model", "$DATA/checkpoints/novels-llama"),
-        *("--data", "$DATA/data/novels.txt"),
+        *("--data", "$DATA/data/novels.txt", "--set", "stages.2.train.steps=400"),
     ],
 }
 PROMPTS = {"stories260K": "Once upon a time, there was a little", "novels-llama": "It was a cold"}
