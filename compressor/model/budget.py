@@ -9,7 +9,7 @@ and the teacher's hidden states then still fit. Dropping layers takes explicit `
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,34 @@ class TargetSizes:
     def given(self) -> Shape:
         """The sizes that were named."""
         return {axis: size for axis, size in asdict(self).items() if size is not None}
+
+
+class Goal(Protocol):
+    """Options that say how far to prune: one of the three budgets, and the rounding."""
+
+    @property
+    def parameters(self) -> float | None: ...
+
+    @property
+    def sizes(self) -> TargetSizes | None: ...
+
+    @property
+    def bytes(self) -> int | None: ...
+
+    @property
+    def multiple(self) -> int: ...
+
+
+def sizes_for(family: Family, config: Any, goal: Goal) -> Shape:
+    """`target_sizes` of the options of a pruning method."""
+    return target_sizes(
+        family,
+        config,
+        parameters=goal.parameters,
+        sizes=goal.sizes,
+        bytes=goal.bytes,
+        multiple=goal.multiple,
+    )
 
 
 def target_sizes(

@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from compressor.errors import CompressError
-from compressor.model.budget import TargetSizes, target_sizes
+from compressor.model.budget import TargetSizes, sizes_for
 from compressor.model.importance import Aggregation, Importance, measure_importance
 from compressor.model.model import Model, count_parameters
 from compressor.model.shrink import Kept, shrink
@@ -96,14 +96,7 @@ def _target(model: Model, options: Options) -> dict[str, int]:
     config = copy.deepcopy(model.config)
     config.architectures = [type(model.module).__name__]
     config.dtype = getattr(torch, model.source_dtype)
-    return target_sizes(
-        model.family,
-        config,
-        parameters=options.parameters,
-        sizes=options.sizes,
-        bytes=options.bytes,
-        multiple=options.multiple,
-    )
+    return sizes_for(model.family, config, options)
 
 
 def _importance(model: Model, options: Options, work: Workbench) -> Importance:

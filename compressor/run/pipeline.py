@@ -18,7 +18,6 @@ from compressor.run.loading import load_profile
 from compressor.run.logs import logged
 from compressor.run.preflight import plan_run, refuse_if_too_big
 from compressor.run.profile import Profile
-from compressor.run.rehearse import rehearse
 from compressor.run.report import write_report
 from compressor.run.setting import Setting, open_source
 from compressor.run.steps import forget, run_stage
@@ -98,8 +97,7 @@ def run(
         if loaded.data:
             show.say("reading the texts")
             assert setting.corpus
-        rehearse(loaded, opened)
-        plan = plan_run(loaded, opened, home)
+        plan = plan_run(setting)
         refuse_if_too_big(plan)
         if redo is not None:
             forget(home, redo, home / SCRATCH)

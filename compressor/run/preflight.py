@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from compressor.errors import CompressError
-from compressor.model.budget import target_sizes
+from compressor.model.budget import sizes_for
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import Family, find_family
 from compressor.model.shapes import config_of, count, resized
@@ -21,18 +21,19 @@ from compressor.prune import minitron
 from compressor.quantize import rtn
 from compressor.run.layout import stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
-from compressor.run.profile import Profile, Stage
+from compressor.run.profile import Stage
 from compressor.run.rehearse import rehearse
-from compressor.run.setting import open_source
+from compressor.run.setting import Setting, open_source
+from compressor.screen import Silent
 
 # Resident bytes of a process that has imported torch and transformers and run one forward.
 PROCESS_BYTES = 700_000_000
 # Share of the speed of a large matrix product that a small transformer reaches in training and
 # inference (narrow matrices, norms, softmax), measured on a 22.7M encoder with two cores.
-EFFICIENCY = {torch.float32: 0.6, torch.bfloat16: 0.35}
+EFFICIENCY = {torch.float32: 0.6, torch.bfloat16: 0.24}
 EXPORT_SECONDS = 12.0  # torch.export and graph optimization, nearly independent of size
 # Bytes that training holds per hidden unit, token and layer for the backward pass.
-ACTIVATION_BYTES = 80
+ACTIVATION_BYTES = 180
 
 
 @dataclass(frozen=True)
@@ -62,26 +63,30 @@ def plan(
 
     loaded = prepare(profile, model, teacher, data, set)
     source, manifest = open_source(str(loaded.model))
-    rehearse(loaded, Checkpoint(source.path, manifest))
-    return plan_run(loaded, Checkpoint(source.path, manifest), Path(out or "."))
+    home = Path(out or ".")
+    checkpoint = Checkpoint(source.path, manifest)
+    return plan_run(Setting(loaded, checkpoint, home, Silent(), lambda text: None))
 
 
-def plan_run(profile: Profile, source: Checkpoint, home: Path) -> dict[str, Any]:
-    """Estimate every stage of a run on this machine, in the `plan --json` form."""
-    outline = _outline(source)
-    original = outline
+def plan_run(setting: Setting) -> dict[str, Any]:
+    """Rehearse a run and estimate every stage on this machine, in the `plan --json` form.
+
+    Raises:
+        CompressError: a stage could not work, or the data cannot be read.
+    """
+    rehearse(setting.profile, setting.source)
+    outline = original = _outline(setting.source)
     speed = {d: matmul_speed(d) * EFFICIENCY[d] for d in EFFICIENCY}
-    flops = max(speed.values()) if speed[torch.bfloat16] > speed[torch.float32] else 0.0
-    rates = (speed[torch.float32], max(flops, speed[torch.float32]))
+    rates = (speed[torch.float32], max(speed.values()))
+    memory, disk = memory_available(), disk_free(setting.home)
     stages = []
-    for number, stage in enumerate(profile.stages, start=1):
+    for number, stage in enumerate(setting.profile.stages, start=1):
         after = _after(outline, stage)
         stages.append(
             {"name": stage_name(number, stage.method)}
-            | _estimate(stage, outline, after, original, rates)
+            | _estimate(setting, stage, outline, after, original, rates)
         )
         outline = after if stage.kind != "export" else outline
-    memory, disk = memory_available(), disk_free(home)
     fits = all(s["peak_memory_bytes"] <= memory for s in stages)
     fits = fits and sum(s["disk_bytes"] for s in stages) <= disk
     has = machine() | {"memory_available_bytes": memory, "disk_free_bytes": disk}
@@ -127,14 +132,7 @@ def _after(outline: Outline, stage: Stage) -> Outline:
     """The outline a stage leaves; only pruning and quantization change it."""
     options = stage.options
     if isinstance(options, minitron.Options):
-        sizes = target_sizes(
-            outline.family,
-            outline.config,
-            parameters=options.parameters,
-            sizes=options.sizes,
-            bytes=options.bytes,
-            multiple=options.multiple,
-        )
+        sizes = sizes_for(outline.family, outline.config, options)
         parameters = count(outline.family, outline.config, sizes)
         config = resized(outline.family, outline.config, sizes)
         return replace(outline, config=config, sizes=sizes, parameters=parameters)
@@ -148,7 +146,12 @@ def _after(outline: Outline, stage: Stage) -> Outline:
 
 
 def _estimate(
-    stage: Stage, before: Outline, after: Outline, teacher: Outline, rates: tuple[float, float]
+    setting: Setting,
+    stage: Stage,
+    before: Outline,
+    after: Outline,
+    teacher: Outline,
+    rates: tuple[float, float],
 ) -> dict[str, Any]:
     """Numbers of one stage; `rates` are float32 and best floating-point operations a second."""
     tables = after.sizes["vocabulary"] * after.sizes["hidden"]
@@ -156,7 +159,8 @@ def _estimate(
     memory, disk, seconds = PROCESS_BYTES + 8.0 * before.parameters, size, 2.0
     if stage.kind == "distill":
         train = stage.options.train
-        tokens = train.steps * train.batch * train.accumulate * train.length
+        rows = train.steps * train.batch * train.accumulate
+        tokens = rows * setting.row_tokens(train.length)
         work = 6.0 * (after.parameters - tables) + 2.0 * (teacher.parameters - tables)
         seconds += tokens * work / rates[1]
         memory = PROCESS_BYTES + 16.0 * after.parameters + 4.0 * teacher.parameters

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from compressor.errors import CompressError
-from compressor.model.budget import target_sizes
+from compressor.model.budget import sizes_for
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
 from compressor.model.families import find_family
 from compressor.model.model import Model
@@ -57,14 +57,7 @@ def empty(path: Any) -> Model:
 
 
 def _pruned(model: Model, options: minitron.Options) -> Model:
-    sizes = target_sizes(
-        model.family,
-        model.config,
-        parameters=options.parameters,
-        sizes=options.sizes,
-        bytes=options.bytes,
-        multiple=options.multiple,
-    )
+    sizes = sizes_for(model.family, model.config, options)
     config = resized(model.family, model.config, sizes)
     return replace(model, module=empty_model(type(model.module), config))
 

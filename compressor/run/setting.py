@@ -44,6 +44,13 @@ class Setting:
         data = self.profile.data
         return load_corpus(DataSpec(**data), self.task) if data else None
 
+    def row_tokens(self, length: int) -> float:
+        """Tokens of a training row on average: encoders read paragraphs, decoders full windows."""
+        processor = load_processor(self.source.path)
+        if self.corpus is None or processor is None or self.task == "causal-lm":
+            return float(length)
+        return float(self.corpus.rows("train", processor, length).lengths.mean())
+
     @property
     def data_record(self) -> dict[str, str] | None:
         """{name, sha256} of the data, for stage records."""

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from compressor.model.checkpoint import load_directory
 from compressor.model.count import count_embedding_parameters, count_parameters
-from compressor.model.manifest import Manifest
+from compressor.model.manifest import Manifest, read_manifest
 from compressor.run.card import usage
 from compressor.run.layout import stage_directories
 from compressor.run.machine import machine, packages
+from compressor.run.rehearse import empty
 from compressor.run.setting import Setting
 
 
@@ -15,8 +15,6 @@ def summary(
     setting: Setting, plan: dict[str, Any], bench: dict[str, Any] | None, seconds: float
 ) -> dict[str, Any]:
     """The content of report.json."""
-    from compressor.model.manifest import read_manifest
-
     directories = stage_directories(setting.home)
     manifests = {d.name: read_manifest(d) for d in directories}
     planned = {stage["name"]: stage for stage in plan["stages"]}
@@ -39,12 +37,12 @@ def summary(
 
 
 def _model(setting: Setting) -> dict[str, Any]:
-    loaded = load_directory(setting.source.path).module
+    module = empty(setting.source.path).module
     return {
         "id": setting.source.manifest.base_model["id"],
         "family": setting.source.manifest.family,
-        "parameters": count_parameters(loaded),
-        "embedding_parameters": count_embedding_parameters(loaded),
+        "parameters": count_parameters(module),
+        "embedding_parameters": count_embedding_parameters(module),
     }
 
 

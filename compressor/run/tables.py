@@ -136,11 +136,20 @@ def gates(report: dict[str, Any]) -> Table:
             "passed" if gate["ok"] else "REFUSED",
             facts(gate.get("agreement")),
             facts(gate.get("tolerance")),
-            facts(gate.get("fidelity")),
+            _fidelity(gate.get("fidelity") or {}),
         )
         for gate in report.get("gates") or []
     ]
     return Table("Checks of the exports", header, rows, prose=True)
+
+
+def _fidelity(found: dict[str, Any]) -> str:
+    """`cosine 0.943 [0.938, 0.951]` from {cosine, cosine_low, cosine_high, ...}."""
+    shown = []
+    for name in (key for key in FIDELITY if key in found):
+        ends = {end: found.get(f"{name}_{end}") for end in ("low", "high")}
+        shown.append(f"{name} {interval({'value': found[name]} | ends)}")
+    return ", ".join(shown) or MISSING
 
 
 def circumstances(report: dict[str, Any]) -> Table:
