@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.engines import Engine, open_engine_of
-from compressor.errors import Refused
+from compressor.errors import CompressError, Refused
 from compressor.measure import fidelity
 from compressor.model.checkpoint import Checkpoint, copy_side_files
 from compressor.model.count import count_parameters
@@ -51,8 +51,7 @@ def export_into(
         agreement = check_agreement(engine, formats, directory)
         if not agreement.ok:
             raise Refused(
-                f"{artifact.engine} disagrees with torch on the exported file: relative error "
-                f"{agreement.errors}, allowed {agreement.tolerance}",
+                f"{artifact.engine} disagrees with torch on the exported file: {agreement.failure}",
                 "the file was kept with the name .rejected; please report it",
             )
         quality = _fidelity(engine, floor, work)
@@ -72,12 +71,25 @@ def export_into(
 def _fidelity(engine: Engine, floor: dict[str, float], work: Workbench | None) -> dict[str, float]:
     """Fidelity to the float source on held-out text; refuses what is below a floor."""
     if work is None:
+        if floor:
+            raise CompressError(
+                "the profile sets a floor for fidelity and names no data", "add --data FILE"
+            )
         return {}
     quality = fidelity.run(engine, fidelity.Options(), work)
+    refuse_below(quality, floor)
+    return quality
+
+
+def refuse_below(quality: dict[str, float], floor: dict[str, float]) -> None:
+    """Refuse a fidelity below its floor; a key that was not measured is no reason.
+
+    Raises:
+        Refused: names the key, its value and the floor.
+    """
     for key, lowest in floor.items():
         if key in quality and not quality[key] >= lowest:
             raise Refused(
                 f"{key} to the original is {quality[key]:.4f}, below the floor of {lowest}",
                 "train longer, prune or quantize less, or lower the floor in the profile",
             )
-    return quality

@@ -10,8 +10,8 @@ from compressor.model.manifest import StageRecord
 from compressor.run.methods import load_method, method_hash
 
 
-def fingerprint(record: StageRecord) -> str:
-    """Hash of parent, method, options, seed, teacher, data, package version and method file.
+def fingerprint(record: StageRecord, dtype: str | None) -> str:
+    """Hash of parent, method, options, seed, teacher, data, dtype, package version and method file.
 
     Speed and memory of the record do not count.
     """
@@ -22,15 +22,16 @@ def fingerprint(record: StageRecord) -> str:
         "seed": record.seed,
         "teacher": record.teacher,
         "data": record.data["sha256"] if record.data else None,
+        "dtype": dtype,
         "version": metadata.version("compress"),
         "file": method_hash(load_method(record.method)),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def with_fingerprint(record: StageRecord) -> StageRecord:
+def with_fingerprint(record: StageRecord, dtype: str | None = None) -> StageRecord:
     """The same record with its fingerprint filled in."""
-    return replace(record, fingerprint=fingerprint(record))
+    return replace(record, fingerprint=fingerprint(record, dtype))
 
 
 def refuse_change(number: int, found: StageRecord, wanted: StageRecord) -> None:
@@ -61,7 +62,7 @@ def _difference(found: StageRecord, wanted: StageRecord) -> str:
         return "another teacher"
     if found.parent != wanted.parent:
         return "an earlier stage changed"
-    return f"this version of compress or of {wanted.method} computes it differently"
+    return f"another dtype, or another version of compress or of {wanted.method}"
 
 
 def _flat(options: dict, prefix: str = "") -> dict:

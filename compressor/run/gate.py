@@ -43,10 +43,22 @@ class Agreement:
         return self.served_tolerance if self.exact is None else EXACT
 
     @property
+    def failure(self) -> str:
+        """What does not hold, or ""; NaN and missing outputs count as infinite errors."""
+        compared = [("with float activations", self.exact or {}, EXACT)]
+        compared.append(("as served", self.served, self.served_tolerance))
+        for name, errors, allowed in compared:
+            for output, error in errors.items():
+                if not error <= allowed:
+                    return (
+                        f"{output} {name} is off by {error:.1e} (relative), allowed {allowed:.0e}"
+                    )
+        return ""
+
+    @property
     def ok(self) -> bool:
-        """Whether both comparisons hold; NaN and missing outputs count as infinite errors."""
-        tight = max(self.errors.values()) <= self.tolerance
-        return tight and max(self.served.values()) <= self.served_tolerance
+        """Whether both comparisons hold."""
+        return not self.failure
 
 
 def check_agreement(

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compressor.errors import CompressError
+from compressor.errors import CompressError, Refused
 from compressor.model.manifest import NAME as MANIFEST
 
 SOURCE = "00-source"
 SCRATCH = ".scratch"
-OURS = {SOURCE, SCRATCH, ".lock", "log.txt"}
+OURS = (SOURCE, ".lock")
 
 
 @contextmanager
@@ -78,12 +78,24 @@ def landing(target: Path, scratch: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def rejecting(built: Path, target: Path) -> Iterator[None]:
+    """Keep what the block refuses under the name `target`.rejected."""
+    try:
+        yield
+    except Refused:
+        rejected = target.with_name(f"{target.name}.rejected")
+        shutil.rmtree(rejected, ignore_errors=True)
+        built.rename(rejected)
+        raise
+
+
+@contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
     """Turn "disk full" and "file system read-only" into one sentence."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         raise _full(target, error.strerror or "no space") from error
     except Exception as error:
@@ -96,7 +108,7 @@ def disk_errors(target: Path) -> Iterator[None]:
 def _full(target: Path, reason: str) -> CompressError:
     return CompressError(
         f"could not write {target.name} ({reason})",
-        "free disk space and run the same command again; finished stages are kept",
+        "free disk space or choose another place; the same command then continues",
     )
 
 

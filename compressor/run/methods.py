@@ -17,6 +17,10 @@ from compressor.options import nearest
 
 KINDS = ("prune", "distill", "search", "quantize", "export")
 ROOT = Path(compressor.__file__).parent
+# What a stage asks for besides its parent counts in its fingerprint. A method is taken to read
+# data, and a distill method to have a teacher, unless it is named here.
+WITHOUT_DATA = ("quantize.rtn",)
+WITHOUT_TEACHER = ("distill.ce",)
 
 
 def method_names(kind: str) -> list[str]:

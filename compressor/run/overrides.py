@@ -22,11 +22,12 @@ def apply_overrides(document: Document, overrides: tuple[str, ...]) -> Document:
         keys = path.split(".")
         if not separator or not all(keys):
             raise CompressError(f"--set '{text}' is no KEY=VALUE", "--set stages.2.train.steps=10")
-        _assign(data, keys, _value(text, value), text)
+        _assign(data, keys, read_value(text, value), text)
     return replace(document, data=data)
 
 
-def _value(text: str, value: str) -> Any:
+def read_value(text: str, value: str) -> Any:
+    """Read the value of "KEY=VALUE" as YAML; `text` is the whole of it, for the message."""
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:

@@ -1,7 +1,6 @@
 """The whole job: open, check, run the stages that are not done yet, measure, report."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +11,16 @@ from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Artifact, Manifest, read_manifest, write_manifest
+from compressor.model.sources import weight_files
 from compressor.run.compare import compare
-from compressor.run.layout import SCRATCH, SOURCE, disk_errors, locked
+from compressor.run.layout import SCRATCH, SOURCE, disk_errors, locked, stage_name
 from compressor.run.loading import load_profile
 from compressor.run.logs import logged
 from compressor.run.preflight import plan_run, refuse_if_too_big
 from compressor.run.profile import Profile
 from compressor.run.report import write_report
 from compressor.run.setting import Setting, open_source
-from compressor.run.steps import forget, run_stage
+from compressor.run.steps import WEIGHTS_REMOVED, find_stage, forget, run_stage
 from compressor.run.summary import summary
 from compressor.screen import Screen, Silent
 
@@ -89,19 +89,19 @@ def run(
         raise CompressError(
             f"--redo {redo}: the profile has stages 1 to {len(loaded.stages)}", "--redo 1"
         )
-    source, manifest = open_source(str(loaded.model))
+    source = open_source(str(loaded.model))
     with locked(home), logged(home / "log.txt") as log:
         begin = time.perf_counter()
-        opened = _open(home, source.path, manifest)
-        setting = Setting(loaded, opened, home, show, log)
+        refuse_another_model(home, source.manifest)
+        setting = Setting(loaded, source, home, show, log)
         if loaded.data:
             show.say("reading the texts")
-            assert setting.corpus
         plan = plan_run(setting)
         refuse_if_too_big(plan)
+        check_finished(setting, redo or 0)
         if redo is not None:
             forget(home, redo, home / SCRATCH)
-        (home / "profile.yaml").write_text(loaded.text, encoding="utf-8")
+        describe_run(setting)
         checkpoint, artifacts = run_stages(setting)
         bench = compare(setting, artifacts)
         report = summary(setting, plan, bench, time.perf_counter() - begin)
@@ -111,20 +111,53 @@ def run(
         return RunResult(home, checkpoint, artifacts, report)
 
 
-def _open(home: Path, source: Path, manifest: Manifest) -> Checkpoint:
-    """Describe the source in 00-source, or refuse a directory that was made from another one."""
-    place = home / SOURCE
-    if (place / MANIFEST).is_file():
-        before = read_manifest(place).base_model
-        if before["sha256"] != manifest.base_model["sha256"]:
+def refuse_another_model(home: Path, manifest: Manifest) -> None:
+    """Refuse an output directory that was made from another model.
+
+    Raises:
+        CompressError: names the model it was made from.
+    """
+    if (home / SOURCE / MANIFEST).is_file():
+        before = read_manifest(home / SOURCE)
+        if before.fingerprint != manifest.fingerprint:
             raise CompressError(
-                f"'{home}' was made from another model ({before['id']})",
+                f"'{home}' was made from another model ({before.base_model['id']})",
                 "give a new --out directory",
             )
-    else:
+
+
+def check_finished(setting: Setting, redo: int) -> None:
+    """Compare the finished stages before stage `redo` (0: all) with the profile, in order.
+
+    Raises:
+        CompressError: a stage has other settings, or kept no weights for the stage to redo.
+    """
+    parent = setting.source
+    for number, stage in enumerate(setting.profile.stages, start=1):
+        if number == redo and parent.manifest.metrics.get(WEIGHTS_REMOVED):
+            raise CompressError(
+                f"{parent.path.name} kept no weights (keep: last), so it has nothing to redo from",
+                "--redo 1",
+            )
+        teacher = stage.teacher or setting.profile.teacher
+        unknown = teacher.startswith("stage:") and redo and int(teacher[6:]) >= redo
+        if number == redo or unknown:
+            return
+        found = find_stage(setting, setting.home, number, stage, parent)
+        if found is None:
+            return
+        parent = parent if stage.kind == "export" else found
+
+
+def describe_run(setting: Setting) -> None:
+    """Write what the run starts from: 00-source (no weights) and the resolved profile."""
+    place = setting.home / SOURCE
+    if not (place / MANIFEST).is_file():
         place.mkdir(exist_ok=True)
-        write_manifest(place, manifest)
-    return Checkpoint(source, read_manifest(place))
+        write_manifest(place, dataclasses.replace(setting.source.manifest, files={}, metrics={}))
+    temporary = setting.home / ".profile.tmp"
+    temporary.write_text(setting.profile.text, encoding="utf-8")
+    temporary.rename(setting.home / "profile.yaml")
 
 
 def run_stages(setting: Setting) -> tuple[Checkpoint, list[Artifact]]:
@@ -143,21 +176,24 @@ def run_stages(setting: Setting) -> tuple[Checkpoint, list[Artifact]]:
         home, before = setting.home / "baselines" / name, setting.source
         home.mkdir(parents=True, exist_ok=True)
         for number, stage in enumerate(baseline, start=1):
-            before = run_stage(setting, home, number, stage, before)
+            made = run_stage(setting, home, number, stage, before)
+            before = before if stage.kind == "export" else made
     return parent, artifacts
 
 
 def keep_last(setting: Setting) -> None:
-    """With `keep: last`, delete the weights of all model stages but the last."""
+    """With `keep: last`, delete the weights of all model stages but the last, and say so."""
     if setting.profile.keep != "last":
         return
-    models = [s for s in enumerate(setting.profile.stages, start=1) if s[1].kind != "export"]
-    for number, stage in models[:-1]:
-        directory = setting.home / f"{number:02d}-{stage.method}"
-        for file in directory.glob("*.safetensors"):
-            file.unlink()
-
-
-def dump(report: dict[str, Any]) -> str:
-    """JSON of a result, as `--json` prints it."""
-    return json.dumps(report, indent=1)
+    stages = enumerate(setting.profile.stages, start=1)
+    models = [stage_name(n, s.method) for n, s in stages if s.kind != "export"]
+    for directory in (setting.home / name for name in models[:-1]):
+        manifest = read_manifest(directory)
+        if manifest.metrics.get(WEIGHTS_REMOVED):
+            continue
+        weights = [file.name for file in weight_files(directory)]
+        kept = {name: entry for name, entry in manifest.files.items() if name not in weights}
+        metrics = manifest.metrics | {WEIGHTS_REMOVED: True}
+        write_manifest(directory, dataclasses.replace(manifest, files=kept, metrics=metrics))
+        for name in weights:
+            (directory / name).unlink()

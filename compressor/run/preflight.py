@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from compressor.distill import latent
 from compressor.errors import CompressError
 from compressor.model.budget import sizes_for
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.families import Family, find_family
 from compressor.model.shapes import config_of, count, resized
 from compressor.model.sources import read_config
@@ -62,10 +62,8 @@ def plan(
     from compressor.run.pipeline import prepare
 
     loaded = prepare(profile, model, teacher, data, set)
-    source, manifest = open_source(str(loaded.model))
-    home = Path(out or ".")
-    checkpoint = Checkpoint(source.path, manifest)
-    return plan_run(Setting(loaded, checkpoint, home, Silent(), lambda text: None))
+    source, home = open_source(str(loaded.model)), Path(out or ".")
+    return plan_run(Setting(loaded, source, home, Silent(), lambda text: None))
 
 
 def plan_run(setting: Setting) -> dict[str, Any]:
@@ -75,20 +73,24 @@ def plan_run(setting: Setting) -> dict[str, Any]:
         CompressError: a stage could not work, or the data cannot be read.
     """
     rehearse(setting.profile, setting.source)
-    outline = original = _outline(setting.source)
+    if setting.profile.floor and setting.corpus is None:
+        raise CompressError(
+            "the profile sets a floor for fidelity and names no data", "add --data FILE"
+        )
+    outline = original = _outline(setting)
     speed = {d: matmul_speed(d) * EFFICIENCY[d] for d in EFFICIENCY}
     rates = (speed[torch.float32], max(speed.values()))
     memory, disk = memory_available(), disk_free(setting.home)
     stages = []
     for number, stage in enumerate(setting.profile.stages, start=1):
         after = _after(outline, stage)
-        stages.append(
-            {"name": stage_name(number, stage.method)}
-            | _estimate(setting, stage, outline, after, original, rates)
-        )
+        name = stage_name(number, stage.method)
+        needs = _estimate(setting, stage, outline, after, original, rates)
+        stages.append({"name": name} | needs | {"done": (setting.home / name).is_dir()})
         outline = after if stage.kind != "export" else outline
-    fits = all(s["peak_memory_bytes"] <= memory for s in stages)
-    fits = fits and sum(s["disk_bytes"] for s in stages) <= disk
+    open_stages = [s for s in stages if not s["done"]]
+    fits = all(s["peak_memory_bytes"] <= memory for s in open_stages)
+    fits = fits and sum(s["disk_bytes"] for s in open_stages) <= disk
     has = machine() | {"memory_available_bytes": memory, "disk_free_bytes": disk}
     return {"fits": fits, "stages": stages, "machine": has}
 
@@ -100,18 +102,19 @@ def refuse_if_too_big(plan: dict[str, Any]) -> None:
         CompressError: not enough memory or disk.
     """
     has = plan["machine"]
-    for stage in plan["stages"]:
+    stages = [stage for stage in plan["stages"] if not stage["done"]]
+    for stage in stages:
         if stage["peak_memory_bytes"] > has["memory_available_bytes"]:
             raise CompressError(
                 f"{stage['name']} needs about {_gib(stage['peak_memory_bytes'])} of memory, "
                 f"{_gib(has['memory_available_bytes'])} are available",
-                "lower train.batch or train.length, choose a smaller teacher, or free memory",
+                "lower train.batch or train.length, or free memory",
             )
-    needed = sum(stage["disk_bytes"] for stage in plan["stages"])
+    needed = sum(stage["disk_bytes"] for stage in stages)
     if needed > has["disk_free_bytes"]:
         raise CompressError(
             f"the run needs about {_gib(needed)} of disk, {_gib(has['disk_free_bytes'])} are free",
-            "free disk space, set keep: last, or give --out on another disk",
+            "free disk space, or give --out on another disk",
         )
 
 
@@ -119,12 +122,13 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _outline(source: Checkpoint) -> Outline:
-    raw = read_config(source.path)
-    config = config_of(raw)
-    family = find_family(raw["model_type"])
+def _outline(setting: Setting) -> Outline:
+    raw = read_config(setting.source.path)
+    config, family = config_of(raw), find_family(raw["model_type"])
+    if setting.profile.dtype:
+        config.dtype = getattr(torch, setting.profile.dtype)
     sizes = family.read_sizes(config)
-    width = 2.0 if "16" in str(raw.get("dtype") or raw.get("torch_dtype") or "") else 4.0
+    width = float(config.dtype.itemsize) if config.dtype is not None else 4.0
     return Outline(family, config, sizes, count(family, config, sizes), width)
 
 
@@ -167,6 +171,8 @@ def _estimate(
         held = train.batch * train.length * after.sizes["hidden"] * after.sizes["layers"]
         memory += held * ACTIVATION_BYTES
         disk += 24.0 * after.parameters  # two snapshots of weights and both Adam moments
+        if isinstance(stage.options, latent.Options) and stage.options.cache_teacher:
+            disk += 2.0 * teacher.sizes["hidden"] * tokens  # at most: a row is stored once
     elif stage.kind == "prune":
         tokens = getattr(stage.options, "samples", 0) * getattr(stage.options, "length", 0)
         seconds += tokens * 2.0 * (before.parameters - tables) / rates[0]

@@ -1,7 +1,7 @@
 """What the stages of one run share, and the workbench each of them is given."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from compressor.engines.torch import TorchEngine
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint, load_processor, read_task
 from compressor.model.families import find_family
-from compressor.model.manifest import Manifest
+from compressor.model.manifest import NAME as MANIFEST
+from compressor.model.manifest import Manifest, read_manifest
 from compressor.model.model import Model
-from compressor.model.sources import Source, describe_source, read_config, resolve
+from compressor.model.sources import describe_source, read_config, resolve
 from compressor.run.layout import SCRATCH, stage_directories
 from compressor.run.machine import machine, packages
 from compressor.run.profile import Profile, Stage
@@ -32,6 +33,12 @@ class Setting:
     home: Path
     screen: Screen
     log: Callable[[str], None]
+    _teachers: dict[str, Checkpoint] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def processor(self) -> Any:
+        """The tokenizer of the source, or None."""
+        return load_processor(self.source.path)
 
     @cached_property
     def task(self) -> str:
@@ -46,19 +53,19 @@ class Setting:
 
     def row_tokens(self, length: int) -> float:
         """Tokens of a training row on average: encoders read paragraphs, decoders full windows."""
-        processor = load_processor(self.source.path)
-        if self.corpus is None or processor is None or self.task == "causal-lm":
+        if self.corpus is None or self.processor is None or self.task == "causal-lm":
             return float(length)
-        return float(self.corpus.rows("train", processor, length).lengths.mean())
+        return float(self.corpus.rows("train", self.processor, length).lengths.mean())
 
     @property
     def data_record(self) -> dict[str, str] | None:
         """{name, sha256} of the data, for stage records."""
         return {"name": self.corpus.name, "sha256": self.corpus.sha256} if self.corpus else None
 
-    def scratch(self, target: Path) -> Path:
-        """Private folder of the stage that will become `target`, kept until it is complete."""
-        return self.home / SCRATCH / target.relative_to(self.home).as_posix().replace("/", ".")
+    def scratch(self, target: Path, fingerprint: str) -> Path:
+        """Private folder of the stage that will become `target` with these very settings."""
+        name = target.relative_to(self.home).as_posix().replace("/", "-").replace(".", "-")
+        return self.home / SCRATCH / f"{name}.{fingerprint[:12]}"
 
     def seed_of(self, stage: Stage) -> int:
         """The stage's own seed, or the profile's."""
@@ -71,10 +78,9 @@ class Setting:
             return self.source
         if name.startswith("stage:"):
             return self._stage_checkpoint(name.removeprefix("stage:"))
-        source = resolve(name)
-        family = read_config(source.path)["model_type"]
-        manifest = Manifest("checkpoint", family, describe_source(source))
-        return Checkpoint(source.path, manifest)
+        if name not in self._teachers:
+            self._teachers[name] = open_source(name)
+        return self._teachers[name]
 
     def _stage_checkpoint(self, number: str) -> Checkpoint:
         found = [d for d in stage_directories(self.home) if d.name.startswith(f"{number:0>2}-")]
@@ -104,14 +110,13 @@ class Setting:
                     "this run needs text and the profile names none",
                     "--data FILE, or data: in YAML",
                 )
-            processor = load_processor(self.source.path)
-            if processor is None:
+            if self.processor is None:
                 raise CompressError(
                     f"'{self.source.manifest.base_model['id']}' has no tokenizer",
                     "add tokenizer.json and tokenizer_config.json to it",
                 )
             return make_batches(
-                self.corpus, processor, split, n, task=self.task, seed=seed, **shape
+                self.corpus, self.processor, split, n, task=self.task, seed=seed, **shape
             )
 
         return Workbench(
@@ -127,19 +132,26 @@ class Setting:
 
 
 def frozen(model: Model) -> Model:
-    """The same model without gradients."""
+    """Switch off the gradients of a model."""
     model.module.requires_grad_(False)
-    return replace(model)
+    return model
 
 
-def open_source(name: str) -> tuple[Source, Manifest]:
-    """Resolve a model name and describe it: family, digest, licence.
+def open_source(name: str) -> Checkpoint:
+    """Resolve a model name: a plain checkpoint is described, one of ours brings its manifest.
 
     Raises:
         CompressError: not found, no checkpoint, unknown architecture, damaged weights.
     """
     source = resolve(name)
     family = find_family(read_config(source.path)["model_type"])
+    if (source.path / MANIFEST).is_file():
+        manifest = read_manifest(source.path)
+        if manifest.kind == "artifact":
+            raise CompressError(
+                f"'{name}' is an artefact already", "name the checkpoint it was made from"
+            )
+        return Checkpoint(source.path, manifest)
     manifest = Manifest(
         kind="checkpoint",
         family=family.model_type,
@@ -147,4 +159,4 @@ def open_source(name: str) -> tuple[Source, Manifest]:
         packages=packages(),
         machine=machine(),
     )
-    return source, manifest
+    return Checkpoint(source.path, manifest)

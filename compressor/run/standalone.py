@@ -1,27 +1,21 @@
 """`compress export`: export one finished checkpoint, with the same proof as inside a run."""
 
+import shutil
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from compressor.errors import CompressError
-from compressor.model.checkpoint import Checkpoint
-from compressor.model.manifest import (
-    NAME,
-    Artifact,
-    StageRecord,
-    list_files,
-    read_manifest,
-    write_manifest,
-)
+from compressor.model.manifest import Artifact, StageRecord, list_files, write_manifest
 from compressor.options import nearest
 from compressor.run.export import export_into
 from compressor.run.fingerprint import with_fingerprint
-from compressor.run.layout import landing
+from compressor.run.layout import disk_errors, landing, rejecting
 from compressor.run.machine import machine, packages, peak_memory
 from compressor.run.methods import load_method, method_names
+from compressor.run.overrides import read_value
 from compressor.run.profile import Stage
 from compressor.run.setting import open_source
 from compressor.run.validate import make_options
@@ -52,43 +46,36 @@ def export_checkpoint(
     if target.exists():
         raise CompressError(f"'{out}' exists already", "give a new --out directory")
     stage = _stage(to, set)
-    parent = _open(checkpoint)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with landing(target, target.parent) as partial:
-        manifest = export_into(partial, stage, parent, floor={}, work=None)
-        record = StageRecord(
-            method=stage.method,
-            options=stage.plain_options(),
-            seed=0,
-            teacher=None,
-            data=None,
-            seconds=0.0,
-            peak_memory_bytes=peak_memory(),
-            parent=parent.manifest.fingerprint,
-            fingerprint="",
-        )
-        manifest = replace(
-            manifest,
-            stages=[*parent.manifest.stages, with_fingerprint(record)],
-            files=list_files(partial),
-            packages=packages(),
-            machine=machine(),
-        )
-        write_manifest(partial, manifest)
-    return Artifact(target, manifest, str(manifest.engine))
-
-
-def _open(checkpoint: str) -> Checkpoint:
-    directory = Path(checkpoint)
-    if (directory / NAME).is_file():
-        manifest = read_manifest(directory)
-        if manifest.kind == "artifact":
-            raise CompressError(
-                f"'{checkpoint}' is an artefact already", "name the checkpoint it was made from"
+    parent = open_source(checkpoint)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".compress-", dir=target.parent))
+    try:
+        with landing(target, scratch) as partial, rejecting(partial, target):
+            start = time.perf_counter()
+            manifest = export_into(partial, stage, parent, floor={}, work=None)
+            record = StageRecord(
+                method=stage.method,
+                options=stage.plain_options(),
+                seed=0,
+                teacher=None,
+                data=None,
+                seconds=time.perf_counter() - start,
+                peak_memory_bytes=peak_memory(),
+                parent=parent.manifest.fingerprint,
+                fingerprint="",
             )
-        return Checkpoint(directory, manifest)
-    source, manifest = open_source(checkpoint)
-    return Checkpoint(source.path, manifest)
+            manifest = replace(
+                manifest,
+                stages=[*parent.manifest.stages, with_fingerprint(record)],
+                files=list_files(partial),
+                packages=packages(),
+                machine=machine(),
+            )
+            write_manifest(partial, manifest)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Artifact(target, manifest, str(manifest.engine))
 
 
 def _stage(to: str, overrides: Sequence[str]) -> Stage:
@@ -97,7 +84,7 @@ def _stage(to: str, overrides: Sequence[str]) -> Stage:
         key, separator, value = text.partition("=")
         if not separator:
             raise CompressError(f"--set '{text}' is no KEY=VALUE", "--set opset=20")
-        given[key] = yaml.safe_load(value)
+        given[key] = read_value(text, value)
     method = f"export.{to}"
     document = Document(given, {}, "--set")
     options = make_options(load_method(method).Options, given, document, (method,))

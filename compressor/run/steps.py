@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from compressor.distill import runner
 from compressor.errors import CompressError, Refused
 from compressor.model.checkpoint import Checkpoint, load_directory, save
 from compressor.model.count import count_parameters
@@ -22,14 +23,16 @@ from compressor.model.manifest import (
 )
 from compressor.model.model import Model
 from compressor.model.probe import largest_difference, probe_batches, write_probe
-from compressor.run.export import export_into
+from compressor.run.export import export_into, refuse_below
 from compressor.run.fingerprint import refuse_change, with_fingerprint
-from compressor.run.layout import landing, remove, stage_name
+from compressor.run.layout import SCRATCH, landing, rejecting, remove, stage_name
 from compressor.run.machine import machine, packages, peak_memory, reset_peak_memory
-from compressor.run.methods import load_method
+from compressor.run.methods import WITHOUT_DATA, WITHOUT_TEACHER, load_method
 from compressor.run.profile import Stage
 from compressor.run.setting import Setting
+from compressor.training.workbench import Workbench
 
+WEIGHTS_REMOVED = "weights_removed"  # in manifest.metrics, after keep: last
 # Relative error allowed between the model in memory and the same model saved and loaded: storing
 # bfloat16 rounds every weight to 8 bits of mantissa; float32 and packed codes lose nothing.
 RELOAD_TOLERANCE = {"float32": 1e-6, "float16": 5e-3, "bfloat16": 5e-2}
@@ -44,21 +47,19 @@ def run_stage(
         CompressError: the stage exists with other settings, or the method refuses.
         Refused: the saved model or the exported file does not agree with the model in memory.
     """
-    name = stage_name(number, stage.method)
-    target, wanted = home / name, _record(setting, stage, parent)
-    if target.is_dir():
-        found = read_manifest(target)
-        if found.stages[-1].fingerprint != wanted.fingerprint:
-            refuse_change(number, found.stages[-1], wanted)
-        return Checkpoint(target, found)
-    _refuse_stranger(home, number, name)
-    scratch = setting.scratch(target)
+    finished = find_stage(setting, home, number, stage, parent)
+    if finished is not None:
+        return finished
+    name, wanted = stage_name(number, stage.method), _record(setting, stage, parent)
+    target = home / name
+    scratch = setting.scratch(target, wanted.fingerprint)
     setting.log(f"stage {name} starts")
     reset_peak_memory()
     start = time.perf_counter()
     with landing(target, scratch) as partial:
         make = _export if stage.kind == "export" else _edit
-        manifest = make(setting, stage, parent, partial, target)
+        work = setting.workbench(stage, scratch)
+        manifest = make(setting, stage, parent, partial, work)
         record = dataclasses.replace(
             wanted, seconds=time.perf_counter() - start, peak_memory_bytes=peak_memory()
         )
@@ -72,51 +73,81 @@ def run_stage(
         )
         write_manifest(partial, manifest)
     keep_metrics(setting.home / "metrics.jsonl", scratch, target.relative_to(setting.home))
-    shutil.rmtree(scratch, ignore_errors=True)
+    for leftover in scratch.parent.glob(f"{scratch.stem}.*"):  # also of other settings
+        shutil.rmtree(leftover, ignore_errors=True)
     setting.log(f"stage {name} done in {record.seconds:.1f} s")
     return Checkpoint(target, manifest)
 
 
+def find_stage(
+    setting: Setting, home: Path, number: int, stage: Stage, parent: Checkpoint
+) -> Checkpoint | None:
+    """The finished stage of exactly these settings, or None when it has to be made.
+
+    A baseline made with other settings is deleted: nothing of the user's work is in it.
+
+    Raises:
+        CompressError: a stage of other settings stands there.
+        Refused: a finished export is below the floor that the profile now asks for.
+    """
+    target, wanted = home / stage_name(number, stage.method), _record(setting, stage, parent)
+    strangers = [d for d in home.glob(f"{number:02d}-*") if d.suffix != ".rejected" and d != target]
+    found = read_manifest(target) if target.is_dir() else None
+    if found and not strangers and found.stages[-1].fingerprint == wanted.fingerprint:
+        if stage.kind == "export":
+            with rejecting(target, target):
+                refuse_below(found.metrics["fidelity"], setting.profile.floor)
+        return Checkpoint(target, found)
+    if home != setting.home:
+        forget(home, number, setting.home / SCRATCH)
+    elif strangers:
+        raise CompressError(
+            f"stage {number} of this directory is {strangers[0].name}, the profile says "
+            f"{target.name}",
+            f"add --redo {number} to replace it, or give another --out",
+        )
+    elif found:
+        refuse_change(number, found.stages[-1], wanted)
+    return None
+
+
 def _record(setting: Setting, stage: Stage, parent: Checkpoint) -> StageRecord:
-    learns = stage.kind == "distill"
+    learns = stage.kind == "distill" and stage.method not in WITHOUT_TEACHER
+    reads = stage.kind != "export" and stage.method not in WITHOUT_DATA
     record = StageRecord(
         method=stage.method,
         options=stage.plain_options(),
         seed=setting.seed_of(stage),
         teacher=setting.teacher_of(stage).manifest.fingerprint if learns else None,
-        data=setting.data_record if stage.kind != "export" else None,
+        data=setting.data_record if reads else None,
         seconds=0.0,
         peak_memory_bytes=0,
         parent=parent.manifest.fingerprint,
         fingerprint="",
     )
-    return with_fingerprint(record)
-
-
-def _refuse_stranger(home: Path, number: int, name: str) -> None:
-    others = [d for d in home.glob(f"{number:02d}-*") if d.name != name]
-    others = [d for d in others if not d.name.endswith(".rejected")]
-    if others:
-        raise CompressError(
-            f"stage {number} of this directory is {others[0].name}, the profile says {name}",
-            f"add --redo {number} to replace it, or give another --out",
-        )
+    return with_fingerprint(record, setting.profile.dtype if stage.kind != "export" else None)
 
 
 def _edit(
-    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, target: Path
+    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, work: Workbench
 ) -> Manifest:
-    """Prune, distill or quantize; the written model is loaded back and must agree."""
+    """Prune, distill or quantize; the written model is loaded back and must agree.
+
+    Raises:
+        CompressError: the parent's weights are gone.
+    """
+    if parent.manifest.metrics.get(WEIGHTS_REMOVED):
+        raise CompressError(
+            f"{parent.path.name} kept no weights (keep: last), so {stage.method} cannot start",
+            "add --redo 1 to make all stages again",
+        )
     model = parent.load()
     if setting.profile.dtype:
         model.source_dtype = setting.profile.dtype
     torch.manual_seed(setting.seed_of(stage))
-    work = setting.workbench(stage, setting.scratch(target))
     module = load_method(stage.method)
     if stage.kind == "distill":
-        from compressor.distill import runner
-
-        teacher = work.teacher if stage.name != "ce" else None
+        teacher = None if stage.method in WITHOUT_TEACHER else work.teacher
         runner.run(model, module.objective(stage.options, model, teacher), stage.options, work)
     else:
         module.run(model, stage.options, work)
@@ -165,16 +196,12 @@ def _tied(model: Model) -> bool:
 
 
 def _export(
-    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, target: Path
+    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, work: Workbench
 ) -> Manifest:
-    reference = setting.workbench(stage, setting.scratch(target))
-    try:
+    target = setting.home / partial.name.removesuffix(".partial")
+    with rejecting(partial, target):
+        reference = None if setting.corpus is None else work
         return export_into(partial, stage, parent, setting.profile.floor, reference)
-    except Refused:
-        rejected = target.with_name(f"{target.name}.rejected")
-        shutil.rmtree(rejected, ignore_errors=True)
-        partial.rename(rejected)
-        raise
 
 
 def keep_metrics(file: Path, scratch: Path, stage: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from compressor.model.count import count_embedding_parameters, count_parameters
 from compressor.model.manifest import Manifest, read_manifest
 from compressor.run.card import usage
-from compressor.run.layout import stage_directories
+from compressor.run.layout import stage_name
 from compressor.run.machine import machine, packages
 from compressor.run.rehearse import empty
 from compressor.run.setting import Setting
@@ -15,8 +15,8 @@ def summary(
     setting: Setting, plan: dict[str, Any], bench: dict[str, Any] | None, seconds: float
 ) -> dict[str, Any]:
     """The content of report.json."""
-    directories = stage_directories(setting.home)
-    manifests = {d.name: read_manifest(d) for d in directories}
+    names = [stage_name(n, s.method) for n, s in enumerate(setting.profile.stages, start=1)]
+    manifests = {name: read_manifest(setting.home / name) for name in names}
     planned = {stage["name"]: stage for stage in plan["stages"]}
     exports = {name: m for name, m in manifests.items() if m.kind == "artifact"}
     return {
