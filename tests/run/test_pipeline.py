@@ -200,9 +200,109 @@ def test_standalone_export(finished, tmp_path):
 def test_keep_last_deletes_only_the_weights_between(chain, llama_folder, text_file, tmp_path):
     arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
     home = compressor.run(chain, **arguments, set=["keep=last"]).path
-    kept = [any((home / name).glob("*.safetensors")) for name in STAGES[:3]]
+    weights = ("model.safetensors", "packed.safetensors")
+    kept = [any((home / name / file).is_file() for file in weights) for name in STAGES[:3]]
     assert kept == [False, False, True]
+    assert all(compressor.verify(home / name)["ok"] for name in STAGES)
+    before = stamps(home)
     assert compressor.run(chain, **arguments, set=["keep=last"]).artifacts
+    with pytest.raises(CompressError, match="kept no weights") as caught:
+        compressor.run(chain, **arguments, redo=3)
+    assert caught.value.hint == "--redo 1"
+    assert stamps(home) == before
+
+
+def test_redo_deletes_nothing_when_an_earlier_stage_changed(finished):
+    result, chain, arguments = finished
+    before = stamps(result.path)
+    with pytest.raises(CompressError, match="mlp was 32, now 16"):
+        compressor.run(chain, **arguments, set=["stages.1.sizes.mlp=16"], redo=3)
+    assert stamps(result.path) == before
+    assert "mlp: 32" in (result.path / "profile.yaml").read_text()
+
+
+def test_another_dtype_is_another_stage(finished):
+    _, chain, arguments = finished
+    with pytest.raises(CompressError, match="another dtype"):
+        compressor.run(chain, **arguments, set=["dtype=bfloat16"])
+
+
+def test_a_floor_also_holds_for_a_finished_export(finished):
+    result, chain, arguments = finished
+    with pytest.raises(CompressError, match=r"below the floor of 1\.0") as caught:
+        compressor.run(chain, **arguments, set=["floor.top1_agreement=1.0"])
+    assert caught.value.exit_code == 3
+    assert (result.path / "04-export.onnx.rejected").is_dir()
+
+
+def test_a_baseline_of_other_settings_is_made_again(chain, llama_folder, text_file, tmp_path):
+    chain.write_text(chain.read_text() + "baselines: {plain: [export.onnx]}\n")
+    arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
+    home = compressor.run(chain, **arguments).path
+    baseline = home / "baselines" / "plain" / "01-export.onnx" / "manifest.json"
+    before = baseline.stat().st_mtime_ns
+    compressor.run(chain, **arguments, redo=3)
+    assert baseline.stat().st_mtime_ns == before
+    compressor.run(chain, **arguments, set=["baselines.plain=[{export.onnx: {opset: 21}}]"])
+    assert baseline.stat().st_mtime_ns != before
+
+
+def test_an_interrupted_stage_is_not_continued_with_another_teacher(
+    chain, llama_folder, pico_llama, text_file, tmp_path, monkeypatch
+):
+    from compressor.run import steps
+
+    other = tmp_path / "teacher"
+    pico_llama(seed=5).module.save_pretrained(other)
+    arguments = {"model": str(llama_folder), "data": str(text_file)}
+    short = ["stages.2.train.snapshot_seconds=0"]
+
+    save = steps.save_and_prove
+
+    def stop_after_training(model, *rest):
+        if "loss" in model.notes:
+            raise KeyboardInterrupt
+        return save(model, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "save_and_prove", stop_after_training)
+        with pytest.raises(KeyboardInterrupt):
+            compressor.run(chain, **arguments, out=tmp_path / "a", set=short)
+    assert list((tmp_path / "a" / ".scratch").glob("02-*/snapshot*"))
+    clean = compressor.run(chain, **arguments, out=tmp_path / "b", set=short, teacher=str(other))
+    mixed = compressor.run(chain, **arguments, out=tmp_path / "a", set=short, teacher=str(other))
+    files = [read_manifest(r.path / STAGES[1]).files["model.safetensors"] for r in (clean, mixed)]
+    assert files[0] == files[1]
+
+
+def test_a_profile_without_data_quantizes_and_exports(llama_folder, tmp_path):
+    profile = tmp_path / "p.yaml"
+    profile.write_text("stages: [{quantize.rtn: {group: 16}}, export.onnx]\n")
+    result = compressor.run(profile, model=str(llama_folder), out=tmp_path / "out")
+    assert result.metrics["bench"] is None
+    assert compressor.verify(result.artifacts[0].path)["ok"]
+    with pytest.raises(CompressError, match="names no data"):
+        compressor.run(
+            profile, model=str(llama_folder), out=tmp_path / "out", set=["floor.cosine=0.5"]
+        )
+
+
+def test_a_refused_first_run_does_not_claim_the_directory(
+    chain, llama_folder, text_file, tmp_path
+):
+    out = tmp_path / "out"
+    with pytest.raises(CompressError):
+        compressor.run(chain, model=str(llama_folder), data="nofile.txt", out=out)
+    assert not (out / "00-source").exists()
+
+
+def test_our_own_quantized_checkpoint_can_be_the_source(finished, tmp_path):
+    result, _, _ = finished
+    profile = tmp_path / "p.yaml"
+    profile.write_text("stages: [export.safetensors]\n")
+    made = compressor.run(profile, model=str(result.path / STAGES[2]), out=tmp_path / "dense")
+    base = read_manifest(made.path / "01-export.safetensors").base_model
+    assert base == read_manifest(result.path / STAGES[2]).base_model
 
 
 def test_nan_weights_stop_the_run(chain, llama_folder, text_file, tmp_path, pico_llama):
