@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 from compressor.errors import CompressError
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# what Python and numpy, torch, ONNX Runtime and C++ say when an allocation fails
+_NO_MEMORY = re.compile(r"MemoryError|can't allocate memory|Failed to allocate memory|bad_alloc")
+_REFUSAL = f"{CompressError.__module__}.{CompressError.__qualname__}: "  # ends a traceback
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -20,25 +24,30 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, **{name: str(threads) for name in _THREADS}, **quiet}
 
 
-def died(candidate: str, code: int, stderr: str) -> CompressError:
+def died(candidate: str, code: int, stderr: str) -> Exception:
     """The error for a measuring process that ended before it answered.
+
+    A CompressError where the user can act: it was killed, found too little memory, or refused the
+    candidate. Any other traceback is a fault of ours and comes as a RuntimeError.
 
     Args:
         candidate: name of what it measured.
         code: its return code, negative for a signal.
         stderr: what it had written.
     """
-    lines = stderr.strip().splitlines()
+    last = stderr.strip().rpartition("\n")[2] or f"exit code {code}"
+    what = f"the process measuring '{candidate}' died: "
     if code == -signal.SIGKILL:
         reason = "it was killed, most likely because memory ran out"
     elif code < 0:
         reason = f"signal {signal.Signals(-code).name}"
+    elif _NO_MEMORY.search(stderr):
+        reason = f"memory ran out ({last})"
+    elif last.startswith(_REFUSAL):
+        return CompressError(what + last.removeprefix(_REFUSAL), "make or copy it again")
     else:
-        reason = lines[-1] if lines else f"exit code {code}"
-    return CompressError(
-        f"the process measuring '{candidate}' died: {reason}",
-        "free memory, or measure fewer or smaller models at a time",
-    )
+        return RuntimeError(what + last)
+    return CompressError(what + reason, "free memory, or measure fewer or smaller models at a time")
 
 
 class Worker:
@@ -78,7 +87,8 @@ class Worker:
         """The next answer.
 
         Raises:
-            CompressError: the worker refused, or died.
+            CompressError: the worker refused, or was killed.
+            RuntimeError: it crashed.
         """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -89,7 +99,7 @@ class Worker:
             raise CompressError(answer["error"], answer["hint"])
         return answer
 
-    def _died(self) -> CompressError:
+    def _died(self) -> Exception:
         code = self.process.wait()
         self._errors.seek(0)
         return died(self.name, code, self._errors.read())

@@ -20,6 +20,11 @@ from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.run.methods import load_method
 from compressor.run.profile import Profile, Stage
 
+# The tasks a measure works for; one that is not here works for all.
+MEASURED_TASKS = {
+    "perplexity": ("causal-lm",),
+    "accuracy": ("causal-lm", "text-classification"),
+}
 ONNX_BLOCK = 16  # smallest block of ONNX Runtime's quantized operators
 
 
@@ -30,8 +35,10 @@ def rehearse(profile: Profile, source: Checkpoint) -> None:
         CompressError: what the stage itself would have raised, before any work.
     """
     made = [empty(source.path)]
-    for stage in profile.stages:
+    _check_measures(profile, made[0].task)
+    for number, stage in enumerate(profile.stages, start=1):
         model = made[-1]
+        _check_length(f"stages.{number}", stage, model)
         if isinstance(stage.options, minitron.Options):
             model = _pruned(model, stage.options)
         elif stage.kind == "distill":
@@ -41,11 +48,39 @@ def rehearse(profile: Profile, source: Checkpoint) -> None:
     exports = [s.name for s in profile.stages if s.kind == "export"]
     _check_groups(profile.stages, made, exports)
     for name, stages in profile.baselines.items():
+        for number, stage in enumerate(stages, start=1):
+            _check_length(f"baselines.{name}.{number}", stage, made[0])
         names = [s.name for s in stages if s.kind == "export"]
         try:
             _check_groups(stages, [made[0]] * (len(stages) + 1), names)
         except CompressError as error:
             raise CompressError(f"baseline '{name}': {error.what}", error.hint) from error
+
+
+def _check_measures(profile: Profile, task: str) -> None:
+    for name in profile.measures:
+        tasks = MEASURED_TASKS.get(name, (task,))
+        if task not in tasks:
+            raise CompressError(
+                f"the measure {name} is for {' and '.join(tasks)}, and this model is for {task}",
+                f"leave {name} out of measures; fidelity works for every model",
+            )
+
+
+def _check_length(where: str, stage: Stage, model: Model) -> None:
+    """Refuse rows of text that are longer than the model takes."""
+    option, length = "length", 0
+    if isinstance(stage.options, minitron.Options):
+        length = stage.options.length
+    elif stage.kind == "distill":
+        option, length = "train.length", stage.options.train.length
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise CompressError(
+            f"{where} ({stage.method}): {option} is {length} and the model takes at most {most} "
+            "tokens",
+            f"set {where}.{option} to {most} or less",
+        )
 
 
 def empty(path: Any) -> Model:

@@ -1,6 +1,7 @@
 """Every mistake of a profile, found in seconds: file, line and the nearest valid name."""
 
 import dataclasses
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from compressor.run.yaml_lines import Document
 DATA_KEYS = ("train", "calibration", "validation", "heldout")
 DEFAULT_MEASURES = ("size", "latency", "memory", "fidelity")
 QUALITY_KEYS = ("accuracy", "spearman", "top1_agreement", "cosine")
+TEXT_KEYS = ("name", "description", "model", "teacher")
+BASELINE_NAME = re.compile(r"[\w-][\w .-]*", re.ASCII)  # it becomes a folder of the run
 
 
 def validate(document: Document) -> Profile:
@@ -33,14 +36,13 @@ def validate(document: Document) -> Profile:
             )
     choose(document, "keep", ("all", "last"))
     choose(document, "dtype", (None, "float32", "bfloat16"))
+    for key in TEXT_KEYS:
+        if raw.get(key) is not None:
+            document.expect((key,), raw[key], str, f'{key}: "..."')
     seed = raw.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise CompressError(
-            f"{document.where(('seed',))}seed must be a whole number >= 0", "seed: 0"
-        )
+    _check_seed(document, ("seed",), seed)
     stages = _stages(document, ("stages",), raw.get("stages"))
-    check_order(document, stages)
-    baselines = raw.get("baselines") or {}
+    check_order(document, ("stages",), stages)
     profile = Profile(
         name=str(raw.get("name") or Path(document.name).stem),
         description=" ".join(str(raw.get("description") or "").split()),
@@ -52,7 +54,7 @@ def validate(document: Document) -> Profile:
         keep=raw.get("keep") or "all",
         stages=stages,
         measures=_measures(document),
-        baselines={k: _stages(document, ("baselines", k), v) for k, v in baselines.items()},
+        baselines=_baselines(document),
         floor=_floor(document),
     )
     return dataclasses.replace(profile, text=resolved_text(profile))
@@ -66,6 +68,13 @@ def choose(document: Document, key: str, allowed: tuple[Any, ...]) -> None:
         raise CompressError(
             f"{document.where((key,))}{key} is '{value}'{nearest(value, names)}",
             f"{key}: one of {', '.join(names)}",
+        )
+
+
+def _check_seed(document: Document, path: tuple[Any, ...], seed: Any) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise CompressError(
+            f"{document.where(path)}seed must be a whole number >= 0 (got {seed!r})", "seed: 0"
         )
 
 
@@ -91,16 +100,22 @@ def _stage(document: Document, path: tuple[Any, ...], raw: Any) -> Stage:
     kind, _, name = str(method).partition(".")
     if kind not in KINDS:
         raise CompressError(f"{where}'{method}' is no stage", f"kinds: {', '.join(KINDS)}")
-    rest = dict(given or {})
-    teacher, seed = rest.pop("teacher", None), rest.pop("seed", None)
-    options = make_options(module.Options, rest, document, (*path, method))
+    path = (*path, method)
+    given = {} if given is None else given
+    document.expect(path, given, dict, f"- {method}: {{option: value}}")
+    teacher, seed = given.get("teacher"), given.get("seed")
+    if teacher is not None:
+        document.expect((*path, "teacher"), teacher, str, "teacher: input, or stage:N")
+    if seed is not None:
+        _check_seed(document, (*path, "seed"), seed)
+    rest = {key: value for key, value in given.items() if key not in ("teacher", "seed")}
+    options = make_options(module.Options, rest, document, path)
     return Stage(kind, name, options, teacher, seed)
 
 
 def make_options(cls: Any, given: Any, document: Document, path: tuple[Any, ...]) -> Any:
     """Build validated options, pointing at the line of the first mistake."""
-    if not isinstance(given, dict):
-        raise CompressError(f"{document.where(path)}options must be a mapping", "{key: value}")
+    document.expect(path, given, dict, f"{path[-1]}: {{option: value}}")
     try:
         return cls(**given)
     except CompressError as error:
@@ -116,18 +131,19 @@ def _explain(
 ) -> CompressError:
     first = error.errors()[0]
     keys = tuple(first["loc"])
+    method = f"measure.{path[-1]}" if path[0] == "measures" else path[-1]
     where, name = document.where((*path, *keys)), ".".join(str(k) for k in keys)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _known_options(cls, keys[:-1])
         return CompressError(
-            f"{where}unknown option '{name}' of {path[-1]}{nearest(str(keys[-1]), known)}",
+            f"{where}unknown option '{name}' of {method}{nearest(str(keys[-1]), known)}",
             f"options: {', '.join(known)}",
         )
     message = first["msg"].removeprefix("Value error, ")
     value = "" if first["type"] == "missing" else f" (got {first['input']!r})"
     return CompressError(
-        f"{where}option '{name}' of {path[-1]}: {message}{value}",
-        f"compress methods {path[-1]} lists the options",
+        f"{where}option '{name}' of {method}: {message}{value}",
+        f"compress methods {method} lists the options",
     )
 
 
@@ -139,11 +155,34 @@ def _known_options(cls: Any, path: tuple[Any, ...]) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)]
 
 
-def check_order(document: Document, stages: tuple[Stage, ...]) -> None:
+def _baselines(document: Document) -> dict[str, tuple[Stage, ...]]:
+    raw = document.data.get("baselines")
+    raw = {} if raw is None else raw
+    document.expect(("baselines",), raw, dict, "baselines: {onnx float32: [export.onnx]}")
+    found = {}
+    for name, given in raw.items():
+        path = ("baselines", name)
+        if not isinstance(name, str) or not BASELINE_NAME.fullmatch(name):
+            raise CompressError(
+                f"{document.where(path)}baseline {name!r} must be named by a text of letters, "
+                "digits, spaces, dots, - and _ that begins with no dot or space",
+                "onnx float32: [export.onnx]",
+            )
+        found[name] = _stages(document, path, given)
+        check_order(document, path, found[name])
+        if sum(stage.kind == "export" for stage in found[name]) > 1:
+            raise CompressError(
+                f"{document.where(path)}baseline '{name}' has several exports",
+                "write one baseline for each export",
+            )
+    return found
+
+
+def check_order(document: Document, path: tuple[Any, ...], stages: tuple[Stage, ...]) -> None:
     """Prune, distill and search come first, then at most one quantize, then exports."""
     order = {"prune": 0, "distill": 0, "search": 0, "quantize": 1, "export": 2}
     for i, (before, after) in enumerate(pairwise(stages), start=1):
-        where = document.where(("stages", i))
+        where = document.where((*path, i))
         if before.kind == after.kind == "quantize":
             raise CompressError(f"{where}a second quantize stage", "keep one of them")
         if order[after.kind] < order[before.kind]:
@@ -154,16 +193,21 @@ def check_order(document: Document, stages: tuple[Stage, ...]) -> None:
 
 
 def _data(document: Document) -> dict[str, list[str]]:
-    raw = document.data.get("data") or {}
-    if not isinstance(raw, dict):
-        raw = {"train": raw}
-    for key in raw:
+    raw = document.data.get("data")
+    raw = {} if raw is None else raw
+    found = {}
+    for key, value in (raw if isinstance(raw, dict) else {"train": raw}).items():
         if key not in DATA_KEYS:
             raise CompressError(
                 f"{document.where(('data', key))}unknown key '{key}'{nearest(key, DATA_KEYS)}",
                 f"keys of data: {', '.join(DATA_KEYS)}",
             )
-    return {k: [str(s) for s in (v if isinstance(v, list) else [v])] for k, v in raw.items()}
+        sources = value if isinstance(value, list) else [] if value is None else [value]
+        for source in sources:
+            path = ("data", key) if isinstance(raw, dict) else ("data",)
+            document.expect(path, source, str, f'{key}: ["FILE"]')
+        found[key] = sources
+    return found
 
 
 def _measures(document: Document) -> dict[str, Any]:
@@ -171,25 +215,31 @@ def _measures(document: Document) -> dict[str, Any]:
     items = list(DEFAULT_MEASURES) if raw is None else raw
     if isinstance(items, dict):
         items = [{k: v} for k, v in items.items()]
+    document.expect(("measures",), items, list, f"measures: [{', '.join(DEFAULT_MEASURES)}]")
     found: dict[str, Any] = {}
     for i, item in enumerate(items):
-        name, given = next(iter(item.items())) if isinstance(item, dict) else (item, {})
-        known = method_names("measure")
-        where = document.where(("measures", i))
+        path = ("measures",) if isinstance(raw, dict) else ("measures", i)
+        where, known = document.where(path), method_names("measure")
+        if isinstance(item, dict) and len(item) != 1:
+            raise CompressError(
+                f"{where}a measure is one NAME with its options", "- fidelity: {rows: 512}"
+            )
+        name, given = next(iter(item.items())) if isinstance(item, dict) else (item, None)
         if name not in known:
             raise CompressError(
                 f"{where}unknown measure '{name}'{nearest(name, known)}",
                 f"measures: {', '.join(known)}",
             )
         module = load_method(f"measure.{name}", where)
-        found[name] = make_options(
-            module.Options, dict(given or {}), document, ("measures", i, name)
-        )
+        given = {} if given is None else given
+        found[name] = make_options(module.Options, given, document, (*path, name))
     return found
 
 
 def _floor(document: Document) -> dict[str, float]:
-    raw = document.data.get("floor") or {}
+    raw = document.data.get("floor")
+    raw = {} if raw is None else raw
+    document.expect(("floor",), raw, dict, "floor: {cosine: 0.9}")
     for key, value in raw.items():
         where = document.where(("floor", key))
         if key not in QUALITY_KEYS:

@@ -8,6 +8,8 @@ import yaml
 from compressor.errors import CompressError
 
 Path = tuple[Any, ...]
+_KINDS = {dict: "a mapping", list: "a list", str: "a text"}
+_CONTAINERS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,20 @@ class Document:
         line = self.lines.get(path)
         return f"{self.name}:{line}: " if line else f"{self.name}: "
 
+    def expect(self, path: Path, value: Any, kind: type, example: str) -> None:
+        """Refuse a value that is no dict, list or str, as `kind` says.
+
+        Raises:
+            CompressError: names the key and its line, with `example` as the hint.
+        """
+        if not isinstance(value, kind):
+            raise CompressError(
+                f"{self.where(path)}'{path[-1]}' must be {_KINDS[kind]} (got {value!r})", example
+            )
+
 
 def read_yaml(text: str, name: str) -> Document:
-    """Parse YAML; duplicate keys are refused.
+    """Parse YAML; duplicate keys, merge keys and tags are refused.
 
     Raises:
         CompressError: the text is no valid YAML; names the line.
@@ -50,16 +63,37 @@ def read_yaml(text: str, name: str) -> Document:
 
 def _plain(node: yaml.Node, path: Path, lines: dict[Path, int], name: str) -> Any:
     lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node, name)
+    if node.tag not in _CONTAINERS:
+        raise _no_plain(node, name)
     if isinstance(node, yaml.MappingNode):
         found: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = yaml.SafeLoader("").construct_object(key_node)
+            key = _scalar(key_node, name)
             line = key_node.start_mark.line + 1
             if key in found:
                 raise CompressError(f"{name}:{line}: '{key}' stands twice", "remove one of them")
             lines[(*path, key)] = line
             found[key] = _plain(value_node, (*path, key), lines, name)
         return found
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, (*path, i), lines, name) for i, item in enumerate(node.value)]
-    return yaml.SafeLoader("").construct_object(node)
+    return [_plain(item, (*path, i), lines, name) for i, item in enumerate(node.value)]
+
+
+def _scalar(node: yaml.Node, name: str) -> Any:
+    """Text, number, truth value, date or None of a node that has no parts."""
+    if not isinstance(node, yaml.ScalarNode):
+        raise _no_plain(node, name)
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError, LookupError) as error:  # unknown tag, no such number
+        raise _no_plain(node, name) from error
+
+
+def _no_plain(node: yaml.Node, name: str) -> CompressError:
+    shown = f"'{node.value}'" if isinstance(node, yaml.ScalarNode) else "a list or mapping"
+    kind = node.tag.rpartition(":")[2]
+    return CompressError(
+        f"{name}:{node.start_mark.line + 1}: {shown} cannot be read as '{kind}' here",
+        "write plain keys and values: no tags (!x), no merge keys (<<); quote texts",
+    )

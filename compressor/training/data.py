@@ -6,7 +6,7 @@ rows.py (documents to tokens) and batches.py (tokens to batches).
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ def load_corpus(spec: DataSpec, task: str) -> Corpus:
         for split, sources in named.items()
         if sources
     }
+    if task != "text-classification":  # labels are for classifiers; the others read the text
+        given = {k: [replace(d, label=None) for d in found] for k, found in given.items()}
     documents = splits.split(given)
     if task != "causal-lm":
         documents = splits.into_rows(documents, whole=_labelled(documents, task))

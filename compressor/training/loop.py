@@ -77,7 +77,7 @@ def train(
         {steps, tokens, seconds, loss, precision}; loss is the mean over the last steps.
 
     Raises:
-        CompressError: the loss or its gradient is not finite; the last snapshot stays.
+        CompressError: the loss or its gradient is not finite; earlier snapshots stay.
     """
     module = model.module if isinstance(model, Model) else model
     module.eval()
@@ -174,7 +174,7 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 def _refuse_unless_finite(value: float, what: str, step: int) -> None:
     if not math.isfinite(value):
         raise CompressError(
-            f"the {what} is {value} at step {step}; the last good snapshot is kept",
+            f"the {what} is {value} at step {step}; snapshots from before it, if any, are kept",
             "lower train.lr or raise train.warmup; at step 1, look for NaN in the model",
         )
 

@@ -15,6 +15,7 @@ from compressor.errors import CompressError
 from compressor.options import nearest
 from compressor.training.stdlib import PREFIX, stdlib_texts
 
+_HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # a lone surrogate: no UTF-8 holds it
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 
 
@@ -104,12 +105,17 @@ def _read_jsonl(name: str, text: str) -> list[Document]:
                 f'{name}:{number}: no "text" in this line (found: {keys})',
                 'one object per line: {"text": "..."}',
             )
+        if half := _HALF_CHARACTER.search(value["text"]):
+            raise CompressError(
+                f"{name}:{number}: {half.group()!r} is half of a character", "write the text again"
+            )
         found.append(Document(value["text"], _label(name, number, value.get("label"))))
     return found
 
 
 def _read_csv(name: str, text: str) -> list[Document]:
-    table = csv.DictReader(io.StringIO(text))
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # a cell may be a long document
+    table = csv.DictReader(io.StringIO(text, newline=""))
     if "text" not in (table.fieldnames or []):
         columns = ", ".join(table.fieldnames or [])[:80]
         raise CompressError(

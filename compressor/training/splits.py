@@ -33,23 +33,13 @@ def split(given: dict[str, list[Document]]) -> dict[str, list[Document]]:
     Raises:
         CompressError: too few distinct documents for the splits, or nothing left in one.
     """
-    cut = {name: _windows(found[0]) for name, found in given.items() if len(found) == 1}
     found: dict[str, list[Document]] = {}
-    seen: set[str] = set()
     for name in SPLITS:
-        if name not in given:
-            continue
-        fresh = _distinct(cut.get(name, given[name]), seen)
-        found[name] = list(fresh.values()) if name in cut else [fresh[k] for k in sorted(fresh)]
-        if name in SHARES:
-            seen |= set(fresh)
-    empty = [name for name, documents in found.items() if not documents]
-    if empty:
-        raise CompressError(
-            f"nothing is left for the split '{empty[0]}' after removing duplicates",
-            "give it documents that no other split has",
-        )
-    _take_from_train(found)
+        if name == "calibration":  # last: what was taken out of train must not come back here
+            _take_from_train(found)
+        if name in given:
+            held = {digest(d.content) for share in SHARES for d in found.get(share, [])}
+            found[name] = _fresh_documents(name, given[name], held)
     found.setdefault("calibration", found["train"])
     return found
 
@@ -91,10 +81,17 @@ def _fresh(texts: Iterable[str], seen: set[str]) -> Iterable[str]:
             yield text
 
 
-def _distinct(documents: list[Document], seen: set[str]) -> dict[str, Document]:
-    """{content hash: document} of those not seen in another split."""
-    keyed = {digest(document.content): document for document in documents}
-    return {key: document for key, document in keyed.items() if key not in seen}
+def _fresh_documents(name: str, given: list[Document], held: set[str]) -> list[Document]:
+    """Distinct documents of a split, by hash; the windows of a single one, by position."""
+    single = len(given) == 1
+    keyed = {digest(d.content): d for d in (_windows(given[0]) if single else given)}
+    fresh = {key: document for key, document in keyed.items() if key not in held}
+    if not fresh:
+        raise CompressError(
+            f"nothing is left for the split '{name}' after removing duplicates",
+            "give it documents that no other split has",
+        )
+    return list(fresh.values()) if single else [fresh[key] for key in sorted(fresh)]
 
 
 def _take_from_train(found: dict[str, list[Document]]) -> None:

@@ -117,4 +117,15 @@ def test_a_real_engine_is_timed_without_padding(pico_bert, make_work, tmp_path):
 def test_how_a_process_died_is_said_in_words():
     assert "memory ran out" in died("a", -9, "").what
     assert "signal SIGSEGV" in died("a", -11, "").what
-    assert died("a", 1, "Traceback\nValueError: x\n").what.endswith("died: ValueError: x")
+    memory = died("a", 1, "Traceback\nMemoryError\n")
+    assert isinstance(memory, CompressError) and "free memory" in memory.hint
+    allocator = died("a", 1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: 9 bytes")
+    assert isinstance(allocator, CompressError)
+    refused = died("a", 1, "Traceback\ncompressor.errors.CompressError: it is truncated\n")
+    assert isinstance(refused, CompressError) and str(refused).endswith("died: it is truncated")
+
+
+def test_a_crash_of_a_process_is_not_taken_for_the_users_mistake():
+    crash = died("a", 1, "Traceback\nValueError: x\n")
+    assert not isinstance(crash, CompressError) and str(crash).endswith("died: ValueError: x")
+    assert str(died("a", 7, "")).endswith("died: exit code 7")

@@ -4,6 +4,7 @@ import pytest
 
 from compressor.errors import CompressError
 from compressor.run.loading import load_profile, shipped_profiles
+from compressor.run.methods import describe
 
 GOOD = """\
 name: good
@@ -54,6 +55,73 @@ MISTAKES = {
     "floor": (GOOD + "floor: {cosin: 0.9}\n", "did you mean cosine?"),
     "keep": (GOOD + "keep: lst\n", "keep is 'lst'; did you mean last?"),
     "seed": (GOOD + "seed: -1\n", "seed must be a whole number"),
+    "number for options": (
+        GOOD.replace("{parameters: 0.5}", "0.5"),
+        "p.yaml:3: 'prune.minitron' must be a mapping (got 0.5)",
+    ),
+    "list for options": (
+        GOOD.replace("prune.minitron: {parameters: 0.5}", "distill.kd: [1]"),
+        "p.yaml:3: 'distill.kd' must be a mapping (got [1])",
+    ),
+    "stage teacher": (
+        GOOD.replace("temperature: 2", "teacher: 1"),
+        "p.yaml:5: 'teacher' must be a text (got 1)",
+    ),
+    "stage seed": (
+        GOOD.replace("temperature: 2", "seed: abc"),
+        "p.yaml:5: seed must be a whole number >= 0 (got 'abc')",
+    ),
+    "negative stage seed": (
+        GOOD.replace("temperature: 2", "seed: -1"),
+        "p.yaml:5: seed must be a whole number >= 0 (got -1)",
+    ),
+    "number of nested options": (GOOD.replace("{steps: 10}", "{3: 1}"), "p.yaml:6: "),
+    "measures a number": (GOOD + "measures: 3\n", "p.yaml:8: 'measures' must be a list (got 3)"),
+    "measures a text": (GOOD + "measures: size\n", "p.yaml:8: 'measures' must be a list"),
+    "measure options": (
+        GOOD + "measures: [{size: 3}]\n",
+        "p.yaml:8: 'size' must be a mapping (got 3)",
+    ),
+    "measure without name": (GOOD + "measures: [{}]\n", "p.yaml:8: a measure is one NAME"),
+    "measure mapped": (
+        GOOD + "measures:\n  size: {}\n  fidelity: {rows: 0}\n",
+        "p.yaml:10: option 'rows' of measure.fidelity",
+    ),
+    "floor a number": (GOOD + "floor: 0.9\n", "p.yaml:8: 'floor' must be a mapping (got 0.9)"),
+    "baselines a list": (
+        GOOD + "baselines: [export.onnx]\n",
+        "p.yaml:8: 'baselines' must be a mapping",
+    ),
+    "model a number": (GOOD + "model: 3\n", "p.yaml:8: 'model' must be a text (got 3)"),
+    "teacher a number": (GOOD + "teacher: 3\n", "p.yaml:8: 'teacher' must be a text (got 3)"),
+    "name a list": (GOOD.replace("name: good", "name: [x]"), "p.yaml:1: 'name' must be a text"),
+    "data a number": (GOOD + "data: 3\n", "p.yaml:8: 'data' must be a text (got 3)"),
+    "data of a split": (
+        GOOD + "data:\n  train: [a.txt, 3]\n",
+        "p.yaml:9: 'train' must be a text (got 3)",
+    ),
+    "merge key": (
+        GOOD.replace("temperature: 2", "<<: {temperature: 2}"),
+        "p.yaml:5: '<<' cannot be read as 'merge'",
+    ),
+    "tag": (GOOD.replace("good", "!tag x"), "p.yaml:1: 'x' cannot be read as '!tag'"),
+    "tag of a mapping": (GOOD.replace("{steps", "!tag {steps"), "p.yaml:6: a list or mapping"),
+    "list as key": (GOOD + "? [a]\n: b\n", "p.yaml:8: a list or mapping cannot be read"),
+    "no such day": (GOOD.replace("good", "2024-13-45"), "p.yaml:1: '2024-13-45' cannot be read"),
+    "baseline outside the run": (
+        GOOD + "baselines: {../../x: [export.onnx]}\n",
+        "p.yaml:8: baseline '../../x' must be named",
+    ),
+    "hidden baseline": (GOOD + "baselines: {.x: [export.onnx]}\n", "baseline '.x' must be named"),
+    "baseline a number": (GOOD + "baselines: {8: [export.onnx]}\n", "baseline 8 must be named"),
+    "baseline order": (
+        GOOD + "baselines:\n  a:\n    - export.onnx\n    - quantize.rtn\n",
+        "p.yaml:11: quantize.rtn cannot come after export.onnx",
+    ),
+    "baseline with two exports": (
+        GOOD + "baselines:\n  a: [export.onnx, export.safetensors]\n",
+        "p.yaml:9: baseline 'a' has several exports",
+    ),
 }
 
 
@@ -65,6 +133,24 @@ def test_a_mistake_names_its_line_and_the_nearest_name(case, tmp_path):
     assert expected in caught.value.what
     assert caught.value.hint
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["distill.kd: {temperature: 0}", "measures: [{fidelity: {rows: 0}}]"]
+)
+def test_the_hint_names_a_method_that_can_be_looked_up(text, tmp_path):
+    whole = GOOD + text if text.startswith("m") else f"stages: [{text}]"
+    with pytest.raises(CompressError, match=r"lists|must|option") as caught:
+        load_profile(write(tmp_path, whole))
+    method = caught.value.hint.split()[2]
+    assert describe(method)["name"] == method
+
+
+def test_empty_values_are_the_defaults(tmp_path):
+    empty = "data:\nfloor:\nbaselines:\nmeasures:\nteacher:\n"
+    filled = load_profile(write(tmp_path, GOOD + empty + "description:\n"))
+    assert filled == load_profile(write(tmp_path, GOOD))
+    assert filled.baselines == {} and filled.teacher == "input"
 
 
 def test_set_reaches_nested_options_and_is_validated(tmp_path):

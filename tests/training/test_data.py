@@ -58,6 +58,24 @@ def test_given_splits_are_taken_out_of_train(text):
     assert not contents(corpus, "train") & contents(corpus, "heldout")
 
 
+@pytest.mark.parametrize("given", [{}, {"heldout"}, {"validation"}, {"heldout", "validation"}])
+@pytest.mark.parametrize("task", [ENCODER, DECODER])
+def test_calibration_holds_nothing_that_is_held_out(text, task, given):
+    path = text([sentence(i) for i in range(60)])
+    other = {name: [text([sentence(i) for i in range(9)], f"{name}.txt")] for name in given}
+    if len(given) == 2:
+        other["validation"] = [text([sentence(i) for i in range(9, 15)], "v.txt")]
+    corpus = load_corpus(DataSpec([path], calibration=[path], **other), task)
+    held = contents(corpus, "heldout") | contents(corpus, "validation")
+    assert contents(corpus, "calibration") == contents(corpus, "train")
+    assert held and not contents(corpus, "calibration") & held
+    with pytest.raises(CompressError, match="nothing is left for the split 'calibration'"):
+        only = text(
+            [next(iter(contents(corpus, "heldout"))), *contents(corpus, "validation")], "o.txt"
+        )
+        load_corpus(DataSpec([path], calibration=[only], **other), task)
+
+
 def test_one_single_document_is_divided_by_position(text):
     words = [f"word{i}" for i in range(6000)]
     corpus = load_corpus(DataSpec([text([" ".join(words)])]), DECODER)
@@ -190,6 +208,11 @@ BAD = {
     "no json": ("a.jsonl", b'{"text": "a"}\n{"text', "a.jsonl:2: not JSON"),
     "no text": ("a.jsonl", b'{"text": "a"}\n\n{"texts": "b"}', 'a.jsonl:3: no "text"'),
     "label": ("a.jsonl", b'{"text": "a", "label": "good"}', "label 'good' is no class number"),
+    "half a character": (
+        "a.jsonl",
+        b'{"text": "a"}\n{"text": "b \\ud83d c"}',
+        r"a.jsonl:2: '\ud83d' is half of a character",
+    ),
     "no column": ("a.csv", b"sentence,label\nx,0\n", "no column 'text'"),
 }
 
@@ -243,6 +266,25 @@ def test_half_labelled_data_is_refused(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     with pytest.raises(CompressError, match="some documents have a label"):
         load_corpus(DataSpec([str(path)]), "text-classification")
+
+
+@pytest.mark.parametrize("task", [ENCODER, DECODER])
+def test_labels_are_ignored_by_who_does_not_classify(tmp_path, task, pico_bert, pico_llama):
+    lines = [{"text": sentence(i)} | ({"label": 1} if i % 9 != 4 else {}) for i in range(60)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    corpus = load_corpus(DataSpec([str(path)]), task)
+    processor = (pico_bert if task == ENCODER else pico_llama)().processor
+    batch = make_batches(corpus, processor, "train", 1, task=task, seed=0, length=32)[0]
+    assert "labels" not in batch
+
+
+def test_a_cell_may_be_a_long_document(tmp_path):
+    path, long = tmp_path / "a.csv", "word " * 40_000
+    rows = [f'"{long}{i}\r second line"' for i in range(20)]
+    path.write_text("\n".join(["text", *rows, "bare \r return"]), encoding="utf-8")
+    documents = load_corpus(DataSpec([str(path)]), DECODER).documents["train"]
+    assert max(len(document.text) for document in documents) > 200_000
 
 
 def test_the_standard_library_speaks_english():

@@ -173,6 +173,7 @@ def test_nan_names_the_step_and_keeps_the_snapshot(pico_llama, make_work):
 
     with pytest.raises(CompressError, match="the loss is nan at step 5") as caught:
         fit(model, work, poison, snapshot_seconds=1000)
+    assert "if any, are kept" in caught.value.what  # there is none yet
     assert "lower train.lr" in caught.value.hint
     assert read_snapshot(work.scratch) is None
     model = pico_llama()

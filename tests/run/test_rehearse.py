@@ -1,0 +1,97 @@
+"""What a rehearsal refuses on empty models: rows that are too long, measures of another task."""
+
+import pytest
+
+from compressor.errors import CompressError
+from compressor.run.loading import load_profile
+from compressor.run.rehearse import rehearse
+from compressor.run.setting import open_source
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Factory: a model as a checkpoint on disk."""
+
+    def save(model):
+        model.module.save_pretrained(tmp_path / "model")
+        model.processor.save_pretrained(tmp_path / "model")
+        return open_source(str(tmp_path / "model"))
+
+    return save
+
+
+@pytest.fixture
+def profile(tmp_path):
+    """Factory: a profile of these YAML lines."""
+
+    def load(*lines):
+        (tmp_path / "p.yaml").write_text("\n".join(lines))
+        return load_profile(tmp_path / "p.yaml")
+
+    return load
+
+
+SHORT = "measures: [size]"
+EXPORT = "stages: [export.onnx]"
+
+
+@pytest.mark.parametrize(
+    ("stages", "what", "option"),
+    [
+        (
+            "stages: [{prune.minitron: {parameters: 0.8}}]",
+            "prune.minitron): length is 128",
+            "stages.1.length",
+        ),
+        (
+            "stages: [{prune.minitron: {parameters: 0.8, length: 64}}, distill.latent]",
+            "distill.latent): train.length is 128",
+            "stages.2.train.length",
+        ),
+        (
+            EXPORT + "\nbaselines: {a: [{prune.minitron: {parameters: 0.8}}]}",
+            "prune.minitron): length is 128",
+            "baselines.a.1.length",
+        ),
+    ],
+)
+def test_rows_longer_than_the_model_takes(stages, what, option, pico_bert, source, profile):
+    with pytest.raises(CompressError) as caught:
+        rehearse(profile(stages, SHORT), source(pico_bert()))
+    assert what in caught.value.what and "at most 64 tokens" in caught.value.what
+    assert caught.value.hint == f"set {option} to 64 or less"
+
+
+def test_rows_that_just_fit_pass(pico_bert, source, profile):
+    stages = [
+        "stages:",
+        "- prune.minitron: {parameters: 0.8, length: 64}",
+        "- distill.latent: {train: {length: 64}}",
+    ]
+    rehearse(profile(*stages, SHORT), source(pico_bert()))
+
+
+@pytest.mark.parametrize(
+    ("measure", "head", "refused"),
+    [
+        ("perplexity", None, True),
+        ("perplexity", "sequence-classification", True),
+        ("accuracy", None, True),
+        ("accuracy", "masked-lm", True),
+        ("accuracy", "sequence-classification", False),
+        ("fidelity", None, False),
+    ],
+)
+def test_a_measure_of_another_task(measure, head, refused, pico_bert, source, profile):
+    wanted = profile(EXPORT, f"measures: [{measure}]")
+    model = source(pico_bert(head))
+    if not refused:
+        rehearse(wanted, model)
+        return
+    with pytest.raises(CompressError, match=f"the measure {measure} is for") as caught:
+        rehearse(wanted, model)
+    assert f"leave {measure} out" in caught.value.hint
+
+
+def test_a_decoder_has_all_measures(pico_llama, source, profile):
+    rehearse(profile(EXPORT, "measures: [perplexity, accuracy]"), source(pico_llama()))
