@@ -77,6 +77,8 @@ def _pairs(options: Options, student: int, teacher: int) -> list[tuple[int, int]
         return [(round(i * teacher / student), i) for i in range(1, student + 1)]
     if options.layer_map == "last":
         return [(teacher, student)]
+    if not options.layer_map:
+        raise CompressError("layer_map names no pair of layers", "layer_map: uniform")
     for above, below in options.layer_map:
         if not (1 <= above <= teacher and 1 <= below <= student):
             raise CompressError(

@@ -50,6 +50,7 @@ def _stage_options(
     data: dict[str, Any], keys: list[str], text: str
 ) -> tuple[dict[str, Any], list[str]]:
     stages = data.get("stages") or []
+    stages = stages if isinstance(stages, list) else []
     if len(keys) < 3 or not keys[1].isdigit() or not 1 <= int(keys[1]) <= len(stages):
         raise CompressError(
             f"--set '{text}': stages are stages.1 to stages.{len(stages)}, then an option",
@@ -58,6 +59,12 @@ def _stage_options(
     index = int(keys[1]) - 1
     if isinstance(stages[index], str):
         stages[index] = {stages[index]: {}}
-    method = next(iter(stages[index]))
-    stages[index][method] = stages[index][method] or {}
-    return stages[index][method], keys[2:]
+    method = next(iter(stages[index])) if isinstance(stages[index], dict) and stages[index] else ""
+    options = (stages[index][method] or {}) if method else None
+    if not isinstance(options, dict):
+        raise CompressError(
+            f"--set '{text}': stage {keys[1]} of the profile is no KIND.NAME with options",
+            "- distill.kd: {temperature: 1}",
+        )
+    stages[index][method] = options
+    return options, keys[2:]
