@@ -4,12 +4,7 @@ import json
 from pathlib import Path
 
 from compressor.model.model import Model, Pooling
-
-_MODES = {
-    "mean": "pooling_mode_mean_tokens",
-    "cls": "pooling_mode_cls_token",
-    "max": "pooling_mode_max_tokens",
-}
+from compressor.model.pooling import FLAGS
 
 
 def write_side_files(model: Model, out: Path) -> None:
@@ -37,7 +32,7 @@ def _write_pooling(pooling: Pooling, hidden: int, out: Path) -> None:
         }
         for i, kind in enumerate(kinds)
     ]
-    stated = {key: mode == pooling.mode for mode, key in _MODES.items()}
+    stated = {key: mode == pooling.mode for mode, key in FLAGS.items()}
     stated = {"word_embedding_dimension": hidden, **stated}
     (out / "1_Pooling").mkdir()
     (out / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")

@@ -20,7 +20,6 @@ from compressor.model.model import Model
 from compressor.numerics.packing import pack
 
 _BLOCKS = (256, 128, 64, 32, 16)
-_CHANNEL_BLOCK = 128  # for one scale per row: the fastest on CPU, and 3 % of scales
 
 
 class _Blocks:

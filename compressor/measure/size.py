@@ -17,16 +17,10 @@ from compressor.engines import Engine
 from compressor.errors import CompressError
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import read_manifest
+from compressor.model.side_files import side_files
 from compressor.model.sources import weight_files
 from compressor.options import options
 from compressor.training.workbench import Workbench
-
-_DEPLOYED = (
-    *("config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt"),
-    *("special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*"),
-    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-    *("*_Pooling/config.json", "*_Normalize/config.json"),
-)
 
 
 @options
@@ -44,10 +38,10 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
         CompressError: the directory holds no weights.
     """
     weights = _weights(engine.path)
-    deployed = {file for pattern in _DEPLOYED for file in engine.path.glob(pattern)}
+    deployed = {engine.path / "config.json", *side_files(engine.path), *weights}
     return {
         "parameters": _parameters(engine.path, weights),
-        "bytes": sum(file.stat().st_size for file in deployed | set(weights)),
+        "bytes": sum(file.stat().st_size for file in deployed),
         "weights_bytes": sum(file.stat().st_size for file in weights),
     }
 

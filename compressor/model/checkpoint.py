@@ -6,7 +6,6 @@ loading half of it.
 """
 
 import json
-import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from compressor.model import layers
 from compressor.model.families import Family, find_family
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Manifest, WeightFormat, read_manifest
-from compressor.model.model import Model, Pooling, task_of
+from compressor.model.model import Model, task_of
+from compressor.model.pooling import fit_pooling, read_pooling
 from compressor.model.shapes import config_of, model_class
+from compressor.model.side_files import copy_side_files
 from compressor.model.sources import PACKED, read_config, weight_files
 
-SIDE_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
-NOT_SIDE_FILES = {"config.json", MANIFEST, "model.safetensors.index.json"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
 
 
@@ -171,44 +170,28 @@ def load_processor(path: Path) -> Any:
         ) from error
 
 
-def read_pooling(path: Path) -> Pooling | None:
-    """Pooling of a sentence-transformers directory, or None."""
-    listing = path / "modules.json"
-    if not listing.is_file():
-        return None
-    modules = json.loads(listing.read_text(encoding="utf-8"))
-    kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
-    if "Pooling" not in kinds:
-        return None
-    stated = json.loads((path / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
-    modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
-    modes["max"] = "pooling_mode_max_tokens"
-    chosen = [mode for mode, key in modes.items() if stated.get(key)]
-    if len(chosen) != 1:
-        raise CompressError(
-            f"the pooling of '{path.name}' is none of mean, cls, max", "use one of these modes"
-        )
-    return Pooling(chosen[0], "Normalize" in kinds)
-
-
 def save(model: Model, directory: Path, parent: Path) -> None:
     """Write a model and the side files of its parent into an existing directory.
 
-    Float models are written by transformers in the dtype the source had; quantized ones as
-    packed codes. The manifest and the probe are the caller's business.
+    Float weights are written in the dtype the source had, by transformers; a model with
+    quantized modules as packed codes, whose scales stay float16. The manifest and the probe are
+    the caller's business.
     """
     names = [name for name, _ in model.module.named_parameters()]
     assert not any("parametrizations" in name for name in names), "an active parametrization"
     copy_side_files(parent, directory)
-    _fit_pooling(directory, model.sizes["hidden"])
+    fit_pooling(directory, model.sizes["hidden"])
     module: Any = model.module
+    dtype = getattr(torch, model.source_dtype)
     if model.formats:
         module.config.architectures = [type(module).__name__]
         module.config.save_pretrained(directory)
-        save_file(layers.state_to_disk(module), directory / PACKED, metadata={"format": "pt"})
-        return
-    dtype = getattr(torch, model.source_dtype)
-    module.save_pretrained(directory, state_dict=_cast(module.state_dict(), dtype))
+        stored = layers.state_to_disk(module)
+        tables = {name for name in stored if name.rpartition(".")[2] in layers.TABLE}
+        dense = _cast({name: t for name, t in stored.items() if name not in tables}, dtype)
+        save_file(stored | dense, directory / PACKED, metadata={"format": "pt"})
+    else:
+        module.save_pretrained(directory, state_dict=_cast(module.state_dict(), dtype))
     # transformers states the dtype of the module, not that of the weights it was given
     _edit_json(directory / "config.json", dtype=model.source_dtype)
 
@@ -220,24 +203,6 @@ def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         if tensor.data_ptr() not in done:
             done[tensor.data_ptr()] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return {name: done[tensor.data_ptr()] for name, tensor in state.items()}
-
-
-def copy_side_files(parent: Path, directory: Path) -> None:
-    """Copy tokenizer, pooling and generation files; never code, weights or manifests."""
-    for file in sorted([*parent.glob("*"), *parent.glob("*/*")]):
-        name = file.relative_to(parent)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if file.suffix in SIDE_SUFFIXES and file.is_file() and not hidden:
-            if name.as_posix() in NOT_SIDE_FILES:
-                continue
-            (directory / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, directory / name)
-
-
-def _fit_pooling(directory: Path, hidden: int) -> None:
-    """Keep `word_embedding_dimension` of a pooling config equal to the hidden size."""
-    for file in directory.glob("*Pooling/config.json"):
-        _edit_json(file, word_embedding_dimension=hidden)
 
 
 def _edit_json(file: Path, **changes: Any) -> None:

@@ -1,6 +1,5 @@
 """The in-memory model every method sees: never a path, never the CLI."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,6 @@ from compressor.model.manifest import WeightFormat
 
 TASKS = (
     ("ForCausalLM", "causal-lm"),
-    ("LMHeadModel", "causal-lm"),
     ("ForSequenceClassification", "text-classification"),
     ("ForMaskedLM", "fill-mask"),
 )
@@ -80,29 +78,6 @@ class Model:
         found = self.base.get_submodule(stack.blocks)
         assert isinstance(found, nn.ModuleList)
         return found
-
-    def name_of(self, wanted: nn.Module) -> str:
-        """Full dotted name of a submodule, the key used in `formats`."""
-        return next(name for name, m in self.module.named_modules() if m is wanted)
-
-    def named_linears(self) -> Iterator[tuple[str, nn.Linear]]:
-        """Every nn.Linear with its full name, in module order."""
-        for name, module in self.module.named_modules():
-            if isinstance(module, nn.Linear):
-                yield name, module
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Parameters of a float module; tied tensors count once."""
-    return sum(p.numel() for p in module.parameters())
-
-
-def count_embedding_parameters(module: nn.Module) -> int:
-    """Parameters that sit in nn.Embedding tables; tied tensors count once."""
-    tables = {
-        id(m.weight): m.weight.numel() for m in module.modules() if isinstance(m, nn.Embedding)
-    }
-    return sum(tables.values())
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from compressor.errors import CompressError
-from compressor.model.families import Family
-from compressor.model.model import count_parameters
+from compressor.model.count import count_parameters
+from compressor.model.families import Family, find_family
+from compressor.model.model import TASKS
 
 AXES = ("layers", "heads", "kv_heads", "hidden", "mlp")  # what pruning may shrink
 
@@ -47,23 +48,44 @@ def resized(
 
 
 def config_of(raw: dict[str, Any]) -> Any:
-    """The transformers config of a config.json; remote code and foreign quantization ignored."""
+    """The transformers config of a config.json; remote code is ignored.
+
+    Raises:
+        CompressError: unknown architecture, or values that make no model.
+    """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(
-        **{
-            key: value
-            for key, value in raw.items()
-            if key not in ("quantization_config", "auto_map")
-        }
-    )
+    try:
+        config = AutoConfig.for_model(**{k: v for k, v in raw.items() if k != "auto_map"})
+    # some values are validated by transformers, over others its code trips
+    except (StrictDataclassError, AttributeError, ArithmeticError, TypeError, ValueError) as error:
+        reason = str(error).rpartition("\n")[2].strip()
+        raise CompressError(
+            f"config.json makes no {raw['model_type']} model: {reason}", "restore the file"
+        ) from error
+    _check_heads(find_family(raw["model_type"]), config)
+    return config
+
+
+def _check_heads(family: Family, config: Any) -> None:
+    keys = family.sizes
+    hidden, heads = getattr(config, keys.hidden), getattr(config, keys.heads)
+    kv_heads = getattr(config, keys.kv_heads) if keys.kv_heads else heads
+    if min(hidden, heads, kv_heads) < 1 or hidden % heads or heads % kv_heads:
+        raise CompressError(
+            f"config.json makes no {family.model_type} model: {hidden} hidden, {heads} heads and "
+            f"{kv_heads} key-value heads, of which each must divide the one before",
+            "restore the file",
+        )
 
 
 def model_class(family: Family, config: Any) -> Any:
     """The transformers class a config was saved by, or the family's auto class without one.
 
     Raises:
-        CompressError: the config names a class that transformers does not have.
+        CompressError: the config names a class that transformers does not have, or one with a
+            head of which nothing here knows what it is for.
     """
     import transformers  # seconds to import, and this module is read by `compress methods`
 
@@ -75,6 +97,16 @@ def model_class(family: Family, config: Any) -> Any:
         raise CompressError(
             f"transformers has no class '{name}', which config.json asks for",
             "use a checkpoint of a class that transformers itself ships",
+        )
+    auto: Any = transformers.AutoModel
+    bare = auto._model_mapping[type(config)].__name__
+    heads = [bare.removesuffix("Model") + suffix for suffix, _ in TASKS]
+    supported = [bare, *(head for head in heads if hasattr(transformers, head))]
+    if name not in supported:
+        raise CompressError(
+            f"models of the class {name} are not supported, only {', '.join(supported)}",
+            f"save the part you need as one of these: {bare}.from_pretrained(DIR)"
+            ".save_pretrained(NEW_DIR)",
         )
     return found
 

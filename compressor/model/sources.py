@@ -2,20 +2,21 @@
 
 import json
 import re
-import struct
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from compressor.errors import CompressError
 from compressor.model.manifest import file_digest
+from compressor.model.side_files import side_files
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FLOAT = "model.safetensors"
 PACKED = "packed.safetensors"  # our quantized checkpoints: a name that nobody else loads
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,9 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
     try:
-        return Path(
-            snapshot_download(
-                hub_id, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-            )
-        )
+        return Path(snapshot_download(hub_id, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise CompressError(
             f"'{hub_id}' is no directory here and could not be fetched from the hub",
@@ -90,7 +88,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read config.json of a checkpoint directory as plain JSON.
 
     Raises:
-        CompressError: it is missing, no JSON, or names no architecture.
+        CompressError: it is missing, no JSON, names no architecture, or says that the weights
+            were quantized by another tool.
     """
     file = path / "config.json"
     if not file.is_file():
@@ -105,6 +104,12 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "model_type" not in config:
         raise CompressError(
             f"{file} names no model_type", "name the folder of a transformers checkpoint"
+        )
+    if foreign := config.get("quantization_config"):
+        method = foreign.get("quant_method") if isinstance(foreign, dict) else None
+        raise CompressError(
+            f"'{path.name}' is already quantized by {method or 'another tool'}",
+            "start from the float checkpoint",
         )
     return config
 
@@ -154,35 +159,28 @@ def _inside(directory: Path, name: str) -> Path:
 
 
 def check_safetensors(file: Path) -> None:
-    """Check header and length of a safetensors file without reading the tensors.
+    """Check header, shapes and length of a safetensors file without reading the tensors.
 
     Raises:
         CompressError: the file is truncated or its header is damaged.
     """
-    hint = "copy or download the file again"
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size):
-            raise CompressError(f"{file} is no intact safetensors file (bad header)", hint)
-        try:
-            header = json.loads(stream.read(length))
-            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise CompressError(f"{file} has a damaged header ({error})", hint) from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise CompressError(f"{file} is truncated: {size:,} bytes of {expected:,}", hint)
+    try:
+        with safe_open(file, "np"):
+            pass
+    except SafetensorError as error:
+        raise CompressError(
+            f"{file} is truncated or damaged ({error})", "copy or download the file again"
+        ) from error
 
 
 def describe_source(source: Source) -> dict[str, Any]:
-    """Return base_model {id, sha256, license}; sha256 covers config and weights."""
+    """Return base_model {id, sha256, license}; sha256 covers all files that are used."""
     import hashlib
 
     total = hashlib.sha256()
-    for file in [source.path / "config.json", *weight_files(source.path)]:
-        total.update(file_digest(file).encode())
+    files = [source.path / "config.json", *weight_files(source.path), *side_files(source.path)]
+    for file in files:
+        total.update(f"{file.relative_to(source.path).as_posix()} {file_digest(file)}\n".encode())
     return {"id": source.id, "sha256": total.hexdigest(), "license": _license(source.path)}
 
 

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from compressor.errors import CompressError
 from compressor.model.budget import TargetSizes, sizes_for
+from compressor.model.count import count_parameters
 from compressor.model.importance import Aggregation, Importance, measure_importance
-from compressor.model.model import Model, count_parameters
+from compressor.model.model import Model
 from compressor.model.shrink import Kept, shrink
 from compressor.options import options
 from compressor.training.workbench import Workbench

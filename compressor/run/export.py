@@ -8,9 +8,10 @@ from typing import Any
 from compressor.engines import Engine, open_engine_of
 from compressor.errors import CompressError, Refused
 from compressor.measure import fidelity
-from compressor.model.checkpoint import Checkpoint, copy_side_files
+from compressor.model.checkpoint import Checkpoint
 from compressor.model.count import count_parameters
 from compressor.model.manifest import Artifact, Manifest
+from compressor.model.side_files import copy_side_files
 from compressor.run.card import model_card
 from compressor.run.gate import check_agreement
 from compressor.run.methods import load_method

@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import load_directory, save
 from compressor.model.model import Pooling, pool
+from compressor.model.side_files import copy_side_files
+from compressor.quantize import rtn
 
 
 def stored(model, folder):
@@ -23,7 +26,11 @@ def test_side_files_travel_and_code_does_not(pico_bert, tmp_path):
     (parent / "1_Pooling").mkdir()
     pooling = {"word_embedding_dimension": 999, "pooling_mode_mean_tokens": True}
     (parent / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    listing = [{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    places = {"Transformer": "", "Pooling": "1_Pooling"}
+    listing = [
+        {"type": f"sentence_transformers.models.{kind}", "path": path}
+        for kind, path in places.items()
+    ]
     (parent / "modules.json").write_text(json.dumps(listing))
     (parent / "code.py").write_text("")
     (parent / "pytorch_model.bin").write_text("")
@@ -65,8 +72,6 @@ def test_a_pooler_that_was_never_stored_is_dropped(pico_bert, tmp_path):
 
 
 def test_quantized_checkpoints_are_refused_by_plain_transformers(pico_llama, make_work, tmp_path):
-    from compressor.quantize import rtn
-
     model = pico_llama(tie_word_embeddings=True)
     parent = stored(model, tmp_path / "parent")
     rtn.run(model, rtn.Options(bits=4, group=16, embeddings=True), make_work())
@@ -98,3 +103,56 @@ def test_an_unknown_class_is_refused(pico_llama, tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["MyOwnModel"]}))
     with pytest.raises(CompressError, match="no class 'MyOwnModel'"):
         load_directory(folder)
+
+
+@pytest.mark.parametrize("name", ["BertForTokenClassification", "BertForPreTraining"])
+def test_a_head_without_a_task_is_refused(pico_bert, tmp_path, name):
+    import transformers
+
+    cls = getattr(transformers, name)
+    cls(pico_bert().config).save_pretrained(tmp_path)
+    with pytest.raises(CompressError, match=f"{name} are not supported, only BertModel, BertFor"):
+        load_directory(tmp_path)
+
+
+def test_a_class_of_another_architecture_is_refused(pico_bert, tmp_path):
+    folder = stored(pico_bert(), tmp_path / "x")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaModel"]}))
+    with pytest.raises(CompressError, match="LlamaModel are not supported"):
+        load_directory(folder)
+
+
+def test_quantized_checkpoints_keep_the_dtype_of_their_source(pico_llama, make_work, tmp_path):
+    model = pico_llama()
+    parent = stored(model, tmp_path / "parent")
+    model.source_dtype = "bfloat16"
+    rtn.run(model, rtn.Options(bits=4, group=16, embeddings=False), make_work())
+    child = tmp_path / "child"
+    child.mkdir()
+    save(model, child, parent)
+    dtypes = {name: t.dtype for name, t in load_file(child / "packed.safetensors").items()}
+    assert dtypes.pop("model.embed_tokens.weight") == torch.bfloat16
+    wanted = {"codes_OI": torch.uint8, "scale_OG": torch.float16, "weight": torch.bfloat16}
+    assert all(dtype == wanted[name.rpartition(".")[2]] for name, dtype in dtypes.items())
+    again = load_directory(child, model.formats)
+    assert again.source_dtype == "bfloat16"
+    assert {p.dtype for p in again.module.parameters()} == {torch.float32}
+    first, second = model.module.model.norm.weight, again.module.model.norm.weight
+    assert torch.equal(first.bfloat16().float(), second)
+
+
+def test_private_files_of_the_parent_stay_where_they_are(pico_bert, tmp_path):
+    parent = stored(pico_bert(), tmp_path / "parent")
+    (parent / "2_Normalize").mkdir()
+    (parent / "notes").mkdir()
+    private = ("secret_notes.txt", "trainer_state.json", "notes/tokenizer.json", "my.model")
+    for name in (*private, "2_Normalize/config.json", "chat_template.jinja"):
+        (parent / name).write_text("{}")
+    child = tmp_path / "child"
+    child.mkdir()
+    copy_side_files(parent, child)
+    copied = {f.relative_to(child).as_posix() for f in child.rglob("*") if f.is_file()}
+    assert copied == {"2_Normalize/config.json", "chat_template.jinja"} | {
+        *("tokenizer.json", "tokenizer_config.json")
+    }

@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from compressor.model.model import count_parameters
+from compressor.model.count import count_parameters
 from compressor.model.shapes import empty_model
 from compressor.model.shrink import Kept, shrink
 

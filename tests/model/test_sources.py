@@ -2,12 +2,15 @@
 
 import json
 import struct
+from fnmatch import fnmatch
 
+import huggingface_hub
 import pytest
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import load_directory
+from compressor.model.checkpoint import load_directory, save
 from compressor.model.sources import check_safetensors, describe_source, resolve
+from compressor.quantize import rtn
 
 
 @pytest.fixture
@@ -55,9 +58,9 @@ def test_truncated_weights(checkpoint):
 def test_corrupt_header(checkpoint):
     file = checkpoint / "model.safetensors"
     file.write_bytes(struct.pack("<Q", 1 << 40) + file.read_bytes()[8:])
-    assert "bad header" in refused(checkpoint)
+    assert "header too large" in refused(checkpoint)
     file.write_bytes(b"abc")
-    with pytest.raises(CompressError, match="bad header"):
+    with pytest.raises(CompressError, match="header too small"):
         check_safetensors(file)
 
 
@@ -100,3 +103,82 @@ def test_the_digest_covers_weights_and_config(checkpoint):
     assert before["id"] == "llama"
     edit_config(checkpoint, rms_norm_eps=1e-4)
     assert describe_source(resolve(str(checkpoint)))["sha256"] != before["sha256"]
+
+
+@pytest.mark.parametrize("bits", [None, 8], ids=["float", "packed"])
+def test_shapes_that_do_not_match_their_bytes(pico_llama, make_work, tmp_path, bits):
+    model = pico_llama()
+    if bits:
+        rtn.run(model, rtn.Options(bits=bits, group=16), make_work())
+    (tmp_path / "parent").mkdir()
+    save(model, tmp_path, tmp_path / "parent")
+    file = next(tmp_path.glob("*.safetensors"))
+    raw = file.read_bytes()
+    end = 8 + struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8:end])
+    header["model.norm.weight"]["shape"] = [31]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + raw[end:])
+    with pytest.raises(CompressError, match="truncated or damaged"):
+        load_directory(tmp_path, model.formats)
+
+
+def test_weights_that_another_tool_quantized(checkpoint):
+    edit_config(checkpoint, quantization_config={"quant_method": "gptq", "bits": 4})
+    assert refused(checkpoint) == "'llama' is already quantized by gptq"
+    edit_config(checkpoint, quantization_config="unknown")
+    assert "another tool" in refused(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "abc"},
+        {"hidden_size": 30},
+        {"num_attention_heads": 0},
+        {"num_key_value_heads": 3},
+        {"dtype": "abc"},
+    ],
+    ids=str,
+)
+def test_config_values_that_make_no_model(checkpoint, change):
+    edit_config(checkpoint, **change)
+    assert "makes no llama model" in refused(checkpoint)
+
+
+def test_heads_that_do_not_divide_the_width_of_an_encoder(pico_bert, tmp_path):
+    pico_bert().module.save_pretrained(tmp_path)
+    edit_config(tmp_path, num_attention_heads=5)
+    assert "makes no bert model: 32 hidden, 5 heads" in refused(tmp_path)
+
+
+def test_the_digest_covers_every_file_that_is_used(pico_bert, tmp_path):
+    model = pico_bert()
+    model.module.save_pretrained(tmp_path)
+    model.processor.save_pretrained(tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    seen = {describe_source(resolve(str(tmp_path)))["sha256"]}
+    for name in ("tokenizer.json", "vocab.txt", "modules.json", "1_Pooling/config.json"):
+        (tmp_path / name).write_text("[]")
+        digest = describe_source(resolve(str(tmp_path)))["sha256"]
+        assert digest not in seen, name
+        seen.add(digest)
+    (tmp_path / "vocab.txt").rename(tmp_path / "merges.txt")
+    assert describe_source(resolve(str(tmp_path)))["sha256"] not in seen
+    (tmp_path / "merges.txt").rename(tmp_path / "vocab.txt")
+    (tmp_path / "notes.txt").write_text("nobody reads this")
+    assert describe_source(resolve(str(tmp_path)))["sha256"] == digest
+
+
+def test_the_card_and_the_licence_are_fetched_with_the_weights(monkeypatch, tmp_path):
+    given = {}
+
+    def snapshot_download(name, allow_patterns):
+        given[name] = allow_patterns
+        (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve("owner/name").path == tmp_path
+    for wanted in ("README.md", "LICENSE", "LICENSE.txt", "model.safetensors", "tokenizer.json"):
+        assert any(fnmatch(wanted, pattern) for pattern in given["owner/name"]), wanted

@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor.errors import CompressError
 from compressor.model.budget import target_sizes
+from compressor.model.count import count_parameters
 from compressor.model.families import find_family
 from compressor.model.importance import Importance
 from compressor.model.manifest import WeightFormat
-from compressor.model.model import Model, count_parameters
+from compressor.model.model import Model
 from compressor.model.shapes import count
 from compressor.model.shrink import shrink
 from compressor.prune import minitron
