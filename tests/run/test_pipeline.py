@@ -287,9 +287,7 @@ def test_a_profile_without_data_quantizes_and_exports(llama_folder, tmp_path):
         )
 
 
-def test_a_refused_first_run_does_not_claim_the_directory(
-    chain, llama_folder, text_file, tmp_path
-):
+def test_a_refused_first_run_does_not_claim_the_directory(chain, llama_folder, text_file, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(CompressError):
         compressor.run(chain, model=str(llama_folder), data="nofile.txt", out=out)
