@@ -14,11 +14,11 @@ from compressor.run.export import export_into
 from compressor.run.fingerprint import with_fingerprint
 from compressor.run.layout import disk_errors, landing, rejecting
 from compressor.run.machine import machine, packages, peak_memory
+from compressor.run.make_options import make_options
 from compressor.run.methods import load_method, method_names
 from compressor.run.overrides import read_value
 from compressor.run.profile import Stage
 from compressor.run.setting import open_source
-from compressor.run.validate import make_options
 from compressor.run.yaml_lines import Document
 
 

@@ -6,10 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from compressor.errors import CompressError
 from compressor.options import nearest
+from compressor.run.make_options import make_options
 from compressor.run.methods import KINDS, load_method, method_names
 from compressor.run.profile import KEYS, Profile, Stage, resolved_text
 from compressor.run.yaml_lines import Document
@@ -111,48 +110,6 @@ def _stage(document: Document, path: tuple[Any, ...], raw: Any) -> Stage:
     rest = {key: value for key, value in given.items() if key not in ("teacher", "seed")}
     options = make_options(module.Options, rest, document, path)
     return Stage(kind, name, options, teacher, seed)
-
-
-def make_options(cls: Any, given: Any, document: Document, path: tuple[Any, ...]) -> Any:
-    """Build validated options, pointing at the line of the first mistake."""
-    document.expect(path, given, dict, f"{path[-1]}: {{option: value}}")
-    try:
-        return cls(**given)
-    except CompressError as error:
-        raise CompressError(f"{document.where(path)}{error.what}", error.hint) from error
-    except TypeError as error:
-        raise CompressError(f"{document.where(path)}{error}", "option names are text") from error
-    except ValidationError as error:
-        raise _explain(error, cls, document, path) from error
-
-
-def _explain(
-    error: ValidationError, cls: Any, document: Document, path: tuple[Any, ...]
-) -> CompressError:
-    first = error.errors()[0]
-    keys = tuple(first["loc"])
-    method = f"measure.{path[-1]}" if path[0] == "measures" else path[-1]
-    where, name = document.where((*path, *keys)), ".".join(str(k) for k in keys)
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = _known_options(cls, keys[:-1])
-        return CompressError(
-            f"{where}unknown option '{name}' of {method}{nearest(str(keys[-1]), known)}",
-            f"options: {', '.join(known)}",
-        )
-    message = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-    return CompressError(
-        f"{where}option '{name}' of {method}: {message}{value}",
-        f"compress methods {method} lists the options",
-    )
-
-
-def _known_options(cls: Any, path: tuple[Any, ...]) -> list[str]:
-    for key in path:
-        kinds = {f.name: f.type for f in dataclasses.fields(cls)}
-        members = getattr(kinds.get(str(key)), "__args__", None) or (kinds.get(str(key)),)
-        cls = next((m for m in members if dataclasses.is_dataclass(m)), cls)
-    return [f.name for f in dataclasses.fields(cls)]
 
 
 def _baselines(document: Document) -> dict[str, tuple[Stage, ...]]:
