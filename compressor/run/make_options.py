@@ -1,4 +1,4 @@
-"""Options of a method from plain data; the first mistake is named with its line and nearest name."""
+"""Options of a method from plain data; the first mistake is named with line and nearest name."""
 
 import dataclasses
 from typing import Any
