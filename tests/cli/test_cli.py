@@ -199,7 +199,7 @@ PLAN = {
     "fits": True,
     "stages": [
         {"name": "01-prune.minitron", "parameters_out": 5, "bytes_out": 20}
-        | {"peak_memory_bytes": 10, "disk_bytes": 20, "seconds": 3.0}
+        | {"peak_memory_bytes": 10, "disk_bytes": 20, "done": False, "seconds": 3.0}
     ],
     "machine": {"memory_available_bytes": 100, "disk_free_bytes": 100},
 }
