@@ -106,20 +106,21 @@ def refuse_if_too_big(plan: dict[str, Any]) -> None:
     for stage in stages:
         if stage["peak_memory_bytes"] > has["memory_available_bytes"]:
             raise CompressError(
-                f"{stage['name']} needs about {_gib(stage['peak_memory_bytes'])} of memory, "
-                f"{_gib(has['memory_available_bytes'])} are available",
+                f"{stage['name']} needs about {_size(stage['peak_memory_bytes'])} of memory, "
+                f"{_size(has['memory_available_bytes'])} are available",
                 "lower train.batch or train.length, or free memory",
             )
     needed = sum(stage["disk_bytes"] for stage in stages)
-    if needed > has["disk_free_bytes"]:
+    free = has["disk_free_bytes"]
+    if needed > free:
         raise CompressError(
-            f"the run needs about {_gib(needed)} of disk, {_gib(has['disk_free_bytes'])} are free",
+            f"the run needs about {_size(needed)} of disk, {_size(free)} are free",
             "free disk space, or give --out on another disk",
         )
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+def _size(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _outline(setting: Setting) -> Outline:
