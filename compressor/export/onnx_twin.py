@@ -1,7 +1,8 @@
 """A copy of a model whose quantized modules compute exactly what the ONNX file will compute.
 
-The twin is both what torch.onnx exports and the reference the artefact is compared with. Weights
-are our own codes in the layout of the nodes (onnx_ops.py); nothing is quantized again.
+The twin is what torch.onnx exports. Run in torch it does the arithmetic of the served file, int8
+activations included; the tests compare single layers with ONNX Runtime that way. Weights are our
+own codes in the layout of the nodes (onnx_ops.py); nothing is quantized again.
 
 ONNX Runtime wants blocks of 16, 32, 64, 128 or 256 inputs. A group that is a multiple of a block
 repeats its scale for every block, which changes no number.
