@@ -38,6 +38,13 @@ COMMANDS = {
         *("--data", "$DATA/data/novels.txt", "--set", "stages.2.train.steps=400"),
     ],
 }
+CAVEATS = {
+    "stories260K": "The original may have seen these stories in its own training, so its perplexity "
+    "flatters it; agreement with the original does not depend on that.",
+    "novels-llama": "The original was trained on this very text, held-out documents included (they "
+    "are held out of *our* training), so its perplexity flatters it; agreement with the original "
+    "does not depend on that.",
+}
 PROMPTS = {"stories260K": "Once upon a time, there was a little", "novels-llama": "It was a cold"}
 
 
@@ -92,6 +99,8 @@ def page(cells):
             + ", ".join(f"{k} {v}" for k, v in versions.items()),
             cell["tables"].replace("\n## ", "\n### ").partition("\n\n")[2].strip(),
         ]
+        if name in CAVEATS:
+            blocks.append(f"**Caveat.** {CAVEATS[name]}")
         if cell["text"]:
             blocks.append("Greedy text of the exported 4-bit model:\n\n> " + cell["text"].strip())
     return "\n\n".join(blocks) + "\n"
