@@ -39,8 +39,8 @@ COMMANDS = {
     ],
 }
 CAVEATS = {
-    "stories260K": "The original may have seen these stories in its own training, so its perplexity "
-    "flatters it; agreement with the original does not depend on that.",
+    "stories260K": "The original may have seen these stories in its own training, so its "
+    "perplexity flatters it; agreement with the original does not depend on that.",
     "novels-llama": "The original was trained on this very text, held-out documents included (they "
     "are held out of *our* training), so its perplexity flatters it; agreement with the original "
     "does not depend on that.",
