@@ -31,6 +31,7 @@ PROCESS_BYTES = 700_000_000
 # Share of the speed of a large matrix product that a small transformer reaches in training and
 # inference (narrow matrices, norms, softmax), measured on a 22.7M encoder with two cores.
 EFFICIENCY = {torch.float32: 0.6, torch.bfloat16: 0.24}
+EXPORT_BYTES = 250_000_000  # what torch.export and onnxscript hold beside the model
 EXPORT_SECONDS = 12.0  # torch.export and graph optimization, nearly independent of size
 # Bytes that training holds per hidden unit, token and layer for the backward pass.
 ACTIVATION_BYTES = 180
@@ -179,7 +180,7 @@ def _estimate(
         seconds += tokens * 2.0 * (before.parameters - tables) / rates[0]
     elif stage.kind == "export":
         seconds += EXPORT_SECONDS
-        memory = PROCESS_BYTES + 16.0 * before.parameters
+        memory = PROCESS_BYTES + EXPORT_BYTES + 40.0 * teacher.parameters
     return {
         "parameters_out": after.parameters,
         "bytes_out": int(size),
