@@ -6,6 +6,7 @@ It travels with every checkpoint and artefact, so both can be verified without t
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -55,7 +56,7 @@ def read_probe(directory: Path) -> list[Exchange]:
     path = directory / NAME
     try:
         tensors = load_file(path)
-    except Exception as error:
+    except (OSError, SafetensorError) as error:
         raise CompressError(
             f"{path} is missing or damaged ({error})", "run the stage that wrote it again"
         ) from error

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,12 @@ def run_stage(
     setting.log(f"stage {name} starts")
     reset_peak_memory()
     start = time.perf_counter()
-    with landing(target, scratch) as partial:
-        make = _export if stage.kind == "export" else _edit
+    exports = stage.kind == "export"
+    make = _export if exports else _edit
+    with (
+        landing(target, scratch) as partial,
+        rejecting(partial, target) if exports else nullcontext(),
+    ):
         work = setting.workbench(stage, scratch)
         manifest = make(setting, stage, parent, partial, work)
         record = dataclasses.replace(
@@ -198,10 +203,8 @@ def _tied(model: Model) -> bool:
 def _export(
     setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, work: Workbench
 ) -> Manifest:
-    target = setting.home / partial.name.removesuffix(".partial")
-    with rejecting(partial, target):
-        reference = None if setting.corpus is None else work
-        return export_into(partial, stage, parent, setting.profile.floor, reference)
+    reference = None if setting.corpus is None else work
+    return export_into(partial, stage, parent, setting.profile.floor, reference)
 
 
 def keep_metrics(file: Path, scratch: Path, stage: Path) -> None:

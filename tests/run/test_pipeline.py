@@ -126,6 +126,22 @@ def test_a_disagreeing_engine_is_refused_and_keeps_a_rejected_name(
     assert not (out / "04-export.onnx").exists()
 
 
+def test_a_refused_baseline_keeps_its_name_in_its_own_folder(
+    chain, llama_folder, text_file, tmp_path, monkeypatch
+):
+    from compressor.run import gate
+
+    out = tmp_path / "out"
+    chain.write_text(
+        "stages: [{quantize.rtn: {group: 16}}]\nmeasures: []\nbaselines: {plain: [export.onnx]}\n"
+    )
+    monkeypatch.setattr(gate, "disagreement", lambda *_: {"logits": 0.5})
+    with pytest.raises(CompressError, match="disagrees"):
+        compressor.run(chain, model=str(llama_folder), data=str(text_file), out=out)
+    assert (out / "baselines" / "plain" / "01-export.onnx.rejected" / "model.onnx").is_file()
+    assert not list(out.glob("*.rejected"))
+
+
 def test_a_second_run_on_a_busy_directory_is_refused(chain, llama_folder, text_file, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
