@@ -27,7 +27,10 @@ Shape = dict[str, int]
 class TargetSizes:
     """The sizes to prune to; an axis that is not named stays as it is."""
 
-    layers: int | None = Field(None, ge=1, description="transformer blocks")
+    layers: int | None = Field(None, ge=1, description="transformer blocks (of the encoder)")
+    decoder_layers: int | None = Field(
+        None, ge=1, description="blocks of an encoder-decoder's decoder"
+    )
     heads: int | None = Field(None, ge=1, description="query heads")
     kv_heads: int | None = Field(None, ge=1, description="key and value heads")
     hidden: int | None = Field(None, ge=1, description="width of the residual stream")
@@ -96,11 +99,7 @@ def target_sizes(
     assert sum(goal is not None for goal in (parameters, sizes, bytes)) == 1
     before = family.read_sizes(config)
     if sizes is not None:
-        if sizes.kv_heads is not None and family.sizes.kv_heads is None:
-            raise CompressError(
-                f"{family.model_type} has no kv_heads: every head has its own key and value",
-                "write heads only",
-            )
+        _refuse_absent(family, before, sizes.given)
         after = _complete(before, sizes.given)
         check_sizes(family, before, after)
         return after
@@ -115,6 +114,19 @@ def target_sizes(
             "give a smaller number of bytes, or leave prune.minitron out",
         )
     return _meet(family, config, bytes // itemsize, multiple)
+
+
+def _refuse_absent(family: Family, before: Shape, given: Shape) -> None:
+    if "kv_heads" in given and family.sizes.kv_heads is None:
+        raise CompressError(
+            f"{family.model_type} has no kv_heads: every head has its own key and value",
+            "write heads only",
+        )
+    if absent := given.keys() - before.keys():
+        raise CompressError(
+            f"{family.model_type} has no {', '.join(sorted(absent))}: it is no encoder-decoder",
+            "write layers only",
+        )
 
 
 def _itemsize(config: Any) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressError
 from compressor.model import layers
+from compressor.model.conv1d import to_linear, turned_names
 from compressor.model.families import Family, find_family
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Manifest, WeightFormat, read_manifest
@@ -96,7 +97,7 @@ def _load_float(path: Path, raw: dict[str, Any], family: Family) -> nn.Module:
             "check that config.json and the weights belong together",
         ) from error
     _complete(path, family, module, set(report["missing_keys"]), report["mismatched_keys"])
-    return module
+    return to_linear(module)
 
 
 def _complete(path: Path, family: Family, module: Any, missing: set[str], wrong: Any) -> None:
@@ -146,7 +147,7 @@ def build(raw: dict[str, Any], family: Family) -> nn.Module:
     with no_init_weights():
         module = model_class(family, config)(config).float()
     module.tie_weights()
-    return module
+    return to_linear(module)
 
 
 def read_task(path: Path) -> str:
@@ -191,7 +192,9 @@ def save(model: Model, directory: Path, parent: Path) -> None:
         dense = _cast({name: t for name, t in stored.items() if name not in tables}, dtype)
         save_file(stored | dense, directory / PACKED, metadata={"format": "pt"})
     else:
-        module.save_pretrained(directory, state_dict=_cast(module.state_dict(), dtype))
+        state = _cast(module.state_dict(), dtype)
+        turned = {name: state[name].t().contiguous() for name in turned_names(module)}
+        module.save_pretrained(directory, state_dict=state | turned)
     # transformers states the dtype of the module, not that of the weights it was given
     _edit_json(directory / "config.json", dtype=model.source_dtype)
 

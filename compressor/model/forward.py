@@ -1,6 +1,7 @@
 """One definition of "the outputs of a model", shared by the torch engine, probes and exporters."""
 
 import inspect
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,15 +15,26 @@ def accepted(model: Model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in batch.items() if key in names}
 
 
+def without_cache(model: Model) -> dict[str, bool]:
+    """The keyword that keeps a model with a decoder from filling a cache; else nothing.
+
+    It is always given: the decoder of an encoder-decoder holds a config of its own, whose
+    default would otherwise decide.
+    """
+    names = inspect.signature(type(model.module).forward).parameters
+    takes = "use_cache" in names or model.task == "causal-lm"
+    return {"use_cache": False} if takes else {}
+
+
 @torch.no_grad()
 def outputs(model: Model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Run a full forward without cache.
 
     Returns float32 tensors: `logits` for models with a head, else `last_hidden_state` [B, S, H]
-    and, with a pooling config, `sentence_embedding` [B, H].
+    and, with a pooling config, `sentence_embedding` [B, H]. The logits of an encoder-decoder
+    belong to the tokens of its decoder.
     """
-    extra = {"use_cache": False} if model.task == "causal-lm" else {}
-    result = model.module(**accepted(model, batch), **extra)
+    result = model.module(**accepted(model, batch), **without_cache(model))
     if model.task != "feature-extraction":
         return {"logits": result.logits.float()}
     hidden = result.last_hidden_state.float()
@@ -30,3 +42,8 @@ def outputs(model: Model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     if model.pooling is not None:
         found["sentence_embedding"] = pool(hidden, batch["attention_mask"], model.pooling)
     return found
+
+
+def output_mask(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """[B, S] of the real positions of a batch's outputs; None where all are real (images)."""
+    return batch.get("decoder_attention_mask", batch.get("attention_mask"))

@@ -17,7 +17,7 @@ what the head reads.
 Legend: B sequences, S tokens, U units (neurons, features or channels).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,7 +25,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compressor.model.forward import accepted
+from compressor.model.families import Stack, present
+from compressor.model.forward import accepted, without_cache
 from compressor.model.model import Model
 
 Aggregation = Literal["mean", "l2", "variance"]
@@ -33,20 +34,28 @@ Tap = Callable[[Tensor, Tensor], None]  # sees a module's input and output
 
 
 @dataclass(frozen=True)
-class Importance:
-    """Scores, float32, higher is more important; layers count from the first block.
+class StackImportance:
+    """Scores of one stack, float32, higher is more important; layers count from the first block.
 
     Attributes:
         neurons_LM: [layers, mlp].
         heads_LH: [layers, heads], query heads in the order of the projection's rows.
-        hidden_D: [hidden].
         layers_L: [layers], block influence in 0 .. 2.
+        cross_LH: [layers, heads] of cross attention, where the stack has it.
     """
 
     neurons_LM: Tensor
     heads_LH: Tensor
-    hidden_D: Tensor
     layers_L: Tensor
+    cross_LH: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Scores of every stack, and of the channels of the residual stream, hidden_D [hidden]."""
+
+    stacks: tuple[StackImportance, ...]
+    hidden_D: Tensor
 
 
 @dataclass
@@ -103,51 +112,94 @@ def measure_importance(
     over_sequence: Aggregation = "mean",
     advance: Callable[[int], None] = lambda n: None,
 ) -> Importance:
-    """Score every unit of a model with one stack of blocks.
+    """Score every unit of a model.
 
     Args:
-        batches: input_ids [B, S] and attention_mask [B, S]; 1 marks a real token. Every sequence
-            has at least one. `advance(1)` is called after each.
+        batches: what the model reads; a mask is 1 at real tokens and absent where all are real.
+            Every sequence has at least one. `advance(1)` is called after each.
     """
-    (stack,) = model.family.stacks
-    blocks = model.blocks(stack)
-    norms = [model.base.get_submodule(name) for name in model.family.norms]
-    norms += [block.get_submodule(name) for block in blocks for name in stack.norms]
-    neurons, heads, turns = ([Moments() for _ in blocks] for _ in range(3))
-    streams = [Moments() for _ in norms]
-    mask_BS = torch.ones(0)  # of the batch under way; the taps read it
-
-    def at_input(moments: Moments) -> Tap:
-        return lambda x, _: moments.add(over_tokens(x, mask_BS, over_sequence))
-
-    def at_output(moments: Moments) -> Tap:
-        return lambda _, y: moments.add(over_tokens(y, mask_BS, over_sequence))
-
-    def across(moments: Moments) -> Tap:
-        return lambda x, y: moments.add(influence(x, y, mask_BS).unsqueeze(1))
-
-    taps: list[tuple[nn.Module, Tap]] = [
-        *zip((b.get_submodule(stack.mlp_out) for b in blocks), map(at_input, neurons), strict=True),
-        *zip((b.get_submodule(stack.attn_out) for b in blocks), map(at_input, heads), strict=True),
-        *zip(norms, map(at_output, streams), strict=True),
-        *zip(blocks, map(across, turns), strict=True),
-    ]
+    tally = _Tally(model, over_sequence)
     with ExitStack() as hooks:
-        for module, tap in taps:
+        for module, tap in tally.taps():
             hooks.enter_context(_attach(module, tap))
         for batch in batches:
-            mask_BS = batch["attention_mask"]
-            assert bool(mask_BS.any(dim=1).all()), "a sequence without real tokens"
-            model.base(**accepted(model, batch), use_cache=False)
+            tally.batch = batch
+            model.module(**accepted(model, batch), **without_cache(model))
             advance(1)
+    return tally.result(over_batch)
 
-    features_LF = torch.stack([m.result(over_batch) for m in heads])
-    return Importance(
-        neurons_LM=torch.stack([m.result(over_batch) for m in neurons]),
-        heads_LH=features_LF.unflatten(1, (model.sizes["heads"], -1)).norm(dim=2),
-        hidden_D=torch.stack([m.result(over_batch) for m in streams]).sum(dim=0),
-        layers_L=torch.cat([m.result("mean") for m in turns]),
-    )
+
+class _Tally:
+    """Running moments of every unit; the taps read the masks of the batch under way."""
+
+    def __init__(self, model: Model, over_sequence: Aggregation) -> None:
+        self.model, self.how = model, over_sequence
+        self.batch: dict[str, Tensor] = {}
+        self.found: dict[str, Moments] = {}
+
+    def taps(self) -> Iterator[tuple[nn.Module, Tap]]:
+        """(module, tap) of all that is watched."""
+        base, family = self.model.base, self.model.family
+        for name in family.norms:
+            yield base.get_submodule(name), self._output(f"norm {name}", family.stack_of(name))
+        for stack in family.stacks:
+            for i, block in enumerate(self.model.blocks(stack)):
+                place = f"{stack.blocks}.{i}"
+                yield block, self._across(f"layer {place}", stack)
+                for name, norm in present(block, stack.norms).items():
+                    yield norm, self._output(f"norm {place}.{name}", stack)
+                inner = {"mlp": stack.mlp_out, "head": stack.attn_out, "cross": stack.cross_out}
+                for kind, name in inner.items():
+                    if name is not None:
+                        yield block.get_submodule(name), self._input(f"{kind} {place}", stack)
+
+    def _moments(self, key: str) -> Moments:
+        return self.found.setdefault(key, Moments())
+
+    def _real(self, stack: Stack, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations [B, S, U] and their mask [B, S]; OPT folds B and S together in its MLP."""
+        mask_BS = self.batch.get(stack.mask)
+        if mask_BS is None:
+            mask_BS = torch.ones(x.shape[:2])
+        assert bool(mask_BS.any(dim=1).all()), "a sequence without real tokens"
+        return x.reshape(*mask_BS.shape, -1), mask_BS
+
+    def _input(self, key: str, stack: Stack) -> Tap:
+        moments = self._moments(key)
+        return lambda x, _: moments.add(over_tokens(*self._real(stack, x), self.how))
+
+    def _output(self, key: str, stack: Stack) -> Tap:
+        moments = self._moments(key)
+        return lambda _, y: moments.add(over_tokens(*self._real(stack, y), self.how))
+
+    def _across(self, key: str, stack: Stack) -> Tap:
+        moments = self._moments(key)
+        return lambda x, y: moments.add(influence(x, *self._real(stack, y)).unsqueeze(1))
+
+    def result(self, how: Aggregation) -> Importance:
+        """Scores of everything that was watched."""
+        sizes, stacks = self.model.sizes, []
+
+        def rows(kind: str, stack: Stack) -> Tensor:
+            layers = range(len(self.model.blocks(stack)))
+            return torch.stack(
+                [self.found[f"{kind} {stack.blocks}.{i}"].result(how) for i in layers]
+            )
+
+        def heads(kind: str, stack: Stack) -> Tensor:
+            return rows(kind, stack).unflatten(1, (sizes["heads"], -1)).norm(dim=2)
+
+        for stack in self.model.family.stacks:
+            layers = range(len(self.model.blocks(stack)))
+            turns = [self.found[f"layer {stack.blocks}.{i}"].result("mean") for i in layers]
+            cross_LH = heads("cross", stack) if stack.cross_out else None
+            stacks.append(
+                StackImportance(
+                    rows("mlp", stack), heads("head", stack), torch.cat(turns), cross_LH
+                )
+            )
+        streams = [m.result(how) for key, m in self.found.items() if key.startswith("norm ")]
+        return Importance(tuple(stacks), torch.stack(streams).sum(dim=0))
 
 
 def _attach(module: nn.Module, tap: Tap) -> Any:

@@ -8,10 +8,16 @@ from torch import Tensor, nn
 from compressor.model.families import Family, Stack
 from compressor.model.manifest import WeightFormat
 
+# by the end of a class's name; the first that fits counts
 TASKS = (
     ("ForCausalLM", "causal-lm"),
+    ("LMHeadModel", "causal-lm"),
     ("ForSequenceClassification", "text-classification"),
     ("ForMaskedLM", "fill-mask"),
+    ("WhisperForConditionalGeneration", "speech-seq2seq"),
+    ("ForConditionalGeneration", "seq2seq-lm"),
+    ("ForImageClassification", "image-classification"),
+    ("ForImageClassificationWithTeacher", "image-classification"),
 )
 
 
@@ -65,12 +71,12 @@ class Model:
 
     @property
     def task(self) -> str:
-        """causal-lm, text-classification, fill-mask or feature-extraction."""
+        """One of TASKS, e.g. causal-lm, or feature-extraction."""
         return task_of(type(self.module).__name__)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """{hidden, layers, heads, kv_heads, head_dim, mlp, vocabulary}."""
+        """{hidden, layers, heads, kv_heads, head_dim, mlp, vocabulary}; see Family.read_sizes."""
         return self.family.read_sizes(self.config)
 
     def blocks(self, stack: Stack) -> nn.ModuleList:

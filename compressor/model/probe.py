@@ -20,22 +20,43 @@ Exchange = tuple[dict[str, Tensor], dict[str, Tensor]]  # inputs, outputs
 
 
 def probe_batches(model: Model) -> list[dict[str, Tensor]]:
-    """Three deterministic batches of random token ids; rows have different lengths.
+    """Three deterministic batches of random inputs; rows of text have different lengths.
 
     Decoders are padded on the left (as for generation), encoders on the right. Outputs at
-    padded positions mean nothing and are not compared.
+    padded positions mean nothing and are not compared. Sound and images have a fixed size.
     """
-    generator = torch.Generator().manual_seed(0)
-    left = model.task == "causal-lm"
-    found = []
-    for batch, length in SHAPES:
-        ids = torch.randint(3, model.sizes["vocabulary"], (batch, length), generator=generator)
-        mask = torch.ones_like(ids)
-        for row in range(1, batch):
-            padding = slice(0, row) if left else slice(length - row, None)
-            mask[row, padding] = 0
-        found.append({"input_ids": ids, "attention_mask": mask})
-    return found
+    draw = torch.Generator().manual_seed(0)
+    return [_inputs(model, rows, length, draw) for rows, length in SHAPES]
+
+
+def _inputs(model: Model, rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+    config = model.config
+    if model.sizes["vocabulary"] == 0:
+        size = config.image_size
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return {
+            "pixel_values": torch.randn(rows, config.num_channels, height, width, generator=draw)
+        }
+    text = _text(model, rows, length, model.task == "causal-lm", draw)
+    if len(model.family.stacks) == 1:
+        return text
+    answer = _text(model, rows, length + 2, False, draw)
+    answer = {f"decoder_{key}": value for key, value in answer.items()}
+    if model.family.model_type == "whisper":
+        frames = 2 * config.max_source_positions  # two convolutions, the second of stride 2
+        shape = (rows, config.num_mel_bins, frames)
+        return {"input_features": torch.randn(shape, generator=draw)} | answer
+    return text | answer
+
+
+def _text(
+    model: Model, rows: int, length: int, left: bool, draw: torch.Generator
+) -> dict[str, Tensor]:
+    ids = torch.randint(3, model.sizes["vocabulary"], (rows, length), generator=draw)
+    mask = torch.ones_like(ids)
+    for row in range(1, rows):
+        mask[row, slice(0, row) if left else slice(length - row, None)] = 0
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def write_probe(directory: Path, exchanges: list[Exchange]) -> None:
@@ -71,11 +92,11 @@ def read_probe(directory: Path) -> list[Exchange]:
 
 
 def largest_difference(
-    wanted: dict[str, Tensor], got: dict[str, Tensor], mask: Tensor
+    wanted: dict[str, Tensor], got: dict[str, Tensor], mask: Tensor | None
 ) -> dict[str, float]:
     """Relative error ||got - wanted|| / ||wanted|| per output, over real tokens only.
 
-    Token outputs [B, S, ...] are masked; pooled outputs [B, H] are compared whole. A missing
+    Token outputs [B, S, ...] are masked, with None whole; so are pooled outputs [B, H]. A missing
     output or one with NaN gives infinity.
     """
     found = {}
@@ -84,7 +105,7 @@ def largest_difference(
         if value is None or value.shape != target.shape or not bool(torch.isfinite(value).all()):
             found[name] = float("inf")
             continue
-        if target.dim() == 3:
+        if target.dim() == 3 and mask is not None:
             keep = mask.bool()
             target, value = target[keep], value[keep]
         scale = target.double().norm().clamp(min=1e-12)

@@ -12,38 +12,58 @@ import torch
 from torch import nn
 
 from compressor.errors import CompressError
+from compressor.model.conv1d import to_linear
 from compressor.model.count import count_parameters
 from compressor.model.families import Family, find_family
 from compressor.model.model import TASKS
 
-AXES = ("layers", "heads", "kv_heads", "hidden", "mlp")  # what pruning may shrink
+# what pruning may shrink; decoder_layers is the depth of the second stack, where there is one
+AXES = ("layers", "decoder_layers", "heads", "kv_heads", "hidden", "mlp")
+
+
+def depth_axis(number: int) -> str:
+    """The axis that counts the blocks of stack `number` (from 0)."""
+    return ("layers", "decoder_layers")[number]
+
+
+def axes_of(sizes: dict[str, int]) -> list[str]:
+    """The axes of AXES that a model has."""
+    return [axis for axis in AXES if axis in sizes]
 
 
 def resize_config(
-    family: Family, config: Any, sizes: dict[str, int], layers: Sequence[int]
+    family: Family, config: Any, sizes: dict[str, int], layers: Sequence[Sequence[int]]
 ) -> None:
-    """Write `sizes` into a config, in place; `layers` are the old indices of the layers kept.
+    """Write `sizes` into a config, in place.
 
     head_dim is written explicitly where the architecture has the key: after pruning it can no
     longer be inferred as hidden / heads.
+
+    Args:
+        layers: for each stack, the old indices of the layers kept.
     """
-    assert len(layers) == sizes["layers"]
-    for axis in (*AXES, "head_dim"):
-        key = getattr(family.sizes, axis)
-        if key is not None:
+    for number, kept in enumerate(layers):
+        assert len(kept) == sizes[depth_axis(number)]
+    for axis in (*axes_of(sizes), "head_dim"):
+        keys = getattr(family.sizes, axis)
+        for key in (keys,) if isinstance(keys, str) else keys or ():
             setattr(config, key, sizes[axis])
     kinds = getattr(config, "layer_types", None)  # transformers' per-layer attention kinds
     if kinds is not None:
-        config.layer_types = [kinds[i] for i in layers]
+        config.layer_types = [kinds[i] for i in layers[0]]
 
 
 def resized(
-    family: Family, config: Any, sizes: dict[str, int], layers: Sequence[int] | None = None
+    family: Family,
+    config: Any,
+    sizes: dict[str, int],
+    layers: Sequence[Sequence[int]] | None = None,
 ) -> Any:
     """Return a copy of a config with other sizes; the first layers are kept unless named."""
     changed = copy.deepcopy(config)
-    kept = range(sizes["layers"]) if layers is None else layers
-    resize_config(family, changed, sizes, kept)
+    if layers is None:
+        layers = [range(sizes[depth_axis(i)]) for i in range(len(family.stacks))]
+    resize_config(family, changed, sizes, layers)
     return changed
 
 
@@ -70,9 +90,11 @@ def config_of(raw: dict[str, Any]) -> Any:
 
 def _check_heads(family: Family, config: Any) -> None:
     keys = family.sizes
-    hidden, heads = getattr(config, keys.hidden), getattr(config, keys.heads)
+    hidden, heads = family.read(config, keys.hidden), family.read(config, keys.heads)
     kv_heads = getattr(config, keys.kv_heads) if keys.kv_heads else heads
-    if min(hidden, heads, kv_heads) < 1 or hidden % heads or heads % kv_heads:
+    explicit = bool(keys.head_dim) and getattr(config, keys.head_dim, None) is not None
+    uneven = not explicit and heads > 0 and hidden % heads
+    if min(hidden, heads, kv_heads) < 1 or uneven or heads % kv_heads:
         raise CompressError(
             f"config.json makes no {family.model_type} model: {hidden} hidden, {heads} heads and "
             f"{kv_heads} key-value heads, of which each must divide the one before",
@@ -100,7 +122,8 @@ def model_class(family: Family, config: Any) -> Any:
         )
     auto: Any = transformers.AutoModel
     bare = auto._model_mapping[type(config)].__name__
-    heads = [bare.removesuffix("Model") + suffix for suffix, _ in TASKS]
+    stem = bare.removesuffix("Model").removesuffix("Text")
+    heads = [stem + suffix for suffix, task in TASKS if _takes(family, task)]
     supported = [bare, *(head for head in heads if hasattr(transformers, head))]
     if name not in supported:
         raise CompressError(
@@ -111,10 +134,17 @@ def model_class(family: Family, config: Any) -> Any:
     return found
 
 
+def _takes(family: Family, task: str) -> bool:
+    """Encoders also exist as decoders (BertLMHeadModel), and decoders of pairs alone: not here."""
+    if len(family.stacks) > 1:
+        return "seq2seq" in task
+    return task != "causal-lm" or family.auto_class == "AutoModelForCausalLM"
+
+
 def empty_model(cls: type[nn.Module], config: Any) -> nn.Module:
     """A model on the meta device: every name, shape and tie, no memory, milliseconds."""
     with torch.device("meta"):
-        return cls(copy.deepcopy(config))
+        return to_linear(cls(copy.deepcopy(config)))
 
 
 def count(family: Family, config: Any, sizes: dict[str, int]) -> int:
@@ -131,7 +161,7 @@ def fits(family: Family, before: dict[str, int], after: dict[str, int]) -> bool:
     per group than before.
     """
     heads, kv_heads, hidden = after["heads"], after["kv_heads"], after["hidden"]
-    if any(not 1 <= after[axis] <= before[axis] for axis in AXES):
+    if any(not 1 <= after[axis] <= before[axis] for axis in axes_of(before)):
         return False
     if heads % kv_heads or heads // kv_heads > before["heads"] // before["kv_heads"]:
         return False
@@ -148,7 +178,7 @@ def check_sizes(family: Family, before: dict[str, int], after: dict[str, int]) -
     Raises:
         CompressError: a size exceeds the original, or the shape rule is broken.
     """
-    for axis in AXES:
+    for axis in axes_of(before):
         if not 1 <= after[axis] <= before[axis]:
             raise CompressError(
                 f"sizes: {axis} {after[axis]} is outside 1 .. {before[axis]}, the original's",

@@ -1,81 +1,127 @@
-"""Cut a model down to the units that were kept, in place.
+"""Cut units out of a model in memory: neurons, heads, residual channels, layers.
 
-Source: arXiv 2407.14679 (trimming), without its residual head merging. Rows of the MLP's
+arXiv 2407.14679, section 2.3 (trimming), without residual head merging. Rows of the MLP's
 input Linears and columns of its output Linear go with a neuron; rows of Q and columns of the
 output projection with a query head; rows of K and V with a whole group. For neurons, heads and
 layers the result is exactly the model with those units zeroed. A channel of the residual stream
-leaves every tensor that touches it, so norms take their statistics over the channels kept; as in
-the paper nothing is rescaled for that.
+leaves every tensor that touches it (hidden.py says what that does to norms).
 
 Where the hidden axis sits in each tensor, task heads included, is read off an empty model of the
 new sizes rather than off a list: an axis that is shorter there is the hidden axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compressor.model.families import Stack
+from compressor.errors import CompressError
+from compressor.model.families import Stack, present
+from compressor.model.hidden import compensate, rescale_norms
 from compressor.model.model import Model
-from compressor.model.shapes import empty_model, resize_config, resized
+from compressor.model.shapes import depth_axis, empty_model, resize_config, resized
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Sorted indices of what stays; every layer keeps equally many neurons and heads.
+class KeptStack:
+    """Sorted indices of what stays of one stack; all layers keep equally many of each.
 
     Attributes:
         neurons: for each layer of the original, its MLP neurons.
         heads: for each layer of the original, its query heads. Each group of query heads (those
             that share a key head) keeps equally many, or none: then its key head goes too.
-        hidden: channels of the residual stream.
         layers: blocks.
+        cross_heads: the heads of cross attention, for a stack that has it.
     """
 
     neurons: Sequence[Sequence[int]]
     heads: Sequence[Sequence[int]]
-    hidden: Sequence[int]
     layers: Sequence[int]
+    cross_heads: Sequence[Sequence[int]] | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of every stack, and the channels of the residual stream that stay."""
+
+    stacks: tuple[KeptStack, ...]
+    hidden: Sequence[int]
 
     @staticmethod
-    def everything(sizes: dict[str, int]) -> "Kept":
-        """Keep all units of a model of these sizes."""
-        layers = range(sizes["layers"])
-        return Kept(
-            neurons=[range(sizes["mlp"]) for _ in layers],
-            heads=[range(sizes["heads"]) for _ in layers],
-            hidden=range(sizes["hidden"]),
-            layers=layers,
-        )
+    def everything(model: Model) -> "Kept":
+        """Keep all units of a model."""
+        sizes, found = model.sizes, []
+        for number, stack in enumerate(model.family.stacks):
+            layers = range(sizes[depth_axis(number)])
+            heads = [range(sizes["heads"]) for _ in layers]
+            neurons = [range(sizes["mlp"]) for _ in layers]
+            found.append(KeptStack(neurons, heads, layers, heads if stack.cross_qkv else None))
+        return Kept(tuple(found), range(sizes["hidden"]))
 
 
-def shrink(model: Model, kept: Kept) -> None:
+def shrink(model: Model, kept: Kept, rescale: bool = False) -> None:
     """Remove every unit that is not in `kept`; the config follows, ties and dtypes stay.
 
     The module afterwards has the names, shapes and attributes of the same class built from the
     new config, so `save_pretrained` writes what plain transformers loads.
+
+    Args:
+        rescale: make an RMSNorm over the channels kept give what it gave over all channels with
+            the removed ones at zero; false, as in the paper, leaves norms as they are.
+
+    Raises:
+        CompressError: this configuration ties a number to an axis that is cut, or `rescale` is
+            asked of a model with LayerNorm.
     """
-    (stack,) = model.family.stacks
-    before, groups = model.sizes, [_groups(heads, model.sizes) for heads in kept.heads]
-    after = before | {
-        "layers": len(kept.layers),
-        "mlp": len(kept.neurons[0]),
-        "heads": len(kept.heads[0]),
-        "kv_heads": len(groups[0]),
-        "hidden": len(kept.hidden),
-    }
-    twin = empty_model(type(model.module), resized(model.family, model.config, after, kept.layers))
-    blocks = model.blocks(stack)
-    for i in kept.layers:
-        _cut_neurons(blocks[i], stack, kept.neurons[i])
-        _cut_heads(blocks[i], stack, kept.heads[i], groups[i], before["head_dim"])
-    model.base.set_submodule(stack.blocks, nn.ModuleList(blocks[i] for i in kept.layers))
+    before, after = model.sizes, _sizes_after(model, kept)
+    _refuse_fixed(model, before, after)
+    layers = [stack.layers for stack in kept.stacks]
+    config = resized(model.family, model.config, after, layers)
+    if rescale and after["hidden"] < before["hidden"]:
+        rescale_norms(model, config, before["hidden"] / after["hidden"])
+    twin = empty_model(type(model.module), config)
+    for stack, chosen in zip(model.family.stacks, kept.stacks, strict=True):
+        _cut_stack(model, stack, chosen, before)
     _cut_hidden(model.module, twin, kept.hidden)
     _copy_attributes(model.module, twin)
-    resize_config(model.family, model.config, after, kept.layers)
+    resize_config(model.family, model.config, after, layers)
+    setattr(model.config, model.family.eps, getattr(config, model.family.eps, None))
+    if after["hidden"] < before["hidden"]:
+        compensate(model, before["hidden"])
+
+
+def _sizes_after(model: Model, kept: Kept) -> dict[str, int]:
+    first, before = kept.stacks[0], model.sizes
+    depth = {depth_axis(i): len(stack.layers) for i, stack in enumerate(kept.stacks)}
+    return (
+        before
+        | depth
+        | {
+            "mlp": len(first.neurons[0]),
+            "heads": len(first.heads[0]),
+            "kv_heads": len(_groups(first.heads[0], before)),
+            "hidden": len(kept.hidden),
+        }
+    )
+
+
+def _refuse_fixed(model: Model, before: dict[str, int], after: dict[str, int]) -> None:
+    config = model.config
+    if after["layers"] < before["layers"]:
+        if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+            raise CompressError(
+                "this model scales attention by the number of the layer "
+                "(scale_attn_by_inverse_layer_idx), so no layer can be removed",
+                "keep all layers and prune heads, mlp or hidden",
+            )
+    if after["hidden"] < before["hidden"] and getattr(config, "scale_embedding", False):
+        raise CompressError(
+            "this model scales its embeddings by the hidden size (scale_embedding), so no hidden "
+            "channel can be removed",
+            "keep hidden and prune heads, mlp or layers",
+        )
 
 
 def _groups(heads: Sequence[int], sizes: dict[str, int]) -> list[int]:
@@ -84,6 +130,19 @@ def _groups(heads: Sequence[int], sizes: dict[str, int]) -> list[int]:
     served = [head // size for head in heads]
     assert len({served.count(group) for group in served}) == 1, "groups of different sizes"
     return sorted(set(served))
+
+
+def _cut_stack(model: Model, stack: Stack, kept: KeptStack, sizes: dict[str, int]) -> None:
+    blocks = model.blocks(stack)
+    for i in kept.layers:
+        _cut_neurons(blocks[i], stack, kept.neurons[i], sizes["mlp"])
+        _cut_heads(blocks[i], stack, kept.heads[i], sizes)
+        if stack.cross_qkv is not None and stack.cross_out is not None:
+            assert kept.cross_heads is not None
+            chosen = rows_of(kept.cross_heads[i], sizes["head_dim"])
+            _cut_inner(blocks[i], stack.cross_qkv, stack.cross_out, chosen)
+    _move_tables(blocks, stack, kept, sizes["heads"])
+    model.base.set_submodule(stack.blocks, nn.ModuleList(blocks[i] for i in kept.layers))
 
 
 def _cut(parameter: Tensor, axis: int, index: Sequence[int]) -> None:
@@ -100,30 +159,73 @@ def _cut_outputs(linear: nn.Module, index: Sequence[int]) -> None:
         _cut(linear.bias, 0, index)
 
 
-def _cut_neurons(block: nn.Module, stack: Stack, neurons: Sequence[int]) -> None:
-    for name in stack.mlp_in:
-        _cut_outputs(block.get_submodule(name), neurons)
-    _cut(block.get_submodule(stack.mlp_out).get_parameter("weight"), 1, neurons)
+def _cut_columns(block: nn.Module, path: str, index: Sequence[int]) -> None:
+    _cut(block.get_submodule(path).get_parameter("weight"), 1, index)
 
 
-def _cut_heads(
-    block: nn.Module, stack: Stack, heads: Sequence[int], groups: Sequence[int], head_dim: int
+def _cut_neurons(block: nn.Module, stack: Stack, neurons: Sequence[int], size: int) -> None:
+    for linear in present(block, stack.mlp_in).values():
+        parts = [[size * part + n for n in neurons] for part in range(stack.mlp_parts)]
+        _cut_outputs(linear, [row for part in parts for row in part])
+    _cut_columns(block, stack.mlp_out, neurons)
+
+
+def rows_of(units: Sequence[int], size: int) -> list[int]:
+    """Rows of units of `size` rows each."""
+    return [unit * size + i for unit in units for i in range(size)]
+
+
+def _cut_heads(block: nn.Module, stack: Stack, heads: Sequence[int], sizes: dict[str, int]) -> None:
+    size, groups = sizes["head_dim"], _groups(heads, sizes)
+    if stack.qkv_layout == "separate":
+        for path, units in zip(stack.qkv, (heads, groups, groups), strict=True):
+            _cut_outputs(block.get_submodule(path), rows_of(units, size))
+    elif stack.qkv_layout == "interleaved":
+        _cut_outputs(block.get_submodule(stack.qkv[0]), rows_of(heads, 3 * size))
+    else:
+        keys = [sizes["heads"] + group for group in groups]
+        values = [sizes["kv_heads"] + key for key in keys]
+        _cut_outputs(block.get_submodule(stack.qkv[0]), rows_of([*heads, *keys, *values], size))
+    _cut_columns(block, stack.attn_out, rows_of(heads, size))
+
+
+def _cut_inner(
+    block: nn.Module, inputs: tuple[str, str, str], output: str, rows: Sequence[int]
 ) -> None:
-    def rows(units: Sequence[int]) -> list[int]:
-        return [unit * head_dim + i for unit in units for i in range(head_dim)]
+    """Keep rows of an attention's three input Linears and columns of its output."""
+    for path in inputs:
+        _cut_outputs(block.get_submodule(path), rows)
+    _cut_columns(block, output, rows)
 
-    query, key, value = (block.get_submodule(name) for name in stack.qkv)
-    _cut_outputs(query, rows(heads))
-    _cut_outputs(key, rows(groups))
-    _cut_outputs(value, rows(groups))
-    _cut(block.get_submodule(stack.attn_out).get_parameter("weight"), 1, rows(heads))
+
+def _move_tables(blocks: nn.ModuleList, stack: Stack, kept: KeptStack, heads: int) -> None:
+    """Cut what the first block owns for all and give it to the block that is first now.
+
+    One table [any, heads] serves every layer, so all layers must keep the same heads.
+    """
+    first = blocks[kept.layers[0]]
+    for path, table in present(blocks[0], stack.head_tables).items():
+        if len(kept.heads[0]) < heads:
+            assert len({tuple(layer) for layer in kept.heads}) == 1, "a shared position bias"
+            _cut(table.get_parameter("weight"), 1, kept.heads[0])
+        if first is not blocks[0]:
+            owner, _, name = path.rpartition(".")
+            target = first.get_submodule(owner)
+            setattr(target, name, table)
+            for flag in _flags(blocks[0].get_submodule(owner)):
+                setattr(target, flag, True)
+
+
+def _flags(owner: nn.Module) -> Iterator[str]:
+    """Attributes that say that a module owns such a table, e.g. has_relative_attention_bias."""
+    return (name for name, value in vars(owner).items() if name.startswith("has_") and value)
 
 
 def _cut_hidden(module: nn.Module, twin: nn.Module, hidden: Sequence[int]) -> None:
     """Slice every axis that is shorter in the twin; tied parameters come up once."""
     wanted = dict(twin.named_parameters())
     found = dict(module.named_parameters())
-    assert found.keys() == wanted.keys()
+    assert found.keys() == wanted.keys(), found.keys() ^ wanted.keys()
     for name, parameter in found.items():
         for axis, size in enumerate(wanted[name].shape):
             if size != parameter.shape[axis]:

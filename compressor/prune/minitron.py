@@ -12,7 +12,8 @@ come from one forward pass over the unpruned model (single shot: the paper found
 several rounds). Recover with a distill stage; a pruned model is not usable before that.
 
 Where we differ: layers go by block influence, not by perplexity after removal; removed heads
-are not merged into those that stay; padding tokens do not count.
+are not merged into those that stay; padding tokens do not count; in T5, where all layers of a
+stack share one position bias, heads are ranked by their sum over the layers.
 
 Legend: H query heads of one layer, G groups, Q query heads of one group.
 """
@@ -27,9 +28,16 @@ from torch import Tensor
 from compressor.errors import CompressError
 from compressor.model.budget import TargetSizes, sizes_for
 from compressor.model.count import count_parameters
-from compressor.model.importance import Aggregation, Importance, measure_importance
+from compressor.model.families import Stack
+from compressor.model.importance import (
+    Aggregation,
+    Importance,
+    StackImportance,
+    measure_importance,
+)
 from compressor.model.model import Model
-from compressor.model.shrink import Kept, shrink
+from compressor.model.shapes import depth_axis
+from compressor.model.shrink import Kept, KeptStack, shrink
 from compressor.options import options
 from compressor.training.workbench import Workbench
 
@@ -53,6 +61,10 @@ class Options:
     sequence_aggregation: Aggregation = Field("mean", description="over tokens, of |x|")
     layer_importance: Literal["block_influence"] = Field(
         "block_influence", description="how layers are ranked"
+    )
+
+    rescale: bool = Field(
+        False, description="scale RMSNorms so that removed channels count as zeros (hidden only)"
     )
 
     @model_validator(mode="after")
@@ -80,11 +92,14 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     before, parameters = model.sizes, count_parameters(model.module)
     after = _target(model, options)
     importance = _importance(model, options, work)
-    kept = _keep(importance, before, after)
-    shrink(model, kept)
+    kept = _keep(model, importance, before, after)
+    shrink(model, kept, options.rescale)
     assert model.sizes == after
     model.notes["importance"] = _summary(importance)
-    model.notes["kept_layers"] = list(kept.layers)
+    starts = [0, before["layers"]]  # the decoder's layers count on after the encoder's
+    model.notes["kept_layers"] = [
+        start + i for start, stack in zip(starts, kept.stacks, strict=False) for i in stack.layers
+    ]
     model.notes["sizes"] = {
         "before": before | {"parameters": parameters},
         "after": after | {"parameters": count_parameters(model.module)},
@@ -120,17 +135,39 @@ def _importance(model: Model, options: Options, work: Workbench) -> Importance:
         )
 
 
-def _keep(scores: Importance, before: dict[str, int], after: dict[str, int]) -> Kept:
+def _keep(model: Model, scores: Importance, before: dict[str, int], after: dict[str, int]) -> Kept:
     """The best units of every axis, as many as `after` says."""
-    per_group = after["heads"] // after["kv_heads"]
-    return Kept(
+    stacks = [
+        _keep_stack(stack, found, before, after, after[depth_axis(number)])
+        for number, (stack, found) in enumerate(
+            zip(model.family.stacks, scores.stacks, strict=True)
+        )
+    ]
+    return Kept(tuple(stacks), _best(scores.hidden_D, after["hidden"]))
+
+
+def _keep_stack(
+    stack: Stack,
+    scores: StackImportance,
+    before: dict[str, int],
+    after: dict[str, int],
+    layers: int,
+) -> KeptStack:
+    def heads(scores_LH: Tensor) -> list[list[int]]:
+        per_group, groups = after["heads"] // after["kv_heads"], before["kv_heads"]
+        return [
+            _best_heads(layer.unflatten(0, (groups, -1)), after["kv_heads"], per_group)
+            for layer in scores_LH
+        ]
+
+    own_LH = scores.heads_LH
+    if stack.head_tables:  # one position bias serves all layers, so all keep the same heads
+        own_LH = own_LH.sum(dim=0).expand_as(own_LH)
+    return KeptStack(
         neurons=[_best(layer, after["mlp"]) for layer in scores.neurons_LM],
-        heads=[
-            _best_heads(layer.unflatten(0, (before["kv_heads"], -1)), after["kv_heads"], per_group)
-            for layer in scores.heads_LH
-        ],
-        hidden=_best(scores.hidden_D, after["hidden"]),
-        layers=_best(scores.layers_L, after["layers"]),
+        heads=heads(own_LH),
+        layers=_best(scores.layers_L, layers),
+        cross_heads=None if scores.cross_LH is None else heads(scores.cross_LH),
     )
 
 
@@ -151,15 +188,18 @@ def _best_heads(scores_GQ: Tensor, groups: int, per_group: int) -> list[int]:
 
 
 def _summary(scores: Importance) -> dict[str, list]:
-    """JSON-able scores for plots: layers and heads whole, wide axes as sorted quantiles."""
+    """JSON-able scores for plots: layers and heads whole, wide axes as sorted quantiles.
+
+    An encoder-decoder lists the layers of its encoder first, then those of its decoder.
+    """
 
     def quantiles(row: Tensor) -> list[float]:
         places = torch.linspace(0, 1, min(_QUANTILES, len(row)))
         return row.float().cpu().quantile(places).tolist()
 
     return {
-        "layers": scores.layers_L.tolist(),
-        "heads": scores.heads_LH.tolist(),
-        "neurons": [quantiles(layer) for layer in scores.neurons_LM],
+        "layers": [x for stack in scores.stacks for x in stack.layers_L.tolist()],
+        "heads": [row for stack in scores.stacks for row in stack.heads_LH.tolist()],
+        "neurons": [quantiles(row) for stack in scores.stacks for row in stack.neurons_LM],
         "hidden": quantiles(scores.hidden_D),
     }

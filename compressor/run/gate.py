@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.engines import Engine, open_engine_of
+from compressor.model.forward import output_mask
 from compressor.model.manifest import WeightFormat
 from compressor.model.probe import largest_difference, read_probe
 
@@ -81,7 +82,7 @@ def disagreement(engine: Engine, directory: Path) -> dict[str, float]:
     """Largest relative error per output over the probe's batches."""
     worst: dict[str, float] = {}
     for inputs, expected in read_probe(directory):
-        found = largest_difference(expected, engine.outputs(inputs), inputs["attention_mask"])
+        found = largest_difference(expected, engine.outputs(inputs), output_mask(inputs))
         for name, error in found.items():
             worst[name] = max(worst.get(name, 0.0), error)
     return worst

@@ -14,7 +14,7 @@ from compressor.distill import runner
 from compressor.errors import CompressError, Refused
 from compressor.model.checkpoint import Checkpoint, load_directory, save
 from compressor.model.count import count_parameters
-from compressor.model.forward import outputs
+from compressor.model.forward import output_mask, outputs
 from compressor.model.manifest import (
     Manifest,
     StageRecord,
@@ -175,7 +175,7 @@ def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
     loaded = load_directory(directory, formats)
     exchanges = [(batch, outputs(loaded, batch)) for batch in batches]
     for (batch, got), wanted in zip(exchanges, expected, strict=True):
-        errors = largest_difference(wanted, got, batch["attention_mask"])
+        errors = largest_difference(wanted, got, output_mask(batch))
         if max(errors.values()) > tolerance:
             raise Refused(
                 f"the saved model disagrees with the one in memory ({errors})",
