@@ -133,7 +133,8 @@ class _Tally:
     """Running moments of every unit; the taps read the masks of the batch under way."""
 
     def __init__(self, model: Model, over_sequence: Aggregation) -> None:
-        self.model, self.how = model, over_sequence
+        self.model = model
+        self.how: Aggregation = over_sequence
         self.batch: dict[str, Tensor] = {}
         self.found: dict[str, Moments] = {}
 
