@@ -177,6 +177,25 @@ def test_neurons_heads_and_layers_equal_zero_masking(name, tmp_path):
     assert model.sizes["heads"] == heads and model.sizes["layers"] == 2
 
 
+GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_a_whole_query_group_takes_its_key_head_along(name):
+    model = double(name)
+    batch, whole = inputs(model), Kept.everything(model)
+    stack = dataclasses.replace(whole.stacks[0], heads=[[0, 1], [2, 3], [0, 1]])
+    kept = Kept((stack,), whole.hidden)
+    masked = copy.deepcopy(model)
+    zero_mask(masked, kept)
+    exact_norms(masked, 32)
+    wanted = run(masked, batch)
+    shrink(model, kept)
+    exact_norms(model, 32)
+    assert (model.sizes["heads"], model.sizes["kv_heads"]) == (2, 1)
+    torch.testing.assert_close(run(model, batch), wanted, **tolerance(name))
+
+
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_hidden_channels(name, rescale, tmp_path):
