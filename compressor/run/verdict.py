@@ -62,6 +62,12 @@ def verdict(bench: dict[str, Any], domain: str = "") -> list[str]:
 
 def sentence(ours: dict[str, Any], other: dict[str, Any], speed: bool = True) -> str:
     """`Against original (torch), ours (onnx) is 3.4x smaller, 2.9x faster and ...`"""
+    said = differences(ours, other, speed)
+    return f"Against {spoken(other)}, {spoken(ours)} is {listed(said)}." if said else ""
+
+
+def differences(ours: dict[str, Any], other: dict[str, Any], speed: bool = True) -> list[str]:
+    """`3.4x smaller`, `2.9x faster`, `2.0x lower in peak memory`, as far as both are known."""
     memory = ours.get("peak_memory_bytes"), other.get("peak_memory_bytes")
     parts = [
         _ratio(ours.get("bytes"), other.get("bytes"), "{}x smaller", "{}x larger", "equally large"),
@@ -70,11 +76,12 @@ def sentence(ours: dict[str, Any], other: dict[str, Any], speed: bool = True) ->
             *memory, "{}x lower in peak memory", "{}x higher in peak memory", "equal in peak memory"
         ),
     ]
-    said = [part for part in parts if part]
-    if not said:
-        return ""
-    listed = ", ".join(said[:-1]) + (" and " if len(said) > 1 else "") + said[-1]
-    return f"Against {spoken(other)}, {spoken(ours)} is {listed}."
+    return [part for part in parts if part]
+
+
+def listed(parts: list[str]) -> str:
+    """`a, b and c`."""
+    return ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
 
 
 def _ratio(ours: float | None, other: float | None, less: str, more: str, same: str) -> str:
