@@ -72,10 +72,11 @@ def bench(
         claim(Path(out), (RESULT, *REPORT))
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as home:
         setting = _setting(candidates[0], data, Path(home), show)
+        domain = _domain(setting, data)
         chosen = measures or _defaults(setting, len(candidates))
         show.say("measuring " + ", ".join(c.name for c in candidates))
         found = measure_candidates(candidates, setting.measuring(), chosen, threads, rounds)
-    found |= {"data": setting.data_record, "domain": _domain(setting, data, candidates)}
+    found |= {"data": setting.data_record, "domain": domain}
     found = presentable(found)
     if out is not None:
         report = _report(found, time.perf_counter() - begin)
@@ -92,7 +93,9 @@ def _refuse_settings(threads: int, rounds: int, device: str, measures: Sequence[
             "leave --device out",
         )
     cores = processors()
-    if not 1 <= threads <= cores:
+    if threads < 1:
+        raise CompressError(f"--threads {threads}: at least one is needed", "--threads 1")
+    if threads > cores:
         raise CompressError(
             f"--threads {threads}: this machine gives {cores} processors to this process; more "
             "threads than that take turns on one processor, and times become worthless",
@@ -145,16 +148,17 @@ def _defaults(setting: Setting, candidates: int) -> list[str]:
     return chosen + list(BY_TASK.get(setting.task, ()))
 
 
-def _domain(setting: Setting, data: str | None, candidates: Sequence[Candidate]) -> str:
-    """Where the quality comes from, in a sentence or two."""
-    assert setting.corpus is not None
+def _domain(setting: Setting, data: str | None) -> str:
+    """Where the quality comes from, in a sentence; reads the data, so that mistakes end early."""
+    corpus = setting.corpus
+    assert corpus is not None
     if data is None:
         return (
             f"Quality is measured on held-out documents of {DEFAULT_TEXT}, Python's own help "
             "texts, because no --data was given: expect other numbers on your text."
         )
     return (
-        f"Quality is measured on the held-out part of {setting.corpus.name}: no compress run with "
+        f"Quality is measured on the held-out part of {corpus.name}: no compress run with "
         "this data trains on it; whether a model saw it elsewhere is not known."
     )
 

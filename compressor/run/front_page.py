@@ -20,7 +20,6 @@ from compressor.run.scatter import (
     Point,
     chart,
 )
-from compressor.run.tables import facts
 
 STYLE = """
 main{max-width:76rem}.pick{font-size:1.35rem;line-height:1.4;margin:1rem 0 1.6rem;
@@ -30,8 +29,8 @@ border-left:5px solid var(--ours);border-radius:8px}
 .stairs{fill:none;stroke:var(--ours);stroke-width:2;opacity:.45;stroke-dasharray:5 4}
 .dot{stroke:var(--card);stroke-width:2}.dot.ring{fill:var(--card);stroke:var(--other);stroke-width:2}
 .dot.picked{fill:var(--ours);stroke:var(--ink);stroke-width:2.5}
-.point{cursor:default}.point text{pointer-events:none}.point .more{visibility:hidden}
-.point:hover .more{visibility:visible}.point .back{fill:var(--card);opacity:.94}
+.point{cursor:default}.point text{pointer-events:none}
+.name{paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}
 .off text.name{fill:var(--soft)}.interval{stroke:var(--soft);stroke-width:1.2;opacity:.5}
 tr.row:hover td{background:color-mix(in srgb,var(--ours) 12%,transparent)}
 tr.picked td{font-weight:600}td .chip{display:inline-block;padding:0 .5rem;border-radius:1rem;
@@ -176,8 +175,12 @@ def _sentences(heading: str, lines: list[str]) -> str:
 
 
 def _circumstances(found: dict[str, Any]) -> list[str]:
-    return [
-        f"{run['name']}: {run['task']}, {run['threads']} thread(s) of {run['machine']['cpu']}, "
-        f"{run['rounds']} rounds, quality on {facts(run['data']['name'])}"
-        for run in found["runs"]
-    ]
+    """What the runs were measured with; those that share it share a line."""
+    shared: dict[str, list[str]] = {}
+    for run in found["runs"]:
+        text = (
+            f"{run['task']}, {run['rounds']} rounds on {run['threads']} thread(s) of "
+            f"{run['machine']['cpu']}, quality on held-out text of {run['data']['name']}."
+        )
+        shared.setdefault(text, []).append(run["name"])
+    return [f"{', '.join(names)}: {text}" for text, names in shared.items()]

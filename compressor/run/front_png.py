@@ -16,7 +16,7 @@ from compressor.run.scatter import (
 )
 
 INK, SOFT, LINE, OURS, OTHER = "#1d1d1f", "#6a6a70", "#e3e3e6", "#2563c9", "#a9b0bb"
-HEAD = 64  # pixels above the charts for the sentence
+HEAD = 48  # pixels above the charts for the sentence
 POINTS = 0.72  # of a typographic point per pixel, at 100 dots per inch
 
 

@@ -66,7 +66,7 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[s
             "candidates": candidates,
             "picked": picked,
             "pick": sentence,
-            "truths": truths(candidates),
+            "truths": truths(candidates, lower),
             "notes": notes,
         }
     )

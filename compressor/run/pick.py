@@ -45,8 +45,11 @@ def pick(candidates: list[Entry], key: str, lower: bool) -> tuple[str | None, st
     )
 
 
-def truths(candidates: list[Entry]) -> list[str]:
-    """A sentence for everything made that is not smaller or not faster than what was there."""
+def truths(candidates: list[Entry], lower: bool) -> list[str]:
+    """A sentence for everything made that is not smaller or not faster than what was there.
+
+    And one for everything that another candidate beats in all that was measured.
+    """
     found = []
     there = [c for c in candidates if not c["made"]]
     for candidate in (c for c in candidates if c["made"]):
@@ -58,7 +61,24 @@ def truths(candidates: list[Entry]) -> list[str]:
         ]
         if said:
             found.append(f"{spoken(candidate)} is {'; '.join(said)}.")
+        winner = next((c for c in candidates if _beats(c, candidate, lower)), None)
+        if winner:
+            timed = ", faster" if candidate["latency_ms"] else ""
+            found.append(
+                f"Nothing speaks for {spoken(candidate)}: {spoken(winner)} is smaller{timed} and "
+                f"better ({_shown(winner)} against {_shown(candidate)})."
+            )
     return found
+
+
+def _beats(winner: Entry, loser: Entry, lower: bool) -> bool:
+    """Better in everything that both were measured in."""
+    if not winner["quality"] or not loser["quality"] or not winner["bytes"] < loser["bytes"]:
+        return False
+    a, b = winner["latency_ms"], loser["latency_ms"]
+    faster = a["p50"] < b["p50"] if a and b else a is b
+    gain = _quality(loser) - _quality(winner)
+    return faster and (gain if lower else -gain) > 0
 
 
 def _not_better(candidate: Entry, rival: Entry) -> list[str]:

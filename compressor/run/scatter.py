@@ -7,15 +7,17 @@ always up, also where a smaller number is better. Labels are put where they cove
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from compressor.run.front_table import cost_of
+from compressor.run.tables import interval, significant
 
 WIDTH, HEIGHT = 560, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 52  # margins around the plot
 RADIUS = 6
 LETTER, LINE = 6.6, 15  # width of an average letter and height of a line at 12 pixels
-TITLES = {"bytes": "MB on disk", "latency": "milliseconds, median"}
+PER = {"causal-lm": "token", "image-classification": "image"}
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,7 @@ class Chart:
     points: list[Point]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
-
-    @property
-    def stairs(self) -> list[tuple[float, float]]:
-        """Corners of the front: the best quality that can be had at each cost."""
-        front = sorted((p for p in self.points if p.front), key=lambda p: (p.x, -p.y))
-        corners: list[tuple[float, float]] = []
-        for point in front:
-            if corners:
-                corners.append((point.x, corners[-1][1]))
-            corners.append((point.x, point.y))
-        return corners
+    stairs: list[tuple[float, float]]  # corners of the front
 
 
 @dataclass(frozen=True)
@@ -113,8 +105,8 @@ def chart(found: dict[str, Any], cost: str) -> Chart | None:
             high=up(high) if low != high else None,
             front=cost in c["front"],
             made=c["made"],
-            tip=f"{c['name']}: {price:.3g} {TITLES[cost].split(',')[0].split(' ')[0]}, "
-            f"{found['quality']} {c['quality']['value']:.4g}",
+            tip=f"{c['name']}: {significant(price)} {'MB' if cost == 'bytes' else 'ms'}, "
+            f"{found['quality']} {interval(c['quality'])}",
             label=label,
         )
         for (i, c, price), (x, y), (low, _, high), label in zip(
@@ -124,12 +116,19 @@ def chart(found: dict[str, Any], cost: str) -> Chart | None:
     better = "lower is better" if lower else "higher is better"
     return Chart(
         cost=cost,
-        x_title=TITLES[cost],
+        x_title=_title(found, cost),
         y_title=f"{found['quality']} ({better})",
         points=points,
         x_ticks=[(across(v), f"{v:g}") for v in _ticks(across)],
         y_ticks=[(up(v), f"{v:g}") for v in _ticks(up)],
+        stairs=stairs([(p.x, p.y) for p in points if p.front]),
     )
+
+
+def _title(found: dict[str, Any], cost: str) -> str:
+    if cost == "bytes":
+        return "MB on disk"
+    return f"milliseconds per {PER.get(found['runs'][0]['task'], 'row')}, median"
 
 
 def _unit(candidate: dict[str, Any], cost: str) -> float | None:
@@ -172,42 +171,65 @@ def _ticks(scale: _Scale) -> list[float]:
 Box = tuple[float, float, float, float]
 
 
+def stairs(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of a front given in pixels: the best quality that can be had at each cost."""
+    corners: list[tuple[float, float]] = []
+    for x, y in sorted(front, key=lambda place: (place[0], -place[1])):
+        if corners:
+            corners.append((x, corners[-1][1]))
+        corners.append((x, y))
+    return corners
+
+
 def _labels(
     given: list[tuple[tuple[float, float], dict[str, Any]]], cost: str
 ) -> list[Label | None]:
-    """A free place beside every point, those on the front first; None where there is none."""
-    taken: list[Box] = [
-        (x - RADIUS - 1, y - RADIUS - 1, x + RADIUS + 1, y + RADIUS + 1) for (x, y), _ in given
-    ]
+    """A place beside every point, those on the front first; None where all are taken.
+
+    A label covers no dot and no other label; it crosses the line of the front only where there
+    is no other place.
+    """
+    taken = [_around(x, y, RADIUS + 1) for (x, y), _ in given]
+    corners = stairs([place for place, c in given if cost in c["front"]])
+    line = [_segment(*pair) for pair in pairwise(corners)]
     found: list[Label | None] = [None] * len(given)
     for i in sorted(range(len(given)), key=lambda i: cost not in given[i][1]["front"]):
         (x, y), candidate = given[i]
-        own = taken[i]
-        for label in _places(x, y, candidate["name"]):
-            box = _box(label)
-            others = [t for t in taken if t is not own]
-            if _inside(box) and not any(_overlap(box, other) for other in others):
-                found[i] = label
-                taken.append(box)
-                break
+        others = taken[:i] + taken[i + 1 :]
+        free = [
+            label
+            for label in _places(x, y, candidate["name"], left=cost in candidate["front"])
+            if _inside(_box(label)) and not _hits(_box(label), others)
+        ]
+        found[i] = min(free, key=lambda label: _hits(_box(label), line), default=None)
+        if label := found[i]:
+            taken.append(_box(label))
     return found
 
 
-def _places(x: float, y: float, text: str) -> list[Label]:
-    """Beside, above and below a point, then further off along the same lines."""
+def _places(x: float, y: float, text: str, left: bool) -> list[Label]:
+    """Beside, above and below a point, then further off; the empty side of a front is the left."""
     gap = RADIUS + 5
-    near = [
-        Label(x + gap, y + 4, "start", text),
-        Label(x - gap, y + 4, "end", text),
+    sides = (-1, 1) if left else (1, -1)
+    beside = [
+        Label(x + side * gap, y + 4 + rise, "start" if side > 0 else "end", text)
+        for rise in (0, -12, 14, -24, 26)
+        for side in sides
+    ]
+    upright = [
         Label(x, y - gap, "middle", text),
         Label(x, y + gap + 10, "middle", text),
     ]
-    corners = [
-        Label(x + side * gap, y + 4 + rise, "start" if side > 0 else "end", text)
-        for rise in (-14, 14, -26, 26)
-        for side in (1, -1)
-    ]
-    return near + corners
+    return beside[:2] + upright + beside[2:]
+
+
+def _around(x: float, y: float, reach: float) -> Box:
+    return x - reach, y - reach, x + reach, y + reach
+
+
+def _segment(a: tuple[float, float], b: tuple[float, float]) -> Box:
+    (ax, ay), (bx, by) = a, b
+    return min(ax, bx) - 1, min(ay, by) - 1, max(ax, bx) + 1, max(ay, by) + 1
 
 
 def _box(label: Label) -> Box:
@@ -221,5 +243,6 @@ def _inside(box: Box) -> bool:
     return left >= LEFT + 2 and right <= WIDTH - 2 and top >= TOP and bottom <= HEIGHT - BOTTOM
 
 
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _hits(a: Box, others: Sequence[Box]) -> int:
+    """How many boxes a box overlaps."""
+    return sum(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in others)

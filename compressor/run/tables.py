@@ -11,6 +11,7 @@ FIDELITY = ("cosine", "top1_agreement", "accuracy", "spearman", "kl", "perplexit
 FIDELITY += ("batch_cosine",)
 LOWER_IS_BETTER = ("kl", "perplexity", "bits_per_byte")
 MISSING = "-"
+_ABREAST = 3  # intervals that fit beside each other on a screen
 ENGINES = {"onnxruntime": "onnx"}  # how a narrow column calls them
 
 
@@ -115,11 +116,15 @@ def _value(found: dict[str, Any] | None) -> str:
     return interval({"value": (found or {}).get("value")})
 
 
-def quality(bench: dict[str, Any]) -> Table | None:
-    """Every quality of every candidate, or None when the main table already has all of it."""
+def quality(bench: dict[str, Any]) -> list[Table]:
+    """Every quality of every candidate, unless the main table already has all of it."""
     names = quality_names(bench)
     if len(names) < 2:
-        return None
+        return []
+    return [_quality_table(bench, names[i : i + _ABREAST]) for i in range(0, len(names), _ABREAST)]
+
+
+def _quality_table(bench: dict[str, Any], names: list[str]) -> Table:
     rows = [
         (str(c["name"]), *(interval(_quality(c).get(name)) for name in names))
         for c in bench["candidates"]
@@ -242,7 +247,8 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
 
 def bench_tables(bench: dict[str, Any]) -> list[Table]:
     """What a bench says in numbers: side by side, all of quality, speed by shape."""
-    return [t for t in (comparison(bench), quality(bench), speed(bench)) if t]
+    by_shape = speed(bench)
+    return [comparison(bench), *quality(bench), *([by_shape] if by_shape else [])]
 
 
 def facts(value: Any) -> str:
