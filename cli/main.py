@@ -15,7 +15,7 @@ import typer
 from compressor.errors import CompressError
 from compressor.options import nearest
 
-from . import export, inspect, methods, plan, profiles, run, verify
+from . import bench, compare, export, inspect, methods, plan, profiles, run, verify
 
 INTERRUPTED = 130
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
+app.command("bench")(bench.bench)
+app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("methods")(methods.methods)
 app.command("profiles")(profiles.profiles)
