@@ -10,9 +10,21 @@ from compressor.model.model import Model, pool
 
 
 def accepted(model: Model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keep only the keys that are tensors of this model's forward; labels are never passed."""
+    """Keep only the keys that are tensors of this model's forward; labels are never passed.
+
+    Positions of a causal language model count real tokens, wherever a row is padded: GPT-2 by
+    itself would count the padding in front.
+    """
     names = set(inspect.signature(type(model.module).forward).parameters) - {"labels"}
-    return {key: value for key, value in batch.items() if key in names}
+    given = {key: value for key, value in batch.items() if key in names}
+    if model.task == "causal-lm" and "position_ids" in names and "attention_mask" in given:
+        given.setdefault("position_ids", positions(given["attention_mask"]))
+    return given
+
+
+def positions(mask: Tensor) -> Tensor:
+    """[B, S] position of each token among the real ones of its row, from an attention mask."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def without_cache(model: Model) -> dict[str, bool]:
