@@ -12,13 +12,16 @@ from compressor.model.model import Model, pool
 def accepted(model: Model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Keep only the keys that are tensors of this model's forward; labels are never passed.
 
-    Positions of a causal language model count real tokens, wherever a row is padded: GPT-2 by
-    itself would count the padding in front.
+    Positions of tokens that are generated count real tokens, wherever a row is padded: GPT-2 and
+    Whisper by themselves would count the padding in front.
     """
     names = set(inspect.signature(type(model.module).forward).parameters) - {"labels"}
     given = {key: value for key, value in batch.items() if key in names}
-    if model.task == "causal-lm" and "position_ids" in names and "attention_mask" in given:
-        given.setdefault("position_ids", positions(given["attention_mask"]))
+    prefix = "decoder_" if len(model.family.stacks) > 1 else ""
+    counted = prefix or model.task == "causal-lm"
+    if counted and f"{prefix}position_ids" in names and f"{prefix}attention_mask" in given:
+        found = positions(given[f"{prefix}attention_mask"])
+        given.setdefault(f"{prefix}position_ids", found)
     return given
 
 
