@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from compressor.engines import Engine
+from compressor.model.sources import read_config
 
 
 def generate(
@@ -19,7 +20,8 @@ def generate(
 
     Args:
         engine: an engine of a causal language model or an encoder-decoder.
-        prompt: token ids, at least one; of an encoder-decoder its decoder_start_token_id.
+        prompt: token ids, at least one; of an encoder-decoder those its answer begins with, where
+            none are given its decoder_start_token_id.
         tokens: how many tokens to add at most.
         stop: token id that ends the text.
         source: what an encoder-decoder reads: input_ids and attention_mask, or input_features,
@@ -29,6 +31,8 @@ def generate(
         The ids of prompt and continuation.
     """
     prefix = "" if source is None else "decoder_"
+    if source is not None and not prompt:
+        prompt = [read_config(engine.path)["decoder_start_token_id"]]
     ids = torch.tensor([list(prompt)])
     given = {f"{prefix}input_ids": ids, f"{prefix}attention_mask": torch.ones_like(ids)}
     logits, cache = engine.prefill({**(source or {}), **given})
