@@ -83,13 +83,15 @@ class _Embedding(nn.Module):
     def __init__(self, embedding: QuantEmbedding, blocks: _Blocks) -> None:
         super().__init__()
         self.columns, self.bits = embedding.embedding_dim, blocks.bits
+        self.factor = embedding.factor
         self.register_buffer("packed", blocks.packed)
         self.register_buffer("scale", blocks.scale.unsqueeze(-1))
         self.register_buffer("zero", None if blocks.zero is None else blocks.zero.unsqueeze(-1))
 
     def forward(self, ids: Tensor) -> Tensor:
         found = gather_block_quantized(ids, self.packed, self.scale, self.zero, self.bits)
-        return found.flatten(-2)[..., : self.columns]
+        rows = found.flatten(-2)[..., : self.columns]
+        return rows if self.factor == 1.0 else rows * self.factor
 
 
 class _DynamicLinear(nn.Module):
