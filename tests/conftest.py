@@ -24,8 +24,8 @@ from compressor.model.families import find_family
 from compressor.model.model import Model
 from compressor.screen import Silent
 from compressor.training.workbench import Workbench
+from families import VOCABULARY, roughen
 
-VOCABULARY = 96
 BERT_CLASSES = {
     None: BertModel,
     "sequence-classification": BertForSequenceClassification,
@@ -92,14 +92,6 @@ def letter_tokenizer() -> PreTrainedTokenizerFast:
         mask_token="[MASK]",
         model_max_length=64,
     )
-
-
-def roughen(module: torch.nn.Module) -> None:
-    """Move biases and norm weights off 0 and 1, so that no test passes because they are trivial."""
-    for name, parameter in module.named_parameters():
-        if parameter.dim() == 1:
-            noise = torch.randn_like(parameter) * 0.1
-            parameter.data.add_(noise if name.endswith("bias") else noise.abs())
 
 
 @pytest.fixture

@@ -115,9 +115,9 @@ def random_inputs(model, rows=3, length=11, seed=7):
     tokens = lambda: torch.randint(5, VOCABULARY, (rows, length), generator=draw)  # noqa: E731
     mask = torch.ones(rows, length, dtype=torch.long)
     if model.task == "causal-lm":
-        mask[1, :3] = 0
-    elif rows > 1:
-        mask[1, -3:] = 0
+        mask[1:2, :3] = 0
+    else:
+        mask[1:2, -3:] = 0
     if model.family.model_type in ("vit", "deit"):
         return {"pixel_values": torch.randn(rows, 3, 16, 16, generator=draw)}
     if model.family.model_type == "whisper":

@@ -120,21 +120,19 @@ class Family:
 
     def read(self, config: Any, keys: str | tuple[str, ...]) -> Any:
         """The value that a config key, or several equal ones, hold."""
-        named = (keys,) if isinstance(keys, str) else keys
-        values = {key: getattr(config, key) for key in named}
+        values = {key: getattr(config, key) for key in ([keys] if isinstance(keys, str) else keys)}
         if len(set(values.values())) > 1:
             shown = ", ".join(f"{key} {value}" for key, value in values.items())
             raise CompressError(
                 f"this {self.model_type} has {shown}, which are expected to be equal",
                 "use a checkpoint where they are",
             )
-        return values[named[0]]
+        return next(iter(values.values()))
 
     def stack_of(self, path: str) -> Stack:
         """The stack that a module outside the blocks belongs to, by the first part of its path."""
-        first = path.partition(".")[0]
-        found = [s for s in self.stacks if s.blocks.partition(".")[0] == first]
-        return found[0] if len(self.stacks) > 1 else self.stacks[0]
+        first, single = path.partition(".")[0], len(self.stacks) == 1
+        return next(s for s in self.stacks if single or s.blocks.partition(".")[0] == first)
 
     def named(self, model_type: str, **changes: Any) -> "Family":
         """The same row under another name."""

@@ -133,7 +133,8 @@ class _Tally:
     """Running moments of every unit; the taps read the masks of the batch under way."""
 
     def __init__(self, model: Model, over_sequence: Aggregation) -> None:
-        self.model, self.how = model, over_sequence
+        self.model = model
+        self.how: Aggregation = over_sequence
         self.batch: dict[str, Tensor] = {}
         self.found: dict[str, Moments] = {}
 
@@ -178,28 +179,24 @@ class _Tally:
 
     def result(self, how: Aggregation) -> Importance:
         """Scores of everything that was watched."""
-        sizes, stacks = self.model.sizes, []
-
-        def rows(kind: str, stack: Stack) -> Tensor:
-            layers = range(len(self.model.blocks(stack)))
-            return torch.stack(
-                [self.found[f"{kind} {stack.blocks}.{i}"].result(how) for i in layers]
-            )
-
-        def heads(kind: str, stack: Stack) -> Tensor:
-            return rows(kind, stack).unflatten(1, (sizes["heads"], -1)).norm(dim=2)
-
-        for stack in self.model.family.stacks:
-            layers = range(len(self.model.blocks(stack)))
-            turns = [self.found[f"layer {stack.blocks}.{i}"].result("mean") for i in layers]
-            cross_LH = heads("cross", stack) if stack.cross_out else None
-            stacks.append(
-                StackImportance(
-                    rows("mlp", stack), heads("head", stack), torch.cat(turns), cross_LH
-                )
-            )
+        stacks = tuple(self._scores(stack, how) for stack in self.model.family.stacks)
         streams = [m.result(how) for key, m in self.found.items() if key.startswith("norm ")]
-        return Importance(tuple(stacks), torch.stack(streams).sum(dim=0))
+        return Importance(stacks, torch.stack(streams).sum(dim=0))
+
+    def _scores(self, stack: Stack, how: Aggregation) -> StackImportance:
+        def rows(kind: str, how: Aggregation) -> Tensor:
+            places = (f"{stack.blocks}.{i}" for i in range(len(self.model.blocks(stack))))
+            return torch.stack([self.found[f"{kind} {place}"].result(how) for place in places])
+
+        def heads(kind: str) -> Tensor:
+            return rows(kind, how).unflatten(1, (self.model.sizes["heads"], -1)).norm(dim=2)
+
+        return StackImportance(
+            neurons_LM=rows("mlp", how),
+            heads_LH=heads("head"),
+            layers_L=rows("layer", "mean").squeeze(1),
+            cross_LH=heads("cross") if stack.cross_out else None,
+        )
 
 
 def _attach(module: nn.Module, tap: Tap) -> Any:

@@ -88,14 +88,29 @@ class QuantLinear(QuantTable):
 
 
 class QuantEmbedding(QuantTable):
-    """A quantized table of V rows: ids [...] int64 -> float32 [..., H]."""
+    """A quantized table of V rows: ids [...] int64 -> float32 [..., H].
 
-    def __init__(self, rows: int, columns: int, form: WeightFormat) -> None:
+    `factor` multiplies what was looked up, as Gemma's embeddings do; a tied head does without.
+    """
+
+    def __init__(self, rows: int, columns: int, form: WeightFormat, factor: float = 1.0) -> None:
         super().__init__(rows, columns, form)
-        self.num_embeddings, self.embedding_dim = rows, columns
+        self.num_embeddings, self.embedding_dim, self.factor = rows, columns, factor
 
     def forward(self, ids: Tensor) -> Tensor:
-        return dequantize(self.codes_OI[ids], self.scale_OG[ids], self.zero_OG[ids])
+        rows = dequantize(self.codes_OI[ids], self.scale_OG[ids], self.zero_OG[ids])
+        return rows if self.factor == 1.0 else rows * self.factor
+
+
+def embedding_factor(table: nn.Module) -> float | None:
+    """What an embedding multiplies its rows by; None where it computes something else.
+
+    Some positional tables (OPT, Whisper) are subclasses that turn masks or lengths into ids.
+    """
+    factor = getattr(table, "scalar_embed_scale", None)  # Gemma's
+    if factor is None and type(table).forward is nn.Embedding.forward:
+        return 1.0
+    return factor
 
 
 def install(module: nn.Module, formats: dict[str, WeightFormat]) -> None:
@@ -117,7 +132,9 @@ def install(module: nn.Module, formats: dict[str, WeightFormat]) -> None:
             bias = found.bias
             new = QuantLinear(found.in_features, found.out_features, form, bias)
         else:
-            new = QuantEmbedding(found.num_embeddings, found.embedding_dim, form)
+            factor = embedding_factor(found)
+            assert factor is not None, f"{name} does more than look up"
+            new = QuantEmbedding(found.num_embeddings, found.embedding_dim, form, factor)
         if id(weight) in tables:
             new.share(tables[id(weight)])
         tables[id(weight)] = new

@@ -108,15 +108,16 @@ def _sizes_after(model: Model, kept: Kept) -> dict[str, int]:
 
 
 def _refuse_fixed(model: Model, before: dict[str, int], after: dict[str, int]) -> None:
-    config = model.config
-    if after["layers"] < before["layers"]:
-        if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-            raise CompressError(
-                "this model scales attention by the number of the layer "
-                "(scale_attn_by_inverse_layer_idx), so no layer can be removed",
-                "keep all layers and prune heads, mlp or hidden",
-            )
-    if after["hidden"] < before["hidden"] and getattr(config, "scale_embedding", False):
+    def fixed(axis: str, key: str) -> bool:
+        return after[axis] < before[axis] and getattr(model.config, key, False)
+
+    if fixed("layers", "scale_attn_by_inverse_layer_idx"):
+        raise CompressError(
+            "this model scales attention by the number of the layer "
+            "(scale_attn_by_inverse_layer_idx), so no layer can be removed",
+            "keep all layers and prune heads, mlp or hidden",
+        )
+    if fixed("hidden", "scale_embedding"):
         raise CompressError(
             "this model scales its embeddings by the hidden size (scale_embedding), so no hidden "
             "channel can be removed",

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from compressor.errors import CompressError
+from compressor.model.layers import embedding_factor
 from compressor.model.model import Model
 
 
@@ -10,7 +11,8 @@ def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:
     """Names of the modules to quantize; those that share one weight stand together.
 
     Args:
-        embeddings: whether embedding tables are quantized.
+        embeddings: whether the tables that write the residual stream are quantized. Those that
+            do more than look up (some position tables) stay float, as do T5's position biases.
         head: whether the output projection of a language model is.
 
     Raises:
@@ -19,8 +21,11 @@ def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:
     projection = model.module.get_output_embeddings()  # type: ignore[operator]
     tied: dict[int, list[str]] = {}
     skipped: set[int] = set()
+    tables = _tables(model)
     for name, layer in model.module.named_modules():
         if not isinstance(layer, nn.Linear | nn.Embedding):
+            continue
+        if isinstance(layer, nn.Embedding) and id(layer.weight) not in tables:
             continue
         wanted = embeddings if isinstance(layer, nn.Embedding) else True
         wanted = head if layer is projection else wanted
@@ -34,6 +39,12 @@ def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:
                 "set embeddings and head both to true or both to false",
             )
     return [names for key, names in tied.items() if key not in skipped]
+
+
+def _tables(model: Model) -> set[int]:
+    """Identities of the embedding weights that can be quantized."""
+    found = [model.base.get_submodule(name) for name in model.family.embeddings]
+    return {id(table.weight) for table in found if embedding_factor(table) is not None}
 
 
 def refuse_uneven(model: Model, targets: list[list[str]], group: int | None) -> None:

@@ -79,19 +79,19 @@ def test_scores_equal_the_definition_on_unpadded_sequences(family, request, make
     batches = make_work().batches("calibration", 3)
     seen = record(model, batches)
     got = measure_importance(model, batches)
-    (stack,) = model.family.stacks
+    (stack,), (own,) = model.family.stacks, got.stacks
     hidden = sum(score(seen[name], 1) for name in model.family.norms)
     for i in range(3):
         block = f"{stack.blocks}.{i}"
         neurons = score(seen[f"{block}.{stack.mlp_out}"], 0)
-        torch.testing.assert_close(got.neurons_LM[i].double(), neurons, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(own.neurons_LM[i].double(), neurons, rtol=1e-4, atol=1e-6)
         features = score(seen[f"{block}.{stack.attn_out}"], 0)
         heads = features.unflatten(0, (4, 8)).norm(dim=1)
-        torch.testing.assert_close(got.heads_LH[i].double(), heads, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(own.heads_LH[i].double(), heads, rtol=1e-4, atol=1e-6)
         pairs = seen[block]
         x, y = (torch.cat([p[side] for p in pairs]) for side in (0, 1))
         cosine = (x * y).sum(dim=1) / (x.norm(dim=1) * y.norm(dim=1))
-        assert float(got.layers_L[i]) == pytest.approx(1 - float(cosine.mean()), rel=1e-4)
+        assert float(own.layers_L[i]) == pytest.approx(1 - float(cosine.mean()), rel=1e-4)
         hidden = hidden + sum(score(seen[f"{block}.{name}"], 1) for name in stack.norms)
     torch.testing.assert_close(got.hidden_D.double(), hidden, rtol=1e-4, atol=1e-6)
 
@@ -109,15 +109,16 @@ def test_dead_units_rank_last(pico_llama, make_work):
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             model.module.model.layers[2].get_submodule(name).weight.zero_()
     got = measure_importance(model, make_work().batches("calibration", 2))
-    assert got.heads_LH[1].argsort()[:2].sort().values.tolist() == [2, 3]
-    assert got.neurons_LM[1].argsort()[:2].sort().values.tolist() == [5, 40]
+    (own,) = got.stacks
+    assert own.heads_LH[1].argsort()[:2].sort().values.tolist() == [2, 3]
+    assert own.neurons_LM[1].argsort()[:2].sort().values.tolist() == [5, 40]
     assert got.hidden_D.argsort()[:2].sort().values.tolist() == [3, 30]
-    assert int(got.layers_L.argmin()) == 2
-    assert float(got.layers_L[2]) == pytest.approx(0, abs=1e-5)
+    assert int(own.layers_L.argmin()) == 2
+    assert float(own.layers_L[2]) == pytest.approx(0, abs=1e-5)
 
 
 def test_hooks_are_gone_and_no_gradient_is_kept(pico_bert, make_work):
     model = pico_bert("sequence-classification")
-    scores = measure_importance(model, make_work().batches("calibration", 1))
+    (scores,) = measure_importance(model, make_work().batches("calibration", 1)).stacks
     assert not scores.neurons_LM.requires_grad and scores.neurons_LM.dtype == torch.float32
     assert all(not part._forward_hooks for part in model.module.modules())

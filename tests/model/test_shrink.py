@@ -1,6 +1,7 @@
 """Slicing against zero-masking and against a float64 reference; save and load with transformers."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -17,6 +18,13 @@ LLAMAS = {
     "tied": {"tie_word_embeddings": True},
     "biased": {"attention_bias": True, "mlp_bias": True},
 }
+
+
+def keep(model, hidden=None, **changes):
+    """Keep everything of a model with one stack but what is named."""
+    everything = Kept.everything(model)
+    stack = dataclasses.replace(everything.stacks[0], **changes)
+    return Kept((stack,), everything.hidden if hidden is None else hidden)
 
 
 def rms_norm(x, weight, eps):
@@ -42,7 +50,7 @@ def run(module):
 
 def zero_masked(model, kept):
     """The original with columns zeroed and layers bypassed: the definition of "removed"."""
-    module = copy.deepcopy(model.module)
+    module, (kept,) = copy.deepcopy(model.module), kept.stacks
     (stack,) = model.family.stacks
     blocks = module.base_model.get_submodule(stack.blocks)
     head_dim = model.sizes["head_dim"]
@@ -70,10 +78,10 @@ def check_reload(module, tmp_path, cls):
 def test_llama_equals_the_zero_masked_original(pico_llama, tmp_path, overrides):
     model = pico_llama(**overrides)
     model.module.double()
-    kept = Kept(
+    kept = keep(
+        model,
         neurons=[range(0, 48, 2), range(1, 25), range(24, 48)],
         heads=[[0, 3], [1, 2], [0, 2]],  # one head of each group of two
-        hidden=range(32),
         layers=[0, 2],
     )
     wanted = run(zero_masked(model, kept))
@@ -90,9 +98,7 @@ def test_llama_equals_the_zero_masked_original(pico_llama, tmp_path, overrides):
 def test_whole_query_groups_take_their_key_head_along(pico_llama, tmp_path):
     model = pico_llama()
     model.module.double()
-    everything = Kept.everything(model.sizes)
-    heads = [[2, 3], [0, 1], [2, 3]]
-    kept = Kept(everything.neurons, heads, everything.hidden, everything.layers)
+    kept = keep(model, heads=[[2, 3], [0, 1], [2, 3]])
     wanted = run(zero_masked(model, kept))
     key = model.module.model.layers[0].self_attn.k_proj.weight[8:].clone()
     shrink(model, kept)
@@ -104,17 +110,15 @@ def test_whole_query_groups_take_their_key_head_along(pico_llama, tmp_path):
 
 def test_unequal_groups_are_a_bug_of_the_caller(pico_llama):
     model = pico_llama()
-    everything = Kept.everything(model.sizes)
     with pytest.raises(AssertionError, match="different sizes"):
-        shrink(model, Kept(everything.neurons, [[0, 1, 2]] * 3, range(32), range(3)))
+        shrink(model, keep(model, heads=[[0, 1, 2]] * 3))
 
 
 def test_bert_equals_the_zero_masked_original(pico_bert, tmp_path):
     model = pico_bert()
     model.module.double()
-    everything = Kept.everything(model.sizes)
     neurons = [range(0, 64, 2), range(32), range(32, 64)]
-    kept = Kept(neurons, everything.heads, everything.hidden, [1, 2])
+    kept = keep(model, neurons=neurons, layers=[1, 2])
     wanted = run(zero_masked(model, kept))
     shrink(model, kept)
     torch.testing.assert_close(run(model.module), wanted, **EXACT)
@@ -172,13 +176,12 @@ def test_hidden_channels_match_a_masked_float64_llama(pico_llama, tmp_path, tied
     model = pico_llama(tie_word_embeddings=tied)
     model.module.double()
     ids = torch.randint(5, 96, (3, 11), generator=torch.Generator().manual_seed(7))
-    everything = Kept.everything(model.sizes)
     channels = sorted({*range(0, 32, 3), *range(20, 32), 1})[:20]
     with torch.no_grad():
         full = reference_llama(model.module, ids, list(range(32)))
         torch.testing.assert_close(model.module(ids).logits, full, **EXACT)
         wanted = reference_llama(model.module, ids, channels)
-        shrink(model, Kept(everything.neurons, everything.heads, channels, everything.layers))
+        shrink(model, keep(model, hidden=channels))
         torch.testing.assert_close(model.module(ids).logits, wanted, **EXACT)
     assert model.sizes["hidden"] == 20 and model.sizes["head_dim"] == 8
     check_reload(model.module, tmp_path, transformers.AutoModelForCausalLM)
@@ -195,11 +198,10 @@ BERT_CLASSES = {
 def test_bert_hidden_and_heads_together_under_every_task_head(pico_bert, tmp_path, head):
     model = pico_bert(head)
     model.module.double()
-    everything = Kept.everything(model.sizes)
     channels = sorted([*range(1, 32, 2), *range(0, 16, 2)])
     heads = [[0, 1, 3], [1, 2, 3], [0, 2, 3]]
     state = copy.deepcopy(model.module.state_dict())
-    shrink(model, Kept(everything.neurons, heads, channels, everything.layers))
+    shrink(model, keep(model, hidden=channels, heads=heads))
     assert model.sizes == {
         "hidden": 24,
         "layers": 3,
@@ -227,8 +229,7 @@ def test_bert_hidden_and_heads_together_under_every_task_head(pico_bert, tmp_pat
 
 def test_layers_are_renumbered_and_the_cache_works(pico_llama):
     model = pico_llama(layer_types=["full_attention"] * 3)
-    everything = Kept.everything(model.sizes)
-    shrink(model, Kept(everything.neurons, everything.heads, everything.hidden, [0, 2]))
+    shrink(model, keep(model, layers=[0, 2]))
     assert model.config.layer_types == ["full_attention"] * 2
     assert [b.self_attn.layer_idx for b in model.module.model.layers] == [0, 1]
     ids = torch.arange(5, 15)[None]
@@ -242,9 +243,7 @@ def test_layers_are_renumbered_and_the_cache_works(pico_llama):
 
 def test_attributes_and_gradients_are_those_of_a_fresh_model(pico_bert):
     model = pico_bert("masked-lm")
-    everything = Kept.everything(model.sizes)
-    kept = Kept([range(16)] * 3, [[1, 2]] * 3, range(16), everything.layers)
-    shrink(model, kept)
+    shrink(model, keep(model, neurons=[range(16)] * 3, heads=[[1, 2]] * 3, hidden=range(16)))
     fresh = empty_model(type(model.module), model.config)
     assert repr(model.module) == repr(fresh)
     assert count_parameters(model.module) == count_parameters(fresh)
@@ -259,7 +258,7 @@ def test_attributes_and_gradients_are_those_of_a_fresh_model(pico_bert):
 def test_keeping_everything_changes_nothing(pico_llama):
     model = pico_llama()
     before = copy.deepcopy(model.module.state_dict())
-    shrink(model, Kept.everything(model.sizes))
+    shrink(model, Kept.everything(model))
     after = model.module.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -46,7 +46,7 @@ def test_unknown_architecture_names_the_missing_rows(checkpoint):
     with pytest.raises(CompressError) as caught:
         load_directory(checkpoint)
     assert "mamba" in caught.value.what
-    assert "qkv" in caught.value.hint and "families.py" in caught.value.hint
+    assert "qkv" in caught.value.hint and "family_table.py" in caught.value.hint
 
 
 def test_truncated_weights(checkpoint):

@@ -11,7 +11,7 @@ from compressor.errors import CompressError
 from compressor.model.budget import target_sizes
 from compressor.model.count import count_parameters
 from compressor.model.families import find_family
-from compressor.model.importance import Importance
+from compressor.model.importance import Importance, StackImportance
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.model.shapes import count
@@ -167,12 +167,12 @@ def perplexity(module, ids):
 def chance(sizes, seed):
     """Scores that rank by a coin instead of by activations."""
     draw = torch.Generator().manual_seed(seed)
-    return Importance(
+    stack = StackImportance(
         neurons_LM=torch.rand(sizes["layers"], sizes["mlp"], generator=draw),
         heads_LH=torch.rand(sizes["layers"], sizes["heads"], generator=draw),
-        hidden_D=torch.rand(sizes["hidden"], generator=draw),
         layers_L=torch.rand(sizes["layers"], generator=draw),
     )
+    return Importance((stack,), torch.rand(sizes["hidden"], generator=draw))
 
 
 @pytest.mark.parametrize("share", [0.75, 0.5])
@@ -196,6 +196,6 @@ def test_importance_beats_chance_on_a_trained_model(share, shared_data, make_wor
     after = perplexity(pruned.module, windows[32:])
     for seed in range(2):
         other = load()
-        shrink(other, minitron._keep(chance(other.sizes, seed), other.sizes, pruned.sizes))
+        shrink(other, minitron._keep(other, chance(other.sizes, seed), other.sizes, pruned.sizes))
         assert other.sizes == pruned.sizes
         assert after < perplexity(other.module, windows[32:])

@@ -1,0 +1,128 @@
+"""Walk through a model block by block, with what each block would really be called with.
+
+The inputs of a stack's first block, and all other arguments of every block, are recorded in one
+forward pass. Blocks are then replayed: a block reads what the block before it gives *now*, after
+whatever the caller did to it, and the recorded masks, positions and biases. So nothing here knows
+about masks, rotary tables, relative position bias or cross attention. The stacks of an
+encoder-decoder go one after the other, and the second is recorded when the first is finished.
+
+Legend: B rows, S tokens, H width of the residual stream.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.model.families import Stack
+from compressor.model.forward import accepted, without_cache
+from compressor.model.model import Model
+
+_STREAM = "hidden_states"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What one block was called with in one batch, the residual stream aside."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One block of the walk; change `block` in place and the blocks after it see the change.
+
+    Attributes:
+        stack: the stack it belongs to.
+        index: its number in the stack, from 0.
+        block: the module.
+        inputs: for each batch, the residual stream [B, S, H] that it reads.
+        arguments: for each batch, the rest of the call.
+    """
+
+    stack: Stack
+    index: int
+    block: nn.Module
+    inputs: list[Tensor]
+    arguments: list[Arguments]
+
+    @torch.no_grad()
+    def run(self, batch: int) -> Tensor:
+        """Output of the block for one batch, as it is now: [B, S, H]."""
+        given = self.arguments[batch]
+        return stream_of(self.block(self.inputs[batch], *given.args, **given.kwargs))
+
+
+def walk(model: Model, batches: Sequence[dict[str, Tensor]]) -> Iterator[Step]:
+    """Yield every block once, in order.
+
+    The walk holds one residual stream [B, S, H] for each batch. A block runs once more after it
+    was yielded, which is when the caller's changes take effect.
+
+    Args:
+        batches: what the model reads.
+    """
+    for stack in model.family.stacks:
+        streams, arguments = record(model, stack, batches)
+        for index, block in enumerate(model.blocks(stack)):
+            step = Step(stack, index, block, streams, [given[index] for given in arguments])
+            yield step
+            streams = [_checked(step, i) for i in range(len(batches))]
+
+
+def _checked(step: Step, batch: int) -> Tensor:
+    """Run a block and make sure that every Linear in it saw tokens."""
+    seen: set[nn.Module] = set()
+    linears = [m for m in step.block.modules() if isinstance(m, nn.Linear)]
+    with ExitStack() as hooks:
+        for linear in linears:
+            hooks.enter_context(linear.register_forward_hook(lambda m, i, o: seen.add(m)))
+        found = step.run(batch)
+    # a cached key would let cross attention skip its Linears, and a solver would see no data
+    assert len(seen) == len(linears), f"a Linear of {step.stack.blocks}.{step.index} saw no token"
+    return found
+
+
+@torch.no_grad()
+def record(
+    model: Model, stack: Stack, batches: Sequence[dict[str, Tensor]]
+) -> tuple[list[Tensor], list[list[Arguments]]]:
+    """For each batch, the input [B, S, H] of the first block, and the arguments of all blocks."""
+    streams: list[Tensor] = []
+    arguments: list[list[Arguments]] = []
+    blocks = model.blocks(stack)
+
+    def hook(index: int) -> Callable[..., None]:
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stream, given = _split(args, kwargs)
+            if index == 0:
+                streams.append(stream)
+                arguments.append([])
+            arguments[-1].append(given)
+
+        return keep
+
+    with ExitStack() as hooks:
+        for index, block in enumerate(blocks):
+            hooks.enter_context(block.register_forward_pre_hook(hook(index), with_kwargs=True))
+        for batch in batches:
+            model.module(**accepted(model, batch), **without_cache(model))
+    assert all(len(given) == len(blocks) for given in arguments)
+    return streams, arguments
+
+
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Arguments]:
+    """The residual stream, which comes first or by name, and the rest."""
+    stream, args = (args[0], args[1:]) if args else (kwargs[_STREAM], ())
+    rest = {key: value for key, value in kwargs.items() if key != _STREAM}
+    assert rest.get("past_key_values") is None, "a cache would be replayed"
+    return stream, Arguments(args, rest)
+
+
+def stream_of(output: Any) -> Tensor:
+    """The residual stream of a block's output: a tensor, or the first of a tuple."""
+    return output[0] if isinstance(output, tuple) else output
