@@ -3,8 +3,9 @@
     L = (1 - c) T^2 D(softmax(z_t / T), softmax(z_s / T)) + c CE
 
 with D the forward KL by default, T = 1 and c = 0: what Minitron found best for pruned models
-(arXiv 2407.14679). Backbones run once; both heads are applied to chunks of tokens.
-Legend: N tokens, H width, V vocabulary.
+(arXiv 2407.14679). Positions are those of predictions.py: next tokens, hidden tokens, tokens of an
+answer, or rows of a classifier. Backbones run once; both heads are applied to chunks of positions.
+Legend: N positions, H width, V vocabulary or classes.
 """
 
 from typing import Literal
@@ -13,12 +14,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compressor.distill.runner import backbone, next_tokens, refuse_other_vocabulary
+from compressor.distill.predictions import (
+    CLASSIFIERS,
+    answers,
+    checked_labels,
+    positions_at_once,
+    predictions,
+    refuse_without_predictions,
+)
+from compressor.distill.runner import refuse_other_vocabulary
 from compressor.errors import CompressError
-from compressor.model.forward import accepted
 from compressor.model.model import Model
 from compressor.options import options
-from compressor.training.losses import chunk_of, chunked, divergence, head_of, label_loss
+from compressor.training.losses import chunked, divergence, label_loss
 from compressor.training.options import Train
 
 
@@ -40,18 +48,24 @@ def objective(options: Options, student: Model, teacher: Model | None) -> nn.Mod
         CompressError: the models predict nothing, or different vocabularies.
     """
     assert teacher is not None
-    if student.task not in ("causal-lm", "text-classification"):
-        raise CompressError(
-            f"distill.kd needs logits; this is a {student.task} model",
-            "use distill.latent, which learns from the teacher's states",
-        )
+    refuse_without_predictions("distill.kd", student)
     if teacher.task != student.task:
         raise CompressError(
             f"the teacher is a {teacher.task} model, the student a {student.task} model",
             "take a teacher of the same task",
         )
     refuse_other_vocabulary(student, teacher)
+    _refuse_other_classes(student, teacher)
     return _Distillation(options, student, teacher)
+
+
+def _refuse_other_classes(student: Model, teacher: Model) -> None:
+    mine, theirs = student.config.num_labels, teacher.config.num_labels
+    if student.task in CLASSIFIERS and mine != theirs:
+        raise CompressError(
+            f"the teacher has {theirs} classes and the student {mine}",
+            "choose a teacher of the same classes, e.g. teacher: input",
+        )
 
 
 class _Distillation(nn.Module):
@@ -61,31 +75,23 @@ class _Distillation(nn.Module):
         self.divergence = divergence(options.kind, options.temperature)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        student, teacher = self.student, self.teacher
-        if student.task == "text-classification":
-            with torch.no_grad():
-                target_NV = teacher.module(**accepted(teacher, batch)).logits
-            own_NV = student.module(**accepted(student, batch)).logits
-            if self.options.ce > 0 and "labels" not in batch:
-                raise CompressError("ce needs labelled rows and the data has none", "set ce: 0")
-            return self._mix(own_NV, target_NV, batch.get("labels")).mean()
-        mask, targets = next_tokens(batch)
+        student, teacher, share = self.student, self.teacher, self.options.ce
+        mask, targets = answers(student.task, batch)
+        if share and student.task in CLASSIFIERS:
+            targets = checked_labels(student, targets)
+        own = predictions(student, batch)
         with torch.no_grad():
-            target = backbone(teacher, batch).last_hidden_state[:, :-1]
-        own = backbone(student, batch).last_hidden_state[:, :-1]
-        head_s, head_t = head_of(student), head_of(teacher)
+            above = predictions(teacher, batch)
 
-        def loss(own_NH: Tensor, target_NH: Tensor, targets_N: Tensor) -> Tensor:
+        def loss(own_NH: Tensor, above_NH: Tensor, *targets_N: Tensor) -> Tensor:
             with torch.no_grad():
-                target_NV = head_t(target_NH)
-            return self._mix(head_s(own_NH), target_NV, targets_N)
+                above_NV = above.head(above_NH)
+            own_NV = own.head(own_NH)
+            loss_N = self.divergence(own_NV, above_NV)
+            return (1 - share) * loss_N + share * label_loss(own_NV, *targets_N) if share else loss_N
 
-        return chunked(loss, [own, target, targets], mask, chunk_of(student.sizes["vocabulary"]))
-
-    def _mix(self, own_NV: Tensor, target_NV: Tensor, targets_N: Tensor | None) -> Tensor:
-        """Loss [N] of each token or text."""
-        share = self.options.ce
-        loss_N = self.divergence(own_NV, target_NV)
-        if share == 0 or targets_N is None:
-            return loss_N
-        return (1 - share) * loss_N + share * label_loss(own_NV, targets_N)
+        streams = [own.states, above.states]
+        if share:
+            assert targets is not None
+            streams.append(targets)
+        return chunked(loss, streams, mask, positions_at_once(student))

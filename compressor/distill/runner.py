@@ -2,9 +2,10 @@
 
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.errors import CompressError
+from compressor.model.forward import accepted, without_cache
 from compressor.model.model import Model
 from compressor.training import metrics
 from compressor.training.loop import train
@@ -84,12 +85,4 @@ def refuse_other_vocabulary(student: Model, teacher: Model) -> None:
 
 def backbone(model: Model, batch: dict, **extra: Any) -> Any:
     """Forward pass without task head and cache; the output of transformers."""
-    if model.task == "causal-lm":
-        extra["use_cache"] = False
-    return model.base(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **extra)
-
-
-def next_tokens(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(mask, targets), both [B, S-1]: which positions predict a real token, and which token."""
-    mask = batch["attention_mask"].bool()
-    return mask[:, :-1] & mask[:, 1:], batch["input_ids"][:, 1:]
+    return model.base(**accepted(model, batch), **without_cache(model), **extra)

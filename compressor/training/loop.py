@@ -85,7 +85,7 @@ def train(
     weights = _trained(module, objective)
     optimizer = optimizer or _adamw(list(weights.values()), options)
     highest = [group["lr"] for group in optimizer.param_groups]
-    start = {**module.state_dict(), **objective.state_dict(), "ids": batches[0]["input_ids"]}
+    start = {**module.state_dict(), **objective.state_dict(), "ids": _row_inputs(batches[0])}
     identity = f"{identity} {options} {work.seed} {digest(start)}"
     state = weights | {f"objective.{k}": v for k, v in objective.named_buffers()}
     done = _resume(state, optimizer, identity, work)
@@ -158,8 +158,19 @@ def _backward(
         loss.backward()
         total += loss.item()
         _refuse_unless_finite(total, "loss", done.step + 1)
-        done.tokens += int(batch["attention_mask"].sum())
+        done.tokens += _tokens(batch)
     return total
+
+
+def _row_inputs(batch: Batch) -> Tensor:
+    """What a batch is made of: ids of tokens, sound, or pixels."""
+    return next(batch[k] for k in ("input_ids", "input_features", "pixel_values") if k in batch)
+
+
+def _tokens(batch: Batch) -> int:
+    """Real tokens of source and answer; rows where there is no text at all (images)."""
+    masks = [batch[k] for k in ("attention_mask", "decoder_attention_mask") if k in batch]
+    return int(sum(mask.sum() for mask in masks)) or len(_row_inputs(batch))
 
 
 def _clip(weights: list[nn.Parameter], options: Train, step: int) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compressor.distill import ce, kd, latent, runner
+from compressor.distill import ce, kd, latent, predictions, runner
 from compressor.errors import CompressError
 from compressor.model.model import Pooling, pool
 from compressor.training.options import Train
@@ -238,6 +238,6 @@ def test_next_tokens_with_padding_on_either_side():
         "input_ids": torch.tensor([[5, 6, 7, 0], [0, 8, 9, 4]]),
         "attention_mask": torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]]),
     }
-    mask, targets = runner.next_tokens(batch)
+    mask, targets = predictions.next_tokens(batch)
     assert mask.tolist() == [[True, True, False], [False, True, True]]
     assert targets[mask].tolist() == [6, 7, 9, 4]

@@ -1,0 +1,122 @@
+"""What a model predicts in one batch: states, the head that reads them, and the right answers.
+
+The task decides, not the architecture:
+
+    causal-lm                       the next token, wherever it and this one are real
+    fill-mask                       the hidden tokens (labels [B, S], -100 elsewhere)
+    seq2seq-lm, speech-seq2seq      the tokens of the answer (labels [B, T], -100 at padding)
+    text-, image-classification     the class of the row (labels [B]); the states are the logits
+
+Heads over a vocabulary are left for the caller to apply to chunks of positions, so that the
+logits of a whole batch never exist. Legend: B rows, S tokens, T tokens of an answer, H width.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import CompressError
+from compressor.model.forward import accepted, without_cache
+from compressor.model.model import Model
+from compressor.training.losses import chunk_of, head_of
+
+CLASSIFIERS = ("text-classification", "image-classification")
+PREDICTING = ("causal-lm", "fill-mask", "seq2seq-lm", "speech-seq2seq", *CLASSIFIERS)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """States [..., H] of positions and the head that turns them into logits [..., V]."""
+
+    states: Tensor
+    head: Callable[[Tensor], Tensor]
+
+
+def predictions(model: Model, batch: dict[str, Tensor]) -> Predictions:
+    """Run a model up to its output projection; positions are those of `answers`."""
+    inputs = accepted(model, batch) | without_cache(model)
+    if model.task in CLASSIFIERS:
+        return Predictions(model.module(**inputs).logits, nn.Identity())
+    if model.task == "causal-lm":  # its class may cap the logits: the backbone alone is run
+        states = model.base(**inputs).last_hidden_state
+        return Predictions(states[:, :-1], head_of(model))
+    module: Any = model.module
+    head = module.get_output_embeddings()
+    with _passing_through(head):
+        return Predictions(module(**inputs).logits, head)
+
+
+@contextmanager
+def _passing_through(head: Any) -> Iterator[None]:
+    """The output projection gives back what it is given, for one forward pass.
+
+    What the class does before it (BERT's transform, T5's scale) is done as ever.
+    """
+    head.forward = nn.Identity().forward
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def answers(task: str, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """(mask, targets) of the positions of `predictions`; targets are None without labels.
+
+    Raises:
+        CompressError: a masked or sequence-to-sequence model has no labels.
+    """
+    if task == "causal-lm":
+        return next_tokens(batch)
+    labels = batch.get("labels")
+    if task in CLASSIFIERS:
+        rows = batch["pixel_values" if task == "image-classification" else "input_ids"]
+        return torch.ones(len(rows), dtype=torch.bool, device=rows.device), labels
+    assert labels is not None, f"batches for {task} have labels"
+    return labels != -100, labels
+
+
+def next_tokens(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(mask, targets), both [B, S-1]: which positions predict a real token, and which token."""
+    mask = batch["attention_mask"].bool()
+    return mask[:, :-1] & mask[:, 1:], batch["input_ids"][:, 1:]
+
+
+def positions_at_once(model: Model) -> int:
+    """Positions whose logits are held at once."""
+    return chunk_of(max(model.sizes["vocabulary"], getattr(model.config, "num_labels", 1)))
+
+
+def checked_labels(model: Model, labels: Tensor | None) -> Tensor:
+    """The labels of a classifier's rows.
+
+    Raises:
+        CompressError: there are none, or one is no class of the model.
+    """
+    if labels is None:
+        raise CompressError(
+            "cross entropy of a classifier needs labelled rows and the data has none",
+            "give a folder with one subfolder for each class"
+            if model.task == "image-classification"
+            else 'give a .csv or .jsonl with the column "label"',
+        )
+    highest, classes = int(labels.max()), model.config.num_labels
+    if highest >= classes:
+        raise CompressError(
+            f"the data has the label {highest} and the model {classes} classes",
+            "number the labels from 0, or take a model with more classes",
+        )
+    return labels
+
+
+def refuse_without_predictions(method: str, model: Model) -> None:
+    """Raise CompressError when a model has no head that predicts something."""
+    if model.task not in PREDICTING:
+        raise CompressError(
+            f"{method} needs a model that predicts tokens or labels; this one is a "
+            f"{model.task} model",
+            "use distill.latent, which learns from the teacher's states",
+        )

@@ -1,0 +1,133 @@
+"""ce, kd and latent for every task against transformers' own loss and direct float64 formulas."""
+
+import pytest
+import torch
+from families import VOCABULARY, pico, random_inputs
+
+from compressor.distill import ce, kd
+from compressor.errors import CompressError
+from compressor.model.forward import outputs
+from compressor.training.losses import label_loss
+
+LANGUAGE = ("llama", "gemma2", "gpt2", "bert", "roberta", "distilbert", "t5", "whisper")
+MODELS = (*LANGUAGE, "vit", "deit")
+
+
+def labelled(model, seed=3):
+    """A batch of what the model reads with the answers of its task."""
+    batch = random_inputs(model)
+    draw = torch.Generator().manual_seed(seed)
+    if model.task == "image-classification":
+        return batch | {"labels": torch.tensor([4, 0, 2])}
+    if model.task == "fill-mask":
+        hidden = (torch.rand(batch["input_ids"].shape, generator=draw) < 0.3) & batch[
+            "attention_mask"
+        ].bool()
+        hidden[0, 2] = True
+        return batch | {"labels": batch["input_ids"].masked_fill(~hidden, -100)}
+    if "decoder_input_ids" in batch:
+        mask = batch["decoder_attention_mask"]
+        labels = torch.randint(5, VOCABULARY, mask.shape, generator=draw)
+        return batch | {"labels": labels.masked_fill(mask == 0, -100)}
+    return batch
+
+
+def own_loss(model, batch):
+    """The loss that transformers computes itself when it is given labels."""
+    labels = batch.get("labels")
+    if model.task == "causal-lm":  # row 1 is padded in front: its first token is not predicted
+        mask = batch["attention_mask"]
+        before = torch.cat([mask[:, :1] * 0, mask[:, :-1]], dim=1)
+        labels = batch["input_ids"].masked_fill(mask * before == 0, -100)
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    return model.module(**inputs, labels=labels).loss
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_ce_is_the_loss_of_transformers(name, tied):
+    model = pico(name, tie_word_embeddings=tied)
+    batch = labelled(model)
+    wanted = own_loss(model, batch)
+    got = ce.objective(ce.Options(), model, None)(batch)
+    assert got.item() == pytest.approx(wanted.item(), rel=1e-5)
+    table = model.module.get_input_embeddings().weight
+    torch.testing.assert_close(
+        torch.autograd.grad(got, table)[0],
+        torch.autograd.grad(wanted, table)[0],
+        rtol=1e-3,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("name", ["vit", "deit"])
+def test_ce_of_images_is_the_loss_of_transformers(name):
+    model = pico(name)
+    batch = labelled(model)
+    got = ce.objective(ce.Options(), model, None)(batch)
+    assert got.item() == pytest.approx(own_loss(model, batch).item(), rel=1e-5)
+    with pytest.raises(CompressError, match="label 5 and the model 5 classes"):
+        ce.objective(ce.Options(), model, None)(batch | {"labels": torch.tensor([5, 0, 1])})
+    del batch["labels"]
+    with pytest.raises(CompressError, match="needs labelled rows"):
+        ce.objective(ce.Options(), model, None)(batch)
+
+
+def scored(model, batch):
+    """Logits [N, V] float64 of the positions that count, from full logits."""
+    z = outputs(model, batch)["logits"].double()
+    if model.task == "image-classification":
+        return z, batch["labels"]
+    if model.task == "causal-lm":
+        mask = batch["attention_mask"].bool()
+        keep = mask[:, 1:] & mask[:, :-1]
+        return z[:, :-1][keep], batch["input_ids"][:, 1:][keep]
+    keep = batch["labels"] != -100
+    return z[keep], batch["labels"][keep]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kd_is_the_direct_formula(name):
+    student, teacher = pico(name), pico(name, seed=1)
+    batch = labelled(student)
+    z_s, targets = scored(student, batch)
+    z_t, _ = scored(teacher, batch)
+    s, t = (z_s / 2).log_softmax(-1), (z_t / 2).log_softmax(-1)
+    kl = 4 * (t.exp() * (t - s)).sum(-1)
+    wanted = 0.7 * kl.mean() + 0.3 * label_loss(z_s.float(), targets).mean()
+    got = kd.objective(kd.Options(temperature=2.0, ce=0.3), student, teacher)(batch)
+    assert got.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_logits_are_whole_again_after_a_loss():
+    model = pico("t5")
+    batch = labelled(model)
+    before = outputs(model, batch)["logits"]
+    ce.objective(ce.Options(), model, None)(batch).backward()
+    assert torch.equal(outputs(model, batch)["logits"], before) and before.shape[-1] == VOCABULARY
+
+
+def test_teachers_of_other_classes_are_refused():
+    with pytest.raises(CompressError, match="the teacher has 7 classes and the student 5"):
+        kd.objective(kd.Options(), pico("vit"), pico("vit", num_labels=7))
+    with pytest.raises(CompressError, match="the teacher is a fill-mask"):
+        kd.objective(kd.Options(), pico("vit"), pico("bert"))
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "whisper", "vit"])
+@pytest.mark.parametrize("method", ["ce", "kd"])
+def test_a_few_steps_lower_the_loss(name, method):
+    student = pico(name)
+    if method == "ce":
+        objective = ce.objective(ce.Options(), student, None)
+    else:
+        objective = kd.objective(kd.Options(), student, pico(name, seed=1))
+    batch = labelled(student)
+    optimizer = torch.optim.AdamW(student.module.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(6):
+        losses.append(objective(batch))
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
