@@ -10,6 +10,7 @@ stories260K and 10 on novels-llama.
 
 import itertools
 import math
+from functools import partial
 
 import torch
 from cells import DATA, Cells, table
@@ -140,7 +141,7 @@ def main():
             for arm in ARMS:
                 cells.run(
                     key(name, share, arm, seed),
-                    lambda a=arm, c=calibration, s=seed, p=share: cell(name, p, a, c, held, s),
+                    partial(cell, name, share, arm, calibration, held, seed),
                 )
     cells.page.write_text(page(cells), encoding="utf-8")
 

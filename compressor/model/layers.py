@@ -7,6 +7,7 @@ An embedding and a head that share one table share the very same buffers. On dis
 2^(bits-1), is not stored at all.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from compressor.errors import CompressError
 from compressor.model.manifest import WeightFormat
 from compressor.numerics.ops import dynamic_int8_linear, quant_linear
-from compressor.numerics.packing import pack, unpack
+from compressor.numerics.packing import unpack
 from compressor.numerics.quantizer import dequantize
 
 TABLE = ("codes_OI", "scale_OG", "zero_OG")
@@ -151,22 +152,12 @@ def _find(module: nn.Module, name: str) -> nn.Linear | nn.Embedding:
     return found
 
 
-def state_to_disk(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a model with Quant modules: codes packed, every tied tensor once."""
-    stored: dict[str, Tensor] = {}
-    done: set[int] = set()
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) in done:
-            continue
-        done.add(id(tensor))
-        owner = _owner(module, name)
-        is_codes = isinstance(owner, QuantTable) and tensor is owner.codes_OI
-        stored[name] = pack(tensor, owner.bits) if is_codes else tensor.detach().contiguous()
-    return stored
+def state_from_disk(module: nn.Module, tensors: Mapping[str, Any]) -> None:
+    """Fill a model on which `install` was called with what was stored, bit for bit.
 
-
-def state_from_disk(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Fill a model on which `install` was called with what `state_to_disk` gave, bit for bit.
+    Args:
+        module: the model.
+        tensors: tensors, or unread slices of files (model/stream.py); read one after another.
 
     Raises:
         CompressError: tensors are missing, left over, or of another shape or kind.
@@ -182,7 +173,7 @@ def state_from_disk(module: nn.Module, tensors: dict[str, Tensor]) -> None:
             "get weights, config.json and manifest.json from the same place",
         )
     for name, tensor in tensors.items():
-        _fill(module, name, own[name], tensor)
+        _fill(module, name, own[name], tensor[...])
 
 
 def _fill(module: nn.Module, name: str, target: Tensor, stored: Tensor) -> None:

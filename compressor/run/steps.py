@@ -162,6 +162,9 @@ def _edit(
 def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
     """Save a model, load it back, compare, and leave a probe of the loaded one.
 
+    The model is gone afterwards: its weights are given back before the saved ones are loaded, so
+    that there is never more than one of the two in memory.
+
     Raises:
         Refused: the loaded model gives other outputs than the one in memory, or lost a tie.
     """
@@ -170,6 +173,7 @@ def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
     expected = [outputs(model, batch) for batch in batches]
     tied = _tied(model)
     save(model, directory, parent)
+    model.module.to("meta")
     tolerance = RELOAD_TOLERANCE[model.source_dtype]
     formats, notes, family = model.formats, model.notes, model.family
     loaded = load_directory(directory, formats)
