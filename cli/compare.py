@@ -35,7 +35,7 @@ def show_front(found: dict[str, Any], out: Any) -> None:
 
     show_table(front_table(found))
     show_text(found["pick"])
-    for line in found["truths"]:
+    for line in [*found["truths"], *found["notes"]]:
         show_text(line)
     if out:
         show_lines("", f"report    {out / 'report.html'} (also front.png and report.json)")

@@ -23,6 +23,7 @@ from compressor.run.profile import Profile
 from compressor.run.report import markdown, presentable
 from compressor.run.rounds import Candidate
 from compressor.run.setting import Setting
+from compressor.run.tables import facts
 from compressor.screen import Screen, Silent
 
 RESULT = "bench.json"
@@ -167,11 +168,12 @@ def _report(found: dict[str, Any], seconds: float) -> dict[str, Any]:
     names = [c["name"] for c in found["candidates"]]
     return {
         "title": "bench: " + ", ".join(names),
-        "description": f"{found['task']}, {found['rounds']} rounds",
+        "description": f"Models for {found['task']}, each against the first.",
         "machine": machine(),
         "packages": packages(),
         "seconds": seconds,
-        "data": found["data"],
+        "data": f"{found['data']['name']} (sha256 {found['data']['sha256'][:16]})",
+        "speed": f"{found['rounds']} rounds, noise {facts(found['noise']) or 'not measured'}",
         "stages": [],
         "bench": found,
         "domain": found["domain"],

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.run.plots import Bar, columns, curve, heatmap, horizontal_bars
-from compressor.run.tables import LOWER_IS_BETTER, interval, megabytes, quality_names, significant
+from compressor.run.tables import (
+    FIDELITY,
+    LOWER_IS_BETTER,
+    interval,
+    megabytes,
+    quality_names,
+    significant,
+)
 from compressor.run.verdict import roles
 
 
@@ -41,7 +48,7 @@ def _before_after(bench: dict[str, Any]) -> Iterator[Figure]:
     busy = " The machine was busy: do not rely on it." if bench.get("noisy") else ""
     yield from _bars("Size on disk", sizes, "Shorter is better.")
     yield from _bars("Latency, median", times, f"Shorter is better.{busy}")
-    for name in quality_names(bench)[:3]:
+    for name in [n for n in quality_names(bench) if n in FIDELITY][:3]:
         marks = [
             Bar(str(c["name"]), q["value"] or 0.0, interval(q), q.get("low"), q.get("high"), style)
             for c, style in candidates

@@ -25,7 +25,7 @@ STYLE = """
 main{max-width:76rem}.pick{font-size:1.35rem;line-height:1.4;margin:1rem 0 1.6rem;
 padding:1.1rem 1.4rem;background:var(--card);border:1px solid var(--line);
 border-left:5px solid var(--ours);border-radius:8px}
-.figures{grid-template-columns:repeat(auto-fit,minmax(min(30rem,100%),1fr))}
+.figures{grid-template-columns:repeat(auto-fill,minmax(min(30rem,100%),1fr))}
 .stairs{fill:none;stroke:var(--ours);stroke-width:2;opacity:.45;stroke-dasharray:5 4}
 .dot{stroke:var(--card);stroke-width:2}.dot.ring{fill:var(--card);stroke:var(--other);stroke-width:2}
 .dot.picked{fill:var(--ours);stroke:var(--ink);stroke-width:2.5}

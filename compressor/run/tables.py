@@ -87,8 +87,7 @@ def comparison(bench: dict[str, Any]) -> Table:
         (*_candidate_row(c, not states), *(shown(_quality(c).get(name)) for name in names[:1]))
         for c in candidates
     ]
-    threads = bench.get("threads")
-    circumstances = f"{threads} thread{'' if threads == 1 else 's'}"
+    circumstances = _threads(bench.get("threads"))
     if bench.get("noisy"):
         circumstances += "; the machine was BUSY, do not rely on ms"
     return Table(f"Side by side ({circumstances})", (*header, *names[:1]), rows)
@@ -106,6 +105,10 @@ def _candidate_row(candidate: dict[str, Any], engine: bool) -> tuple[str, ...]:
         significant(latency.get("p95")),
         significant((candidate.get("throughput") or {}).get("value")),
     )
+
+
+def _threads(count: int | None) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def _quality(candidate: dict[str, Any]) -> dict[str, Any]:
@@ -217,9 +220,9 @@ def circumstances(report: dict[str, Any]) -> Table:
     memory = significant((machine.get("memory_bytes") or 0) / 1e9)
     rows = [_model_row(report["model"])] if "model" in report else []
     rows += [
-        ("machine", f"{machine.get('cpu')}, {machine.get('threads')} threads, {memory} GB"),
+        ("machine", f"{machine.get('cpu')}, {_threads(machine.get('threads'))}, {memory} GB"),
         ("packages", facts(report.get("packages") or {})),
-        *((key, facts(report[key])) for key in ("seed", "data") if key in report),
+        *((key, facts(report[key])) for key in ("seed", "data", "speed") if key in report),
         ("time of this run", clock(report.get("seconds"))),
     ]
     notes = [(s["name"], facts(s["notes"]["training"])) for s in report["stages"] if _trained(s)]
