@@ -69,6 +69,11 @@ class _Linear(nn.Module):
         self.register_buffer("scale", blocks.scale)
         self.register_buffer("zero", None if blocks.zero is None else pack(blocks.zero, self.bits))
 
+    @property
+    def weight(self) -> Tensor:
+        """For code that asks a Linear for the dtype of its weight (T5); never for its values."""
+        return self.scale
+
     def forward(self, x: Tensor) -> Tensor:
         return matmul_nbits(x, self.packed, self.scale, self.zero, self.bias, self.bits)
 
@@ -106,6 +111,11 @@ class _DynamicLinear(nn.Module):
         self.bias = linear.bias
         self.register_buffer("w_IO", linear.int8_weight().contiguous())
         self.register_buffer("scale_O", linear.scale_OG[:, 0].float())
+
+    @property
+    def weight(self) -> Tensor:
+        """As in _Linear."""
+        return self.scale_O
 
     def forward(self, x: Tensor) -> Tensor:
         return dynamic_int8(x, self.w_IO, self.scale_O, self.bias)
