@@ -88,7 +88,9 @@ class _Distillation(nn.Module):
                 above_NV = above.head(above_NH)
             own_NV = own.head(own_NH)
             loss_N = self.divergence(own_NV, above_NV)
-            return (1 - share) * loss_N + share * label_loss(own_NV, *targets_N) if share else loss_N
+            return (
+                (1 - share) * loss_N + share * label_loss(own_NV, *targets_N) if share else loss_N
+            )
 
         streams = [own.states, above.states]
         if share:

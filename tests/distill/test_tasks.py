@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from families import VOCABULARY, pico, random_inputs
 
 from compressor.distill import ce, kd
 from compressor.errors import CompressError
 from compressor.model.forward import outputs
 from compressor.training.losses import label_loss
+from families import VOCABULARY, pico, random_inputs
 
 LANGUAGE = ("llama", "gemma2", "gpt2", "bert", "roberta", "distilbert", "t5", "whisper")
 MODELS = (*LANGUAGE, "vit", "deit")
