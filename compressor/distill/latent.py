@@ -3,11 +3,12 @@
     L = a |h_s - h_t|^2 / |h_t|^2  +  b (1 - cos(e_s, e_t))  +  c mean_m |W h_s^m - h_t^m|^2 / ...
         + d (same, embeddings)  +  g mean_m KL(A_t^m | A_s^m)
 
-with h the last hidden state of real tokens, e the pooled sentence embedding, m mapped pairs of
-layers, A attention maps, W a learned map where widths differ (TinyBERT, arXiv 1909.10351, maps
-layers uniformly and matches states, embeddings and attention; we normalise each state loss by the
-teacher's energy so that the weights need no tuning per layer).
-Legend: L chosen layers, B rows, S tokens, H width of the teacher.
+with h the last hidden state of real tokens or patches (of encoder and decoder alike, where there
+are both: every state term is then the mean of the two), e the pooled sentence embedding, m mapped
+pairs of layers, A attention maps, W a learned map where widths differ (TinyBERT, arXiv 1909.10351,
+maps layers uniformly and matches states, embeddings and attention; we normalise each state loss by
+the teacher's energy so that the weights need no tuning per layer).
+Legend: B rows, S tokens, H width of the teacher.
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from compressor.errors import CompressError
 from compressor.model.model import Model, pool
 from compressor.options import options
 from compressor.training.options import Train
+from compressor.training.reading import kind_of
 from compressor.training.teacher import given_outputs
 
 
@@ -62,6 +64,13 @@ def objective(options: Options, student: Model, teacher: Model | None) -> nn.Mod
             f"set one of {', '.join(parts)}",
         )
     refuse_other_vocabulary(student, teacher)
+    _refuse_two_stacks(options, student)
+    patches = [getattr(model.config, "patch_size", None) for model in (student, teacher)]
+    if patches[0] != patches[1]:
+        raise CompressError(
+            f"the teacher has patches of {patches[1]} pixels and the student of {patches[0]}",
+            "use distill.kd, or a teacher with the same patch_size",
+        )
     if options.attention and student.sizes["heads"] != teacher.sizes["heads"]:
         raise CompressError(
             f"attention maps need equal head counts ({student.sizes['heads']} and "
@@ -89,49 +98,81 @@ def _pairs(options: Options, student: int, teacher: int) -> list[tuple[int, int]
     return [(above, below) for above, below in options.layer_map]
 
 
+def _refuse_two_stacks(options: Options, model: Model) -> None:
+    if len(model.family.stacks) == 1:
+        return
+    if options.attention:
+        raise CompressError(
+            "attention maps of an encoder-decoder are not compared", "set attention: 0"
+        )
+    if isinstance(options.layer_map, list):
+        raise CompressError(
+            "pairs in layer_map name the layers of one stack, and this model has two",
+            "layer_map: uniform",
+        )
+
+
+def caches(options: Options, task: str, config: Any) -> bool:
+    """Whether the teacher's states are kept on disk: only where a row is always the same text."""
+    text = kind_of(config) == "text" and task != "fill-mask"
+    return options.cache_teacher and not options.attention and text
+
+
 class _Representations(nn.Module):
     def __init__(self, options: Options, student: Model, teacher: Model) -> None:
         super().__init__()
         self.options, self.student, self.teacher = options, student, teacher
-        depth = student.sizes["layers"], teacher.sizes["layers"]
-        self.pairs = _pairs(options, *depth)
-        # (weight, teacher layer, student layer); layer 0 is the output of the embeddings
-        share = options.layers / len(self.pairs)
-        matched = [(options.hidden, depth[1], depth[0]), (options.embeddings, 0, 0)]
-        matched += [(share, above, below) for above, below in self.pairs]
-        self.matched = [m for m in matched if m[0]]
-        self.wanted = sorted({above for _, above, _ in self.matched} | {depth[1]})
-        self.cache_teacher = options.cache_teacher and not options.attention
+        # (weight, stack, teacher layer, student layer); layer 0 is the output of the embeddings
+        self.matched: list[tuple[float, int, int, int]] = []
+        self.pairs: list[tuple[int, int]] = []  # of the last stack
+        for stack, (own, above) in enumerate(zip(_depths(student), _depths(teacher), strict=True)):
+            self.pairs = _pairs(options, own, above)
+            share = options.layers / len(self.pairs)
+            terms = [(options.hidden, above, own), (options.embeddings, 0, 0)]
+            terms += [(share, *pair) for pair in self.pairs]
+            count = len(student.family.stacks)
+            self.matched += [(w / count, stack, t, s) for w, t, s in terms if w]
+        self.last = (len(student.family.stacks) - 1, _depths(teacher)[-1])
+        self.wanted = sorted({(stack, above) for _, stack, above, _ in self.matched} | {self.last})
+        self.cache_teacher = caches(options, student.task, student.config)
         width = student.sizes["hidden"], teacher.sizes["hidden"]
         self.lift = nn.Identity() if width[0] == width[1] else nn.Linear(*width, bias=False)
         self.parts: dict[str, Tensor] = {}  # of the last loss, for the metrics
 
     @torch.no_grad()
     def targets(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Hidden states [B, S, H] of the teacher's layers that the loss needs, by number."""
-        states = backbone(self.teacher, batch, output_hidden_states=True).hidden_states
-        return {str(layer): states[layer].float() for layer in self.wanted}
+        """Hidden states [B, S, H] of the teacher's layers that the loss needs, by stack.layer."""
+        states = _states(backbone(self.teacher, batch, output_hidden_states=True))
+        return {f"{stack}.{layer}": states[stack][layer].float() for stack, layer in self.wanted}
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         extra = {"output_attentions": True} if self.options.attention else {}
         with _maps_kept(self.student, bool(self.options.attention)):
             output = backbone(self.student, batch, output_hidden_states=True, **extra)
         target = given_outputs(batch) or self.targets(batch)
-        real = batch["attention_mask"].bool()
+        states = _states(output)
+        masks = [
+            batch[stack.mask].bool() if stack.mask in batch else _all_real(states[i][0])
+            for i, stack in enumerate(self.student.family.stacks)
+        ]
         self.parts = {}
         terms = []
-        for weight, above, below in self.matched:
-            own = self.lift(output.hidden_states[below]).float()[real]
-            terms.append(weight * _relative(own, target[str(above)][real]))
-            self.parts[f"state {below}"] = terms[-1].detach()
-        pooling, mask = self.student.pooling, batch["attention_mask"]
+        for weight, stack, above, below in self.matched:
+            real = masks[stack]
+            own = self.lift(states[stack][below]).float()[real]
+            terms.append(weight * _relative(own, target[f"{stack}.{above}"][real]))
+            name = f"state {below}" if len(masks) == 1 else f"state {stack}.{below}"
+            self.parts[name] = terms[-1].detach()
+        pooling = self.student.pooling
         if self.options.sentence and pooling is not None:
+            mask = batch["attention_mask"]
             own = pool(self.lift(output.last_hidden_state).float(), mask, pooling)
-            above = pool(target[str(self.wanted[-1])], mask, pooling)
+            above = pool(target["{}.{}".format(*self.last)], mask, pooling)
             terms.append(self.options.sentence * (1 - cosine_similarity(own, above)).mean())
             self.parts["sentence"] = terms[-1].detach()
         if self.options.attention:
-            terms.append(self.options.attention * self._attention(batch, output.attentions))
+            maps = self._attention(batch, masks[0], output.attentions)
+            terms.append(self.options.attention * maps)
             self.parts["attention"] = terms[-1].detach()
         return torch.stack(terms).sum()
 
@@ -140,15 +181,31 @@ class _Representations(nn.Module):
         with _maps_kept(self.teacher, True):
             return backbone(self.teacher, batch, output_attentions=True).attentions
 
-    def _attention(self, batch: dict[str, Tensor], maps: Any) -> Tensor:
+    def _attention(self, batch: dict[str, Tensor], real: Tensor, maps: Any) -> Tensor:
         """Mean KL between attention rows of real tokens, over heads and mapped layers."""
         above, total = self._teacher_maps(batch), maps[0].new_zeros((), dtype=torch.float32)
-        rows = batch["attention_mask"].bool()[:, None, :].expand(maps[0].shape[:3])
+        rows = real[:, None, :].expand(maps[0].shape[:3])
         for teacher, student in self.pairs:
             target, own = above[teacher - 1].float()[rows], maps[student - 1].float()[rows]
             log_ratio = (target.clamp(min=1e-9) / own.clamp(min=1e-9)).log()
             total = total + (target * log_ratio).sum(-1).mean()
         return total / len(self.pairs)
+
+
+def _depths(model: Model) -> list[int]:
+    """Layers of every stack."""
+    return [len(model.blocks(stack)) for stack in model.family.stacks]
+
+
+def _states(output: Any) -> list[tuple[Tensor, ...]]:
+    """Hidden states of every stack: of the one there is, or of encoder and decoder."""
+    if "decoder_hidden_states" in output:
+        return [output.encoder_hidden_states, output.decoder_hidden_states]
+    return [output.hidden_states]
+
+
+def _all_real(state: Tensor) -> Tensor:
+    return torch.ones(state.shape[:2], dtype=torch.bool, device=state.device)
 
 
 @contextmanager

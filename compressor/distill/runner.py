@@ -10,8 +10,11 @@ from compressor.model.model import Model
 from compressor.training import metrics
 from compressor.training.loop import train
 from compressor.training.options import Train
+from compressor.training.reading import most_tokens
 from compressor.training.teacher import AsksTeacher, with_outputs
 from compressor.training.workbench import Workbench
+
+_INPUTS = ("image_size", "num_channels", "num_mel_bins", "max_source_positions")
 
 
 class TrainedOptions(Protocol):
@@ -46,6 +49,8 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
     _choose_weights(model, options.freeze_embeddings)
     if isinstance(objective, AsksTeacher) and objective.cache_teacher:
         batches = with_outputs(batches, objective, work.teacher.module, work)
+    elif isinstance(objective, AsksTeacher):
+        work.log("the teacher is asked at every step")
     facts = train(model, batches, objective, wanted, work, identity=str(options))
     model.notes["loss"] = metrics.loss_curve(work.scratch)
     model.notes["training"] = facts
@@ -54,7 +59,7 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
 
 
 def _refuse_long_rows(model: Model, length: int) -> None:
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = most_tokens(model.config)
     if most is not None and length > most:
         raise CompressError(
             f"train.length is {length} and the model takes at most {most} tokens",
@@ -70,11 +75,18 @@ def _choose_weights(model: Model, freeze_embeddings: bool) -> None:
 
 
 def refuse_other_vocabulary(student: Model, teacher: Model) -> None:
-    """Both must read the same ids.
+    """Both must read the same ids, sounds or pixels.
 
     Raises:
-        CompressError: the vocabularies differ in size.
+        CompressError: the vocabularies, or the sizes of images or features, differ.
     """
+    for key in _INPUTS:
+        own, other = (getattr(model.config, key, None) for model in (student, teacher))
+        if own != other:
+            raise CompressError(
+                f"the teacher has {key} {other} and the student {own}",
+                "choose a teacher that reads the same, e.g. teacher: input",
+            )
     mine, theirs = student.sizes["vocabulary"], teacher.sizes["vocabulary"]
     if mine != theirs:
         raise CompressError(

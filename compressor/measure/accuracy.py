@@ -1,9 +1,11 @@
-"""Accuracy on held-out rows: of labels for a classifier, of the next token for a language model.
+"""Accuracy on held-out rows: of labels for a classifier, of tokens for a language model.
 
     accuracy = right answers / answers,   answer = argmax of the logits
 
-A classifier is scored on `labels` [B]; a causal language model on every token that has one before
-it in its window, as in perplexity.py. Intervals are over documents (interval.py).
+A classifier of texts or images is scored on `labels` [B]; a causal language model on every token
+that has one before it in its window, as in perplexity.py; a masked one on the hidden tokens; an
+encoder-decoder on every token of the right answer, given those before it. Intervals are over
+documents (interval.py).
 """
 
 import torch
@@ -16,6 +18,7 @@ from compressor.measure.inputs import documents, fitting_length, heldout
 from compressor.measure.interval import estimate
 from compressor.model.checkpoint import read_task
 from compressor.options import options
+from compressor.training.pairs import IGNORED
 from compressor.training.workbench import Batch, Workbench
 
 
@@ -38,13 +41,13 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
         CompressError: the model answers nothing that could be right, or rows have no labels.
     """
     task = read_task(engine.path)
-    if task not in ("causal-lm", "text-classification"):
+    if task not in _SCORES:
         raise CompressError(
-            f"'{engine.path.name}' is neither a classifier nor a causal language model, "
+            f"'{engine.path.name}' is neither a classifier nor a language model, "
             "so it has no accuracy",
             "leave out accuracy; fidelity compares encoders",
         )
-    score = _next_token if task == "causal-lm" else _label
+    score = _SCORES[task]
     length = fitting_length(engine.path, options.length)
     right, answers, owners, seen = [], [], [], 0
     for batch in heldout(work, options.rows, options.batch, length):
@@ -64,11 +67,27 @@ def _next_token(logits_BSV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return (hit & scored).sum(dim=1), scored.sum(dim=1)
 
 
+def _labelled_tokens(logits_BSV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    scored = batch["labels"] != IGNORED
+    hit = logits_BSV.argmax(dim=-1) == batch["labels"]
+    return (hit & scored).sum(dim=1), scored.sum(dim=1)
+
+
 def _label(logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     if "labels" not in batch:
         raise CompressError(
             "accuracy of a classifier needs labelled rows and the held-out data has none",
-            'give a .csv or .jsonl with the column "label"',
+            'give a .csv or .jsonl with the column "label", or a folder with a subfolder per class',
         )
     hit = logits_BC.argmax(dim=-1) == batch["labels"]
     return hit.long(), torch.ones_like(hit, dtype=torch.long)
+
+
+_SCORES = {
+    "causal-lm": _next_token,
+    "fill-mask": _labelled_tokens,
+    "seq2seq-lm": _labelled_tokens,
+    "speech-seq2seq": _labelled_tokens,
+    "text-classification": _label,
+    "image-classification": _label,
+}

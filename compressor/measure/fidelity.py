@@ -5,7 +5,8 @@
     with logits: kl = mean of  sum_y p_ref(y) ln(p_ref(y) / p(y))   in nats, reference to candidate
                  top1_agreement = share of positions where both have the same most likely answer
 
-Positions are real tokens (padding never counts); a classifier has one position per row. The
+Positions are real tokens (padding never counts), of the decoder where there are two stacks; a
+classifier has one position per row. The
 reference's outputs do not depend on the candidate: they are computed once and kept in the
 workbench's scratch, one file per batch, named by the content of the batch. Intervals are over
 documents (interval.py).
@@ -21,10 +22,14 @@ from torch import Tensor
 from compressor.engines import Engine
 from compressor.measure.inputs import documents, fitting_length, heldout
 from compressor.measure.interval import estimate
+from compressor.model.forward import output_mask
 from compressor.options import options
 from compressor.training.workbench import Batch, Workbench
 
 _OUTPUTS = ("sentence_embedding", "last_hidden_state", "logits")  # the first there is counts
+
+_INPUTS = {"input_ids", "attention_mask", "input_features", "pixel_values"}
+_INPUTS |= {"decoder_input_ids", "decoder_attention_mask"}
 
 
 @options
@@ -57,7 +62,7 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
             work.log(f"fidelity: {name} is {list(wanted.shape)} and {shape}: not comparable")
             return {}
         compare = _divergence if name == "logits" else _cosine
-        rows = [compare(*pair) for pair in _positions(wanted, got, batch["attention_mask"])]
+        rows = [compare(*pair) for pair in _positions(wanted, got, output_mask(batch))]
         sums.append(torch.stack([total for total, _ in rows]))
         weights.append(torch.tensor([count for _, count in rows]))
         owners.append(documents(batch, seen))
@@ -70,10 +75,12 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
     return divergence | estimate(totals[:, 1], weight, owner).keys("top1_agreement")
 
 
-def _positions(wanted: Tensor, got: Tensor, mask_BS: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Per row, what is compared [P, width] in both: real tokens, or the one pooled vector."""
+def _positions(wanted: Tensor, got: Tensor, mask_BS: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """Per row, what is compared [P, width] in both: real tokens, patches, or the one vector."""
     if wanted.dim() == 2:
         return [(w[None], g[None]) for w, g in zip(wanted, got, strict=True)]
+    if mask_BS is None:
+        return list(zip(wanted, got, strict=True))
     keep_BS = mask_BS.bool()
     return [(w[keep], g[keep]) for w, g, keep in zip(wanted, got, keep_BS, strict=True)]
 
@@ -98,7 +105,7 @@ def _reference(work: Workbench, batch: Batch) -> tuple[str, Tensor, Engine | Non
     There is none when the output was kept in scratch; then the reference is not even opened.
     """
     digest = hashlib.sha256()
-    for key in ("input_ids", "attention_mask"):
+    for key in sorted(_INPUTS & batch.keys()):
         digest.update(f"{key} {tuple(batch[key].shape)}".encode())
         digest.update(batch[key].contiguous().numpy().tobytes())
     file = work.scratch / f"reference-{digest.hexdigest()[:24]}.safetensors"

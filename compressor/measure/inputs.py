@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from compressor.errors import CompressError
+from compressor.model.shapes import config_of
 from compressor.model.sources import read_config
+from compressor.training.reading import most_tokens
 from compressor.training.workbench import Batch, Workbench
 
 
 def fitting_length(path: Path, length: int) -> int:
-    """`length`, or the number of positions the model has when that is smaller."""
-    return min(length, read_config(path).get("max_position_embeddings", length))
+    """`length`, or the most tokens that the model takes when that is smaller."""
+    return min(length, most_tokens(config_of(read_config(path))) or length)
 
 
 def heldout(work: Workbench, rows: int, batch: int, length: int) -> list[Batch]:
@@ -26,7 +28,7 @@ def heldout(work: Workbench, rows: int, batch: int, length: int) -> list[Batch]:
     """
     found = work.batches("heldout", None, batch=batch, length=length)
     if not found:
-        raise CompressError("the held-out split has no text", "give more documents with --data")
+        raise CompressError("the held-out split has no rows", "give more documents with --data")
     wanted = min(len(found), -(-rows // batch))
     return [found[i * len(found) // wanted] for i in range(wanted)]
 
@@ -38,7 +40,7 @@ def documents(batch: Batch, start: int) -> Tensor:
         batch: a batch, with or without the key `document`.
         start: rows seen before this batch.
     """
-    rows = len(batch["input_ids"])
+    rows = len(next(iter(batch.values())))
     return batch["document"] if "document" in batch else torch.arange(start, start + rows)
 
 

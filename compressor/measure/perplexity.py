@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte of a causal language model on held-out text; lower is better.
+"""Perplexity and bits per byte of a language model on held-out text; lower is better.
 
     perplexity = exp(sum of -ln p(token | tokens before it in its window) / scored tokens)
     bits_per_byte = sum of nats / ln 2 / UTF-8 bytes of the scored text
@@ -19,6 +19,9 @@ bytes are divided between two windows counts as the replacement character, 3 byt
 cut. bits_per_byte is absent where there is no tokenizer; it may be compared between tokenizers.
 
 Intervals are over documents (interval.py); a window counts for the document that it begins in.
+
+An encoder-decoder has no windows: it is scored on every token of the right answer, given the
+source (or the sound) and the tokens of the answer before it.
 """
 
 import math
@@ -27,6 +30,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from compressor.engines import Engine
 from compressor.errors import CompressError
@@ -34,7 +38,10 @@ from compressor.measure.inputs import documents, fitting_length, heldout
 from compressor.measure.interval import estimate
 from compressor.model.checkpoint import load_processor, read_task
 from compressor.options import options
+from compressor.training.pairs import IGNORED
 from compressor.training.workbench import Batch, Workbench
+
+TASKS = ("causal-lm", "seq2seq-lm", "speech-seq2seq")
 
 
 @options
@@ -53,12 +60,13 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
         perplexity and bits_per_byte, each with _low, _high and _n (documents).
 
     Raises:
-        CompressError: the model is no causal language model, or there is no held-out text.
+        CompressError: the model writes no text, or there is no held-out data.
     """
-    if read_task(engine.path) != "causal-lm":
+    if read_task(engine.path) not in TASKS:
         raise CompressError(
-            f"'{engine.path.name}' is no causal language model, so it has no perplexity",
-            "leave out perplexity; fidelity compares encoders",
+            f"'{engine.path.name}' is no causal language model, nor does it answer in text, "
+            "so it has no perplexity",
+            "leave out perplexity; fidelity works for every model",
         )
     length = fitting_length(engine.path, options.length)
     processor = load_processor(engine.path)
@@ -68,7 +76,7 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
         nats.append(nats_B)
         tokens.append(tokens_B)
         if processor is not None:
-            sizes += [_bytes(row, processor) for row in _real(batch)]
+            sizes += [_bytes(row, first, processor) for row, first in _real(batch)]
         owners.append(documents(batch, seen))
         seen += len(nats_B)
     totals, owner = torch.cat(nats), torch.cat(owners)
@@ -80,27 +88,33 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
 
 
 def _score(logits_BSV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Nats [B] float64 and scored tokens [B] of each window."""
-    mask = batch["attention_mask"].bool()
-    scored = mask[:, 1:] & mask[:, :-1]
-    targets = batch["input_ids"][:, 1:]
+    """Nats [B] float64 and scored tokens [B] of each window or answer."""
+    if "decoder_input_ids" in batch:
+        targets, scored = batch["labels"], batch["labels"] != IGNORED
+    else:
+        mask = batch["attention_mask"].bool()
+        targets, scored = batch["input_ids"][:, 1:], mask[:, 1:] & mask[:, :-1]
+        logits_BSV = logits_BSV[:, :-1]
     nats = [
-        torch.nn.functional.cross_entropy(row[:-1].double(), target, reduction="none")[keep].sum()
+        cross_entropy(row[keep].double(), target[keep], reduction="sum")
         for row, target, keep in zip(logits_BSV, targets, scored, strict=True)
     ]
     return torch.stack(nats), scored.sum(dim=1)
 
 
-def _real(batch: Batch) -> list[list[int]]:
+def _real(batch: Batch) -> list[tuple[list[int], int]]:
+    """Ids of every window and its first scored one; of an answer all are scored."""
+    if "decoder_input_ids" in batch:
+        return [(ids[ids != IGNORED].tolist(), 0) for ids in batch["labels"]]
     mask = batch["attention_mask"].bool()
-    return [ids[keep].tolist() for ids, keep in zip(batch["input_ids"], mask, strict=True)]
+    return [(ids[keep].tolist(), 1) for ids, keep in zip(batch["input_ids"], mask, strict=True)]
 
 
-def _bytes(ids: list[int], processor: Any) -> int:
-    """UTF-8 bytes of a window without its first token, which is not scored."""
+def _bytes(ids: list[int], first: int, processor: Any) -> int:
+    """UTF-8 bytes of a window from its token `first` on."""
 
     def size(part: list[int]) -> int:
         text = processor.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return len(text.encode("utf-8"))
 
-    return size(ids) - size(ids[:1])
+    return size(ids) - size(ids[:first])

@@ -170,13 +170,17 @@ def _estimate(
         work = 6.0 * (after.parameters - tables) + 2.0 * (teacher.parameters - tables)
         seconds += tokens * work / rates[1]
         memory = PROCESS_BYTES + 16.0 * after.parameters + 4.0 * teacher.parameters
-        held = train.batch * train.length * after.sizes["hidden"] * after.sizes["layers"]
-        memory += held * ACTIVATION_BYTES
+        depth = after.sizes["layers"] + after.sizes.get("decoder_layers", 0)
+        held = train.batch * setting.reading.positions(train.length) * after.sizes["hidden"]
+        memory += held * depth * ACTIVATION_BYTES
         disk += 24.0 * after.parameters  # two snapshots of weights and both Adam moments
-        if isinstance(stage.options, latent.Options) and stage.options.cache_teacher:
+        if isinstance(stage.options, latent.Options) and latent.caches(
+            stage.options, setting.task, before.config
+        ):
             disk += 2.0 * teacher.sizes["hidden"] * tokens  # at most: a row is stored once
     elif stage.kind == "prune":
-        tokens = getattr(stage.options, "samples", 0) * getattr(stage.options, "length", 0)
+        length = setting.reading.positions(getattr(stage.options, "length", 0))
+        tokens = getattr(stage.options, "samples", 0) * length
         seconds += tokens * 2.0 * (before.parameters - tables) / rates[0]
     elif stage.kind == "export":
         seconds += EXPORT_SECONDS

@@ -7,7 +7,9 @@ Wrong tasks, other vocabularies, layers that do not exist and groups that do not
 from dataclasses import replace
 from typing import Any
 
+from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
+from compressor.measure import perplexity
 from compressor.model.budget import sizes_for
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
 from compressor.model.families import find_family
@@ -19,11 +21,12 @@ from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.run.methods import load_method
 from compressor.run.profile import Profile, Stage
+from compressor.training.reading import most_tokens
 
 # The tasks a measure works for; one that is not here works for all.
 MEASURED_TASKS = {
-    "perplexity": ("causal-lm",),
-    "accuracy": ("causal-lm", "text-classification"),
+    "perplexity": perplexity.TASKS,
+    "accuracy": PREDICTING,
 }
 ONNX_BLOCK = 16  # smallest block of ONNX Runtime's quantized operators
 
@@ -74,7 +77,7 @@ def _check_length(where: str, stage: Stage, model: Model) -> None:
         length = stage.options.length
     elif stage.kind == "distill":
         option, length = "train.length", stage.options.train.length
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = most_tokens(model.config)
     if most is not None and length > most:
         raise CompressError(
             f"{where} ({stage.method}): {option} is {length} and the model takes at most {most} "

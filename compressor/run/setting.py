@@ -21,6 +21,7 @@ from compressor.run.machine import machine, packages
 from compressor.run.profile import Profile, Stage
 from compressor.screen import Screen
 from compressor.training.data import Corpus, DataSpec, load_corpus, make_batches
+from compressor.training.reading import Reading, reading_of
 from compressor.training.workbench import Batch, Workbench
 
 
@@ -46,16 +47,27 @@ class Setting:
         return read_task(self.source.path)
 
     @cached_property
+    def reading(self) -> Reading:
+        """What the source model reads beside tokens: pairs, images, sound."""
+        return reading_of(self.source.path)
+
+    @cached_property
     def corpus(self) -> Corpus | None:
-        """The texts of the profile, split by document; None when the profile names none."""
+        """The data of the profile, split by document; None when the profile names none."""
         data = self.profile.data
-        return load_corpus(DataSpec(**data), self.task) if data else None
+        return load_corpus(DataSpec(**data), self.task, self.reading.kind) if data else None
+
+    @property
+    def readable(self) -> bool:
+        """Whether rows can be made: only images need no tokenizer."""
+        return self.processor is not None or self.reading.kind == "images"
 
     def row_tokens(self, length: int) -> float:
-        """Tokens of a training row on average: encoders read paragraphs, decoders full windows."""
-        if self.corpus is None or self.processor is None or self.task == "causal-lm":
+        """Positions of a training row on average: encoders read paragraphs, decoders windows."""
+        if self.corpus is None or not self.readable or self.task == "causal-lm":
             return float(length)
-        return float(self.corpus.rows("train", self.processor, length).lengths.mean())
+        rows = self.corpus.rows("train", self.processor, length, self.reading)
+        return float(rows.lengths.mean())
 
     @property
     def data_record(self) -> dict[str, str] | None:
@@ -107,17 +119,16 @@ class Setting:
         def batches(split: str, n: int | None, **shape: Any) -> Sequence[Batch]:
             if self.corpus is None:
                 raise CompressError(
-                    "this run needs text and the profile names none",
+                    "this run needs data and the profile names none",
                     "--data FILE, or data: in YAML",
                 )
-            if self.processor is None:
+            if not self.readable:
                 raise CompressError(
                     f"'{self.source.manifest.base_model['id']}' has no tokenizer",
                     "add tokenizer.json and tokenizer_config.json to it",
                 )
-            return make_batches(
-                self.corpus, self.processor, split, n, task=self.task, seed=seed, **shape
-            )
+            given = {"task": self.task, "seed": seed, "reading": self.reading}
+            return make_batches(self.corpus, self.processor, split, n, **given, **shape)
 
         return Workbench(
             seed=seed,

@@ -2,23 +2,32 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from compressor.training.rows import Rows
 from compressor.training.workbench import Batch
 
 Members = NDArray[np.int64]
 _POOL = 64  # batches of rows sorted by length together: little padding, still well shuffled
 
 
+class Readable(Protocol):
+    """Rows of any kind: text, pairs, images, clips."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, members: Members) -> Batch: ...
+
+
 class Batches(Sequence[Batch]):
     """`n` batches; `members(i)` are the rows of batch i."""
 
-    def __init__(self, rows: Rows, n: int, members: Callable[[int], Members]) -> None:
+    def __init__(self, rows: Readable, n: int, members: Callable[[int], Members]) -> None:
         self.rows, self.n, self.members = rows, n, members
 
     def __len__(self) -> int:
@@ -29,10 +38,10 @@ class Batches(Sequence[Batch]):
             return [self[i] for i in range(*index.indices(self.n))]
         if not -self.n <= index < self.n:
             raise IndexError(index)
-        return collate(self.rows, self.members(index % self.n))
+        return self.rows.read(self.members(index % self.n))
 
 
-def in_order(rows: Rows, n: int | None, batch: int) -> Batches:
+def in_order(rows: Readable, n: int | None, batch: int) -> Batches:
     """Every row once, in the order of the split; the last batch may be smaller."""
     whole = -(-len(rows) // batch)
 
@@ -42,7 +51,7 @@ def in_order(rows: Rows, n: int | None, batch: int) -> Batches:
     return Batches(rows, whole if n is None else min(n, whole), members)
 
 
-def shuffled(rows: Rows, n: int | None, batch: int, seed: int) -> Batches:
+def shuffled(rows: Readable, n: int | None, batch: int, seed: int) -> Batches:
     """Endless epochs, each shuffled anew, rows of similar length together; None is one epoch.
 
     An epoch leaves out the rows that do not fill a batch; the next one leaves out others.
@@ -62,20 +71,3 @@ def shuffled(rows: Rows, n: int | None, batch: int, seed: int) -> Batches:
     return Batches(
         rows, per_epoch if n is None else n, lambda i: plan(i // per_epoch)[i % per_epoch]
     )
-
-
-def collate(rows: Rows, members: Members) -> Batch:
-    """Rows padded on the right to the longest of them.
-
-    Returns:
-        input_ids and attention_mask int64 [B, S], row and document int64 [B], and labels
-        int64 [B] where the data has them.
-    """
-    mask = np.arange(rows.lengths[members].max()) < rows.lengths[members][:, None]
-    ids = np.full(mask.shape, rows.pad, np.int64)
-    ids[mask] = np.concatenate([rows.tokens[slice(*rows.offsets[r : r + 2])] for r in members])
-    arrays = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "row": members}
-    arrays["document"] = rows.documents[members]
-    if rows.labels is not None:
-        arrays["labels"] = rows.labels[members]
-    return {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}

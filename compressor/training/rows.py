@@ -12,9 +12,11 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from compressor.training.sources import Document
+from compressor.training.documents import Document
 
 _AT_ONCE = 512  # texts tokenized in one call, so that few Python lists of ids live at a time
 
@@ -45,20 +47,43 @@ class Rows:
         """Tokens of every row, int64 [R]."""
         return np.diff(self.offsets)
 
+    def read(self, members: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Rows padded on the right to the longest of them.
+
+        Returns:
+            input_ids and attention_mask int64 [B, S], row and document int64 [B], and labels
+            int64 [B] where the data has them.
+        """
+        mask = np.arange(self.lengths[members].max()) < self.lengths[members][:, None]
+        ids = np.full(mask.shape, self.pad, np.int64)
+        ids[mask] = np.concatenate([self.tokens[slice(*self.offsets[r : r + 2])] for r in members])
+        arrays = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "row": members}
+        arrays["document"] = self.documents[members]
+        if self.labels is not None:
+            arrays["labels"] = self.labels[members]
+        return {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
+
 
 def paragraph_rows(documents: Sequence[Document], processor: Any, length: int) -> Rows:
     """Tokenize every row of every document with special tokens, cut at `length`."""
     texts = [text for document in documents for text in document.rows]
     owners = [i for i, document in enumerate(documents) for _ in document.rows]
-    given = {"add_special_tokens": True, "truncation": True, "max_length": length}
-    ids = list(_tokenize(texts, processor, **given))
     labels = [documents[i].label for i in owners]
     known = bool(labels) and labels[0] is not None
+    return text_rows(texts, owners, processor, length, labels if known else None)
+
+
+def text_rows(
+    texts: Sequence[str], owners: Sequence[int], processor: Any, length: int, labels: Any
+) -> Rows:
+    """One row for each text, with special tokens, cut at `length`."""
+    given = {"add_special_tokens": True, "truncation": True, "max_length": length}
+    ids = list(tokenize(texts, processor, **given))
     return Rows(
         tokens=np.concatenate([np.empty(0, np.int32), *ids]),
         offsets=np.array([0, *accumulate(len(row) for row in ids)], np.int64),
         documents=np.array(owners, np.int64),
-        labels=np.array(labels, np.int64) if known else None,
+        labels=None if labels is None else np.array(labels, np.int64),
         pad=processor.pad_token_id or 0,
     )
 
@@ -73,7 +98,7 @@ def stream_of(
     texts = [document.text.strip() for document in documents]
     pieces = [
         np.array([*before, *ids, *after], np.int32)
-        for ids in _tokenize(texts, processor, add_special_tokens=False)
+        for ids in tokenize(texts, processor, add_special_tokens=False)
     ]
     starts = [0, *accumulate(len(piece) for piece in pieces)]
     return np.concatenate(pieces), np.array(starts[:-1], np.int64)
@@ -86,9 +111,7 @@ def packed_rows(tokens: NDArray[np.int32], starts: NDArray[np.int64], length: in
     return Rows(tokens, offsets, owners.astype(np.int64))
 
 
-def _tokenize(
-    texts: Sequence[str], processor: Any, **arguments: Any
-) -> Iterator[NDArray[np.int32]]:
+def tokenize(texts: Sequence[str], processor: Any, **arguments: Any) -> Iterator[NDArray[np.int32]]:
     """Ids of every text; `verbose` off, since longer than the model is no mistake here."""
     for start in range(0, len(texts), _AT_ONCE):
         found = processor(

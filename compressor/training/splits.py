@@ -1,4 +1,4 @@
-"""Divide documents into splits that share no text.
+"""Divide documents into splits that share no text, image or clip.
 
 Duplicates go first. Documents are then ranked by the hash of their content: the last 8 % are
 held out, the 4 % before them validate, the rest trains, whatever order the files came in. One
@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable
 
 from compressor.errors import CompressError
-from compressor.training.sources import Document, paragraphs
+from compressor.training.documents import Document
+from compressor.training.sources import paragraphs
 
 SPLITS = ("heldout", "validation", "train", "calibration")  # a text goes to the first that has it
 SHARES = {"heldout": 0.08, "validation": 0.04}
@@ -83,7 +84,7 @@ def _fresh(texts: Iterable[str], seen: set[str]) -> Iterable[str]:
 
 def _fresh_documents(name: str, given: list[Document], held: set[str]) -> list[Document]:
     """Distinct documents of a split, by hash; the windows of a single one, by position."""
-    single = len(given) == 1
+    single = len(given) == 1 and given[0].target is None and given[0].media is None
     keyed = {digest(d.content): d for d in (_windows(given[0]) if single else given)}
     fresh = {key: document for key, document in keyed.items() if key not in held}
     if not fresh:
@@ -100,7 +101,7 @@ def _take_from_train(found: dict[str, list[Document]]) -> None:
     total = len(found["train"])
     if total <= len(missing):
         raise CompressError(
-            f"{total} distinct documents are too few for train, validation and held-out text",
+            f"{total} distinct documents are too few for train, validation and held-out data",
             "give more documents, or name files for validation and heldout",
         )
     for name in missing:

@@ -132,7 +132,7 @@ def test_measures_refuse_a_model_they_do_not_fit(pico_bert, make_work, text, tmp
         accuracy.run(engine, accuracy.Options(), work)
     with pytest.raises(CompressError, match="no causal language model"):
         perplexity.run(engine, perplexity.Options(), work)
-    with pytest.raises(CompressError, match="held-out split has no text"):
+    with pytest.raises(CompressError, match="held-out split has no rows"):
         fidelity.run(engine, fidelity.Options(), with_batches(make_work(), []))
 
 

@@ -1,0 +1,259 @@
+"""Images: where they lie, and the pixels a model reads, as its preprocessor_config.json says.
+
+Pixels are (x * factor - mean) / std per channel after resizing, a shorter edge and a centre crop
+where the file asks for them. Without that file: straight to the model's image_size, factor 1/255,
+mean and std 0.5 (what ViT was trained with). Grey images fill all channels. Nothing is augmented:
+a row is always the same pixels.
+"""
+
+import gzip
+import hashlib
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from compressor.errors import CompressError
+from compressor.options import nearest
+from compressor.training.documents import Document, Media
+from compressor.training.tables import decode
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+LABELS = "labels.csv"
+IDX = "-images-idx3-ubyte.gz"
+_HINT = f"give a folder with one subfolder for each class, or with images and {LABELS}"
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """How an image becomes pixel_values [C, height, width]."""
+
+    height: int
+    width: int
+    channels: int
+    patches: int  # positions of the model's output: one for each patch, and one for the class
+    resize: tuple[int, int] | int | None  # (height, width), or the shorter edge
+    crop: bool
+    resample: int
+    factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def image_plan(config: Any, given: dict[str, Any]) -> ImagePlan:
+    """The plan of a model's config and of its preprocessor_config.json ({} without one).
+
+    Raises:
+        CompressError: they do not fit together, or the channels are neither grey nor colours.
+    """
+    height, width = _pair(config.image_size)
+    patch, channels = _pair(config.patch_size), config.num_channels
+    if channels not in (1, 3):
+        raise CompressError(
+            f"the model reads images of {channels} channels; files have 1 or 3",
+            "take a model with num_channels 1 or 3",
+        )
+    size = given.get("size", config.image_size)
+    resize = size.get("shortest_edge") if isinstance(size, dict) else None
+    resize = resize or _pair(size)
+    mean, std = (given.get(key) or [0.5] * channels for key in ("image_mean", "image_std"))
+    if not given.get("do_normalize", True):
+        mean, std = [0.0] * channels, [1.0] * channels
+    if len(mean) != channels or len(std) != channels:
+        raise CompressError(
+            f"preprocessor_config.json normalizes {len(mean)} channels, the model reads {channels}",
+            f"write {channels} numbers into image_mean and image_std",
+        )
+    return ImagePlan(
+        height=height,
+        width=width,
+        channels=channels,
+        patches=(height // patch[0]) * (width // patch[1]) + 1,
+        resize=resize if given.get("do_resize", True) else None,
+        crop=given.get("do_center_crop", False),
+        resample=given.get("resample", Image.Resampling.BILINEAR),
+        factor=given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1.0,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, dict):
+        return size["height"], size["width"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Every document is a row; pixels are computed when a batch asks for them."""
+
+    documents: Sequence[Document]
+    plan: ImagePlan
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Positions of every row, int64 [R]: all the same."""
+        return np.full(len(self), self.plan.patches, np.int64)
+
+    def read(self, members: NDArray[np.int64]) -> dict[str, Tensor]:
+        """pixel_values float32 [B, C, H, W], row, document and, where known, labels int64 [B]."""
+        chosen = [self.documents[i] for i in members]
+        found = {
+            "pixel_values": torch.stack([pixels(_open(d), self.plan) for d in chosen]),
+            "row": torch.from_numpy(members.copy()),
+            "document": torch.from_numpy(members.copy()),
+        }
+        labels = [d.label for d in chosen if d.label is not None]
+        return found | ({"labels": torch.tensor(labels)} if labels else {})
+
+
+def pixels(image: Image.Image, plan: ImagePlan) -> Tensor:
+    """pixel_values float32 [C, H, W] of one image.
+
+    Raises:
+        CompressError: the plan leads to another size than the model reads.
+    """
+    image = image.convert("RGB" if plan.channels == 3 else "L")
+    if isinstance(plan.resize, int):
+        scale = plan.resize / min(image.size)
+        wide, high = (max(plan.resize, int(side * scale)) for side in image.size)
+        image = image.resize((wide, high), plan.resample)
+    elif plan.resize is not None:
+        image = image.resize(plan.resize[::-1], plan.resample)
+    if plan.crop:
+        left, top = (image.width - plan.width) // 2, (image.height - plan.height) // 2
+        image = image.crop((left, top, left + plan.width, top + plan.height))
+    if image.size != (plan.width, plan.height):
+        raise CompressError(
+            f"preprocessor_config.json makes images of {image.width} x {image.height} and the "
+            f"model reads {plan.width} x {plan.height}",
+            "correct size and crop_size in preprocessor_config.json",
+        )
+    x_HWC = np.asarray(image, np.float32).reshape(plan.height, plan.width, plan.channels)
+    scaled = (x_HWC * np.float32(plan.factor) - np.float32(plan.mean)) / np.float32(plan.std)
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+
+
+def read_images(path: Path) -> list[Document]:
+    """Documents of a folder of images or of an MNIST idx file with its labels beside it.
+
+    Raises:
+        CompressError: no such folder or file, no image in it, half-labelled, or unreadable.
+    """
+    if path.name.endswith(IDX):
+        return _read_idx(path)
+    if not path.is_dir():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        what = "is no folder of images" if path.exists() else "does not exist"
+        raise CompressError(f"'{path}' {what}{nearest(path.name, siblings)}", _HINT)
+    names = class_names(path)
+    if names:
+        files = [(file, i) for i, name in enumerate(names) for file in _files(path / name)]
+        if _files(path):
+            raise CompressError(
+                f"'{path}' has images in subfolders and images without a class", _HINT
+            )
+    else:
+        files = list(_labels_of(path).items())
+    if not files:
+        raise CompressError(f"'{path}' holds no {', '.join(SUFFIXES)} image", _HINT)
+    return [Document(label=label, media=_media(file)) for file, label in files]
+
+
+def class_names(path: Path) -> list[str]:
+    """The classes of a folder, in the order of their numbers: its subfolders, sorted."""
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+
+
+def _labels_of(folder: Path) -> dict[Path, int | None]:
+    """{file: label}; None for all where there is no labels.csv."""
+    files, table = _files(folder), folder / LABELS
+    if not table.is_file():
+        return dict.fromkeys(files)
+    lines = [line.partition(",") for line in decode(table).split("\n")[1:] if line.strip()]
+    known = {name.strip(): label.strip() for name, _, label in lines}
+    for file in files:
+        if not known.get(file.name, "").isdigit():
+            raise CompressError(
+                f"{LABELS} has no class number for {file.name}",
+                "write one line for each image: file,label with labels 0, 1, 2, ...",
+            )
+    if missing := set(known) - {file.name for file in files}:
+        raise CompressError(
+            f"{LABELS} names {min(missing)}, which is not in '{folder}'", "remove the line"
+        )
+    return {file: int(known[file.name]) for file in files}
+
+
+def _media(file: Path) -> Media:
+    raw = file.read_bytes()
+    try:
+        Image.open(io.BytesIO(raw)).close()  # reads the header only
+    except OSError as error:
+        raise CompressError(f"'{file}' is no image that can be read", "remove the file") from error
+    return Media(file, hashlib.sha256(raw).hexdigest())
+
+
+def _open(document: Document) -> Image.Image:
+    media = document.media
+    assert media is not None
+    if media.index is not None:
+        return Image.fromarray(_idx_pixels(media.path)[media.index])
+    try:
+        image = Image.open(media.path)
+        image.load()
+    except OSError as error:
+        raise CompressError(f"'{media.path}' is damaged ({error})", "remove the file") from error
+    return image
+
+
+def _read_idx(path: Path) -> list[Document]:
+    labels = path.with_name(path.name.replace(IDX, "-labels-idx1-ubyte.gz"))
+    for file in (path, labels):
+        if not file.is_file():
+            raise CompressError(f"data file '{file}' does not exist", f"get {file.name}")
+    images, classes = _idx_pixels(path), _idx(labels, 1)
+    if len(images) != len(classes):
+        raise CompressError(
+            f"{path.name} has {len(images)} images and {labels.name} {len(classes)} labels",
+            "get both files from the same place",
+        )
+    return [
+        Document(label=int(c), media=Media(path, hashlib.sha256(x.tobytes()).hexdigest(), i))
+        for i, (x, c) in enumerate(zip(images, classes, strict=True))
+    ]
+
+
+@lru_cache(maxsize=2)
+def _idx_pixels(path: Path) -> NDArray[np.uint8]:
+    return _idx(path, 3)
+
+
+def _idx(path: Path, axes: int) -> NDArray[np.uint8]:
+    """The bytes of an idx file: magic 0 0 8 axes, big-endian sizes, values."""
+    try:
+        raw = gzip.decompress(path.read_bytes())
+        magic, *shape = struct.unpack_from(f">{axes + 1}I", raw)
+        values = np.frombuffer(raw, np.uint8, offset=4 * (axes + 1)).reshape(shape)
+    except (OSError, EOFError, struct.error, ValueError) as error:
+        raise CompressError(f"'{path}' is damaged ({error})", "get the file again") from error
+    if magic != 0x800 + axes:
+        raise CompressError(f"'{path}' is no idx file of {axes} axes", "get the file again")
+    return values
