@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import linear
 
 from compressor.export.files import write_side_files
 from compressor.model.checkpoint import write_float
@@ -75,16 +75,12 @@ class _Dense(nn.Module):
         super().__init__()
         self.table, self.dtype = table, dtype
 
-    @property
-    def weight(self) -> Tensor:
-        """The rounded weight, float32, made anew at every call."""
-        return self.table.weight.to(self.dtype).float()
-
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.table, QuantLinear):
-            return linear(x, self.weight, self.table.bias)
+            return linear(x, self.table.weight.to(self.dtype).float(), self.table.bias)
         assert isinstance(self.table, QuantEmbedding)
-        return embedding(x, self.weight) * self.table.factor
+        factor = self.table.factor  # applied to rows that were rounded as the file has them
+        return (self.table(x) / factor).to(self.dtype).float() * factor
 
 
 def _dense_state(

@@ -20,6 +20,7 @@ from compressor.numerics.packing import unpack
 from compressor.numerics.quantizer import dequantize
 
 TABLE = ("codes_OI", "scale_OG", "zero_OG")
+ROWS = 1024  # of a table that are unpacked or dequantized at once: intermediates stay small
 
 
 class QuantTable(nn.Module):
@@ -42,7 +43,11 @@ class QuantTable(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dequantized weight [rows, columns], float32, made anew at every call."""
-        return dequantize(self.codes_OI, self.scale_OG, self.zero_OG)
+        weight = torch.empty(self.codes_OI.shape, device=self.codes_OI.device)
+        parts = (t.split(ROWS) for t in (weight, self.codes_OI, self.scale_OG, self.zero_OG))
+        for out, codes, scale, zero in zip(*parts, strict=True):
+            out.copy_(dequantize(codes, scale, zero))
+        return weight
 
     def fill(self, codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor) -> None:
         """Copy codes, scales and zero points in; whoever shares this table sees them too."""
@@ -189,7 +194,11 @@ def _fill(module: nn.Module, name: str, target: Tensor, stored: Tensor) -> None:
             "get weights, config.json and manifest.json from the same place",
         )
     with torch.no_grad():
-        target.copy_(unpack(stored, owner.bits, target.shape[1]) if is_codes else stored)
+        if not is_codes:
+            target.copy_(stored)
+            return
+        for rows, packed in zip(target.split(ROWS), stored.split(ROWS), strict=True):
+            rows.copy_(unpack(packed, owner.bits, target.shape[1]))
 
 
 def _owner(module: nn.Module, tensor_name: str) -> Any:

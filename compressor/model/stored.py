@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.model.layers import TABLE, QuantTable
+from compressor.model.layers import ROWS, TABLE, QuantTable
 from compressor.model.stream import Lazy
 from compressor.numerics.packing import pack
 
@@ -25,7 +25,9 @@ def stored(module: nn.Module, dtype: torch.dtype, name: str, tensor: Tensor) -> 
     owner_name, _, part = name.rpartition(".")
     owner = module.get_submodule(owner_name)
     if isinstance(owner, QuantTable) and part in TABLE:  # scales stay as the codes were made for
-        return pack(tensor, owner.bits) if part == "codes_OI" else tensor
+        if part != "codes_OI":
+            return tensor
+        return torch.cat([pack(rows, owner.bits) for rows in tensor.split(ROWS)])
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 

@@ -91,9 +91,14 @@ def _write(file: Path, tensors: dict[str, Lazy]) -> None:
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            tensor = tensors[name].make()
-            assert (tuple(tensor.shape), tensor.dtype) == (tensors[name].shape, tensors[name].dtype)
-            stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            stream.write(_data(tensors[name]))
+
+
+def _data(lazy: Lazy) -> Any:
+    """The bytes of a tensor, row-major, as an array that `write` takes without a copy."""
+    tensor = lazy.make()
+    assert (tuple(tensor.shape), tensor.dtype) == (lazy.shape, lazy.dtype)
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def open_tensors(files: Iterable[Path], mapped: bool) -> dict[str, Any]:

@@ -27,7 +27,13 @@ from compressor.model.probe import largest_difference, probe_batches, write_prob
 from compressor.run.export import export_into, refuse_below
 from compressor.run.fingerprint import refuse_change, with_fingerprint
 from compressor.run.layout import SCRATCH, landing, rejecting, remove, stage_name
-from compressor.run.machine import machine, packages, peak_memory, reset_peak_memory
+from compressor.run.machine import (
+    give_back_memory,
+    machine,
+    packages,
+    peak_memory,
+    reset_peak_memory,
+)
 from compressor.run.methods import WITHOUT_DATA, WITHOUT_TEACHER, load_method
 from compressor.run.profile import Stage
 from compressor.run.setting import Setting
@@ -174,6 +180,7 @@ def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
     tied = _tied(model)
     save(model, directory, parent)
     model.module.to("meta")
+    give_back_memory()
     tolerance = RELOAD_TOLERANCE[model.source_dtype]
     formats, notes, family = model.formats, model.notes, model.family
     loaded = load_directory(directory, formats)
