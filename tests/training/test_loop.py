@@ -137,7 +137,7 @@ def state(step):
         {{"state": {{}}, "param_groups": []}}, {{}})
 folder = Path({str(tmp_path)!r})
 snapshot.write_snapshot(folder, state(1))
-snapshot._flush = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+snapshot.flush = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 snapshot.write_snapshot(folder, state(2))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
