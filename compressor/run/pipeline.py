@@ -118,6 +118,8 @@ def lead(
             said = f"the previous run ended in {lock.killed_in} (killed, or out of memory?)"
             show.say(said)
             log(said)
+        if team().size > 1:
+            log(f"{team().size} processes share every batch")
         refuse_another_model(home, source.manifest)
         setting = Setting(loaded, source, home, show, log, lock.note)
         if loaded.data:

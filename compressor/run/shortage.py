@@ -11,10 +11,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES)
 # safetensors, torch and torch.onnx wrap the system's error in classes of their own
 _FULL_TEXT = re.compile(r"No space left on device|os error 28|Disk quota exceeded")
-# Python and numpy, torch on CPU and GPU, C++ and ONNX Runtime, mmap through any library
+# Python and numpy, torch on CPU and GPU, oneDNN, C++ and ONNX Runtime, mmap through any library
 _MEMORY_TEXT = re.compile(
     r"can't allocate memory|[Ff]ailed to allocate memory|bad_alloc|bad allocation"
     r"|out of memory|Cannot allocate memory|os error 12\b|can't start new thread"
+    r"|could not create a primitive$"
 )
 
 

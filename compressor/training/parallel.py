@@ -149,6 +149,17 @@ def team() -> Team:
 
 
 @contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is a team of one: what it computes waits for nobody."""
+    global _current
+    before, _current = _current, Team()
+    try:
+        yield
+    finally:
+        _current = before
+
+
+@contextmanager
 def joined() -> Iterator[Team]:
     """Join the processes that torchrun started; without torchrun, a team of one.
 
