@@ -134,7 +134,7 @@ class _Share(Sequence[Batch]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         batch = self.batches[index]
-        rows, rest = divmod(len(batch["input_ids"]), self.size)
+        rows, rest = divmod(len(batch["row"]), self.size)
         assert rest == 0, "batches that do not divide are refused before the run"
         own = slice(self.rank * rows, (self.rank + 1) * rows)
         return {key: value[own] for key, value in batch.items()}
