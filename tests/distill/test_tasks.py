@@ -5,7 +5,7 @@ import torch
 
 from compressor.distill import ce, kd
 from compressor.errors import CompressError
-from compressor.model.forward import outputs
+from compressor.model.forward import accepted, outputs
 from compressor.training.losses import label_loss
 from families import VOCABULARY, pico, random_inputs
 
@@ -39,8 +39,7 @@ def own_loss(model, batch):
         mask = batch["attention_mask"]
         before = torch.cat([mask[:, :1] * 0, mask[:, :-1]], dim=1)
         labels = batch["input_ids"].masked_fill(mask * before == 0, -100)
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
-    return model.module(**inputs, labels=labels).loss
+    return model.module(**accepted(model, batch), labels=labels).loss
 
 
 @pytest.mark.parametrize("tied", [True, False])
