@@ -6,7 +6,7 @@ metadata, and the artefact has no formats. Float modules are cast and nothing el
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
