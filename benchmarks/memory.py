@@ -54,9 +54,9 @@ small blocks that live on, so resident memory grows by some blocks per chunk (*c
 vocabulary of 32768 at width 32, where softmax is nearly all of the work, mapping took 4.1 s of
 processor time for two models' forward and backward pass over 1024 tokens, the default 2.2 s.
 
-The chunked loss holds at most 2^22 logits of each model at once, so below that (4096 x 512) it needs what the
-full logits need, and above it a constant. What then still grows with the vocabulary is the gradient
-of the head, vocabulary x width whatever the length; with the length, the states of the backbone."""
+The chunked loss holds at most 2^22 logits of each model at once; below that it needs what the full
+logits need, and above it a constant. What then still grows with the vocabulary is the gradient of
+the head, vocabulary x width whatever the length; with the length, the states of the backbone."""
 
 
 def checkpoint_cells(size, cells):
@@ -147,9 +147,7 @@ def checkpoint_table(found):
 
 def kl_table(cells):
     """Extra memory per vocabulary and length."""
-    lines = [
-        "| vocabulary | length | one logits tensor | chunked, blocks mapped | chunked | full logits |"
-    ]
+    lines = ["| vocabulary | length | one logits tensor | blocks mapped | chunked | full logits |"]
     lines.append("|--:|--:|--:|--:|--:|--:|")
     for vocabulary in VOCABULARIES:
         for length in LENGTHS:
