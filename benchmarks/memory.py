@@ -50,9 +50,8 @@ the same loss written on full logits. Extra peak of resident memory in MB; gradi
 What the chunked loss has allocated at one time does not depend on vocabulary x length, and with
 `MALLOC_MMAP_THRESHOLD_=4194304` (*blocks mapped*) resident memory shows just that. By default the
 C library does not give the blocks of one chunk (up to 16 MB each) to the next: they lie between
-small blocks that live on, so resident memory grows by some blocks per chunk (*chunked*). On a
-vocabulary of 32768 at width 32, where softmax is nearly all of the work, mapping took 4.1 s of
-processor time for two models' forward and backward pass over 1024 tokens, the default 2.2 s.
+small blocks that live on, so resident memory grows by some blocks per chunk (*chunked*). Mapping
+costs time, in brackets: seconds of one pass on a shared machine.
 
 The chunked loss holds at most 2^22 logits of each model at once; below that it needs what the full
 logits need, and above it a constant. What then still grows with the vocabulary is the gradient of
@@ -135,7 +134,11 @@ def about(cells):
 def checkpoint_table(found):
     """The actions on one size."""
     lines = ["| action | model MB | file MB | extra MB | s | MB/s |", "|---|--:|--:|--:|--:|--:|"]
-    for action, cell in found.items():
+    for action in ACTIONS:
+        if action not in found:
+            lines.append(f"| {action} | not run | | | | |")
+            continue
+        cell = found[action]
         file, seconds = cell["file"] / 1e6, cell["seconds"]
         speed = f"{file / seconds:.0f}" if file else ""
         lines.append(
@@ -152,7 +155,10 @@ def kl_table(cells):
     for vocabulary in VOCABULARIES:
         for length in LENGTHS:
             names = [f"kl {how} {vocabulary} {length}" for how in KL]
-            values = [f"{extra(cells[n]):.0f}" if n in cells else "not run" for n in names]
+            values = [
+                f"{extra(cells[n]):.0f} ({cells[n]['seconds']:.1f} s)" if n in cells else "not run"
+                for n in names
+            ]
             logits = vocabulary * length * 4 / 1e6
             lines.append(f"| {vocabulary} | {length} | {logits:.0f} | {' | '.join(values)} |")
     return "\n".join(lines)
