@@ -49,8 +49,8 @@ the same loss written on full logits. Extra peak of resident memory in MB; gradi
 
 What the chunked loss has allocated at one time does not depend on vocabulary x length, and with
 `MALLOC_MMAP_THRESHOLD_=4194304` (*blocks mapped*) resident memory shows just that. By default the
-C library does not give the blocks of one chunk (up to 16 MB each) to the next: they lie between
-small blocks that live on, so resident memory grows by some blocks per chunk (*chunked*). Mapping
+C library does not give the blocks of one chunk (up to 16 MB each) to the next, probably since
+small blocks between them live on: resident memory grows by some blocks per chunk. Mapping
 costs time, in brackets: seconds of one pass on a shared machine.
 
 The chunked loss holds at most 2^22 logits of each model at once; below that it needs what the full
