@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import memory_worker
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "docs" / "results" / "memory.jsonl"
@@ -29,6 +30,7 @@ ACTIONS = (
     *("save and prove float32", "save and prove bfloat16"),
     *("quantize int4", "save int4", "load int4", "export safetensors"),
 )
+KL = ("mapped", "chunked", "naive")
 VOCABULARIES, LENGTHS = (4096, 32768, 131072), (128, 512, 2048)
 EXPLAINED = """\
 *model* is the bytes of the weights in memory during the action, *file* the bytes read or written.
@@ -43,10 +45,17 @@ Seconds are of one run on a shared machine with the files in the page cache: the
 magnitude, no more."""
 EXPLAINED_KL = """\
 One forward and backward pass of `distill.kd` (batch 1, a llama of one layer and width 64), beside
-the same loss written on full logits. Extra peak memory in MB; gradients exist before. The chunked
-loss holds at most 2^22 logits of each model at once, so below that (4096 x 512) it needs what the
-full logits need, and above it a constant. What then still grows with the vocabulary is the gradient
-of the head, vocabulary x width whatever the length; with the length, the states of the backbone."""
+the same loss written on full logits. Extra peak of resident memory in MB; gradients exist before.
+
+What the chunked loss has allocated at one time does not depend on vocabulary x length, and with
+`MALLOC_MMAP_THRESHOLD_=4194304` (*blocks mapped*) resident memory shows just that. By default the
+C library does not give the blocks of one chunk (up to 16 MB each) to the next, probably since
+small blocks between them live on: resident memory grows by some blocks per chunk. Mapping
+costs time, in brackets: seconds of one pass on a shared machine.
+
+The chunked loss holds at most 2^22 logits of each model at once; below that it needs what the full
+logits need, and above it a constant. What then still grows with the vocabulary is the gradient of
+the head, vocabulary x width whatever the length; with the length, the states of the backbone."""
 
 
 def checkpoint_cells(size, cells):
@@ -55,26 +64,33 @@ def checkpoint_cells(size, cells):
     if not missing:
         print(f"{size}: present, skipped")
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as tiny, tempfile.TemporaryDirectory() as folder:
+        alone(memory_worker.make, "0.03M", tiny)
         made = alone(memory_worker.make, size, folder)
         for action in missing:
-            keep(cells, f"{size} {action}", made | alone(memory_worker.checkpoint, action, folder))
+            found = alone(both, action, tiny, folder)
+            keep(cells, f"{size} {action}", made | found)
+
+
+def both(action, tiny, folder):
+    """Do it first on the smallest model, so that all code is in memory before the measurement."""
+    memory_worker.checkpoint(action, tiny)
+    return memory_worker.checkpoint(action, folder)
 
 
 def kl_cells(cells):
     """The loss with and without chunks, over vocabularies and lengths."""
     for vocabulary in VOCABULARIES:
         for length in LENGTHS:
-            for how in ("chunked", "naive"):
+            for how in KL:
                 name = f"kl {how} {vocabulary} {length}"
-                if name not in cells:
+                if name not in cells and not (how == "naive" and vocabulary * length > 2**27):
                     keep(cells, name, alone(memory_worker.kl, how, vocabulary, length))
 
 
 def alone(measure, *arguments):
     """What a function returns in a process of its own, forked from this one that only imported."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        pool.apply(memory_worker.warm_up)
         return pool.apply(measure, arguments)
 
 
@@ -109,18 +125,20 @@ def about(cells):
     found = {}
     for cell in cells.values():
         machine = cell["machine"]
-        text = (
-            f"{machine['cpu']}, 1 thread, {machine['memory_bytes'] / 2**30:.0f} GiB; "
-            + ", ".join(f"{name} {version}" for name, version in cell["packages"].items())
-        )
-        found.setdefault(text, []).append(cell["date"])
-    return [f"{' to '.join(sorted({min(d), max(d)}))}; {text}" for text, d in found.items()]
+        facts = [machine["cpu"], "1 thread", f"{machine['memory_bytes'] / 2**30:.0f} GiB"]
+        facts += [f"{name} {version}" for name, version in cell["packages"].items()]
+        found.setdefault(", ".join(facts), set()).add(cell["date"])
+    return [f"{' and '.join(sorted(dates))}; {text}" for text, dates in found.items()]
 
 
 def checkpoint_table(found):
     """The actions on one size."""
     lines = ["| action | model MB | file MB | extra MB | s | MB/s |", "|---|--:|--:|--:|--:|--:|"]
-    for action, cell in found.items():
+    for action in ACTIONS:
+        if action not in found:
+            lines.append(f"| {action} | not run | | | | |")
+            continue
+        cell = found[action]
         file, seconds = cell["file"] / 1e6, cell["seconds"]
         speed = f"{file / seconds:.0f}" if file else ""
         lines.append(
@@ -132,24 +150,27 @@ def checkpoint_table(found):
 
 def kl_table(cells):
     """Extra memory per vocabulary and length."""
-    lines = ["| vocabulary | length | one logits tensor | chunked | full logits |"]
-    lines.append("|--:|--:|--:|--:|--:|")
+    lines = ["| vocabulary | length | one logits tensor | blocks mapped | chunked | full logits |"]
+    lines.append("|--:|--:|--:|--:|--:|--:|")
     for vocabulary in VOCABULARIES:
         for length in LENGTHS:
-            names = [f"kl {how} {vocabulary} {length}" for how in ("chunked", "naive")]
-            values = [f"{extra(cells[n]):.0f}" if n in cells else "not run" for n in names]
+            names = [f"kl {how} {vocabulary} {length}" for how in KL]
+            values = [
+                f"{extra(cells[n]):.0f} ({cells[n]['seconds']:.1f} s)" if n in cells else "not run"
+                for n in names
+            ]
             logits = vocabulary * length * 4 / 1e6
             lines.append(f"| {vocabulary} | {length} | {logits:.0f} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
 def main():
+    torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=[*SIZES, "kl"])
     only = parser.parse_args().only
     lines = CELLS.read_text(encoding="utf-8").splitlines() if CELLS.is_file() else []
     cells = {cell["cell"]: cell for cell in map(json.loads, lines)}
-    memory_worker.warm_up()
     for size in [only] if only in SIZES else () if only else SIZES:
         checkpoint_cells(size, cells)
     if only in (None, "kl"):

@@ -3,6 +3,7 @@
 They return bytes of resident memory before, at the peak and after, and seconds.
 """
 
+import ctypes
 import re
 import tempfile
 import time
@@ -82,16 +83,6 @@ def llama_shapes(size):
         return list(llama(*SIZES[size]).module.parameters())
 
 
-def warm_up():
-    """Do everything once on the smallest size, so that all code is in memory before."""
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        make("0.03M", folder)
-        actions = ("load float32, transformers", "save float32, transformers", "load int4")
-        for action in (*actions, "load bfloat16", "save and prove float32", "export safetensors"):
-            checkpoint(action, folder)
-
-
 def measured(act):
     """Resident bytes before, at the peak and after a call, its seconds, and its result."""
     reset_peak_memory()
@@ -119,8 +110,7 @@ def checkpoint(action, folder):
         float_start = form in ("float32", "bfloat16") or kind == "quantize"
         model = load_directory(folder / ("float32" if float_start else "int4"))
         model.source_dtype = form if form == "bfloat16" else "float32"
-        for tensor in model.module.state_dict(keep_vars=True).values():
-            tensor.data = tensor.data.clone()  # as after training: no part of a mapped file
+        own(model)
         held, files = weight_bytes(model), Path(tempfile.mkdtemp(dir=folder))
         acts = {
             "save": lambda: save(model, files, folder / form),
@@ -133,6 +123,12 @@ def checkpoint(action, folder):
         found, _ = measured(acts[kind])
     found |= {"model": held, "file": sum(f.stat().st_size for f in files.glob("*.safetensors"))}
     return found | {"machine": machine(), "packages": packages()}
+
+
+def own(model):
+    """Give the weights memory of their own, as training does: none stays a mapped file."""
+    for tensor in model.module.state_dict(keep_vars=True).values():
+        tensor.data = tensor.data.clone()
 
 
 def loaded(path, plain):
@@ -162,11 +158,13 @@ def weight_bytes(model):
 
 
 def kl(how, vocabulary, length):
-    """One forward and backward pass of distill.kd beside the same loss on full logits."""
+    """One forward and backward pass of distill.kd, or of the same loss on full logits."""
+    if how == "mapped":
+        ctypes.CDLL(None).mallopt(-3, 4 * 2**20)  # M_MMAP_THRESHOLD
     shape = (64, 1, 2, 2, 64, vocabulary)
     student, teacher = (llama(*shape, max_position_embeddings=4096) for _ in range(2))
     teacher.module.requires_grad_(False)
-    if how == "chunked":
+    if how != "naive":
         objective = kd.objective(kd.Options(), student, teacher)
     else:
         objective = full_logits(student, teacher)

@@ -113,5 +113,6 @@ def open_tensors(files: Iterable[Path], mapped: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in files:
         pointer = safe_open(file, "pt", backend="mmap" if mapped else "pread")
-        found |= {name: pointer.get_slice(name) for name in pointer.keys()}  # noqa: SIM118
+        names = pointer.keys()
+        found |= {name: pointer.get_slice(name) for name in names}
     return found

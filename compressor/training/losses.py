@@ -78,7 +78,8 @@ def chunked(
         chunk: tokens of one chunk; the result does not depend on it.
 
     Returns:
-        A scalar. Memory is that of one chunk, forward and backward.
+        A scalar. Allocated at one time is what one chunk needs, forward and backward; how much
+        of it a C library keeps between chunks is its affair (docs/results/memory.md).
     """
     keep = mask.bool()
     real = [stream[keep] for stream in streams]
