@@ -30,7 +30,7 @@ ACTIONS = (
     *("save and prove float32", "save and prove bfloat16"),
     *("quantize int4", "save int4", "load int4", "export safetensors"),
 )
-KL = ("mapped", "chunked", "naive")
+KL = ("chunked", "naive")
 VOCABULARIES, LENGTHS = (4096, 32768, 131072), (128, 512, 2048)
 EXPLAINED = """\
 *model* is the bytes of the weights in memory during the action, *file* the bytes read or written.
@@ -47,15 +47,10 @@ EXPLAINED_KL = """\
 One forward and backward pass of `distill.kd` (batch 1, a llama of one layer and width 64), beside
 the same loss written on full logits. Extra peak of resident memory in MB; gradients exist before.
 
-What the chunked loss has allocated at one time does not depend on vocabulary x length, and with
-`MALLOC_MMAP_THRESHOLD_=4194304` (*blocks mapped*) resident memory shows just that. By default the
-C library does not give the blocks of one chunk (up to 16 MB each) to the next, probably since
-small blocks between them live on: resident memory grows by some blocks per chunk. Mapping
-costs time, in brackets: seconds of one pass on a shared machine.
-
-The chunked loss holds at most 2^22 logits of each model at once; below that it needs what the full
-logits need, and above it a constant. What then still grows with the vocabulary is the gradient of
-the head, vocabulary x width whatever the length; with the length, the states of the backbone."""
+The chunked loss finds gradients together with the loss, 2^20 logits or 64 tokens at a time, and
+keeps no graph over logits. What still grows with the vocabulary is the gradient of the head,
+vocabulary x width whatever the length; with the length, the states of the backbone. In brackets:
+seconds of one pass, on one thread."""
 
 
 def checkpoint_cells(size, cells):
@@ -150,8 +145,8 @@ def checkpoint_table(found):
 
 def kl_table(cells):
     """Extra memory per vocabulary and length."""
-    lines = ["| vocabulary | length | one logits tensor | blocks mapped | chunked | full logits |"]
-    lines.append("|--:|--:|--:|--:|--:|--:|")
+    lines = ["| vocabulary | length | one logits tensor | chunked | full logits |"]
+    lines.append("|--:|--:|--:|--:|--:|")
     for vocabulary in VOCABULARIES:
         for length in LENGTHS:
             names = [f"kl {how} {vocabulary} {length}" for how in KL]

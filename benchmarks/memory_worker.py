@@ -3,7 +3,6 @@
 They return bytes of resident memory before, at the peak and after, and seconds.
 """
 
-import ctypes
 import re
 import tempfile
 import time
@@ -159,8 +158,6 @@ def weight_bytes(model):
 
 def kl(how, vocabulary, length):
     """One forward and backward pass of distill.kd, or of the same loss on full logits."""
-    if how == "mapped":
-        ctypes.CDLL(None).mallopt(-3, 4 * 2**20)  # M_MMAP_THRESHOLD
     shape = (64, 1, 2, 2, 64, vocabulary)
     student, teacher = (llama(*shape, max_position_embeddings=4096) for _ in range(2))
     teacher.module.requires_grad_(False)

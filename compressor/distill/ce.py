@@ -59,4 +59,5 @@ class _CrossEntropy(nn.Module):
             [own.states, targets],
             mask,
             positions_at_once(student),
+            own.weights,
         )

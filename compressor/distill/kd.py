@@ -96,4 +96,4 @@ class _Distillation(nn.Module):
         if share:
             assert targets is not None
             streams.append(targets)
-        return chunked(loss, streams, mask, positions_at_once(student))
+        return chunked(loss, streams, mask, positions_at_once(student), own.weights)

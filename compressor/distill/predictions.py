@@ -30,10 +30,14 @@ PREDICTING = ("causal-lm", "fill-mask", "seq2seq-lm", "speech-seq2seq", *CLASSIF
 
 @dataclass(frozen=True)
 class Predictions:
-    """States [..., H] of positions and the head that turns them into logits [..., V]."""
+    """States [..., H] of positions and the head that turns them into logits [..., V].
+
+    `weights` are the parameters of the head that are trained.
+    """
 
     states: Tensor
     head: Callable[[Tensor], Tensor]
+    weights: tuple[Tensor, ...] = ()
 
 
 def predictions(model: Model, batch: dict[str, Tensor]) -> Predictions:
@@ -41,13 +45,14 @@ def predictions(model: Model, batch: dict[str, Tensor]) -> Predictions:
     inputs = accepted(model, batch) | without_cache(model)
     if model.task in CLASSIFIERS:
         return Predictions(model.module(**inputs).logits, nn.Identity())
-    if model.task == "causal-lm":  # its class may cap the logits: the backbone alone is run
-        states = model.base(**inputs).last_hidden_state
-        return Predictions(states[:, :-1], head_of(model))
     module: Any = model.module
     head = module.get_output_embeddings()
+    weights = tuple(p for p in head.parameters() if p.requires_grad)
+    if model.task == "causal-lm":  # its class may cap the logits: the backbone alone is run
+        states = model.base(**inputs).last_hidden_state
+        return Predictions(states[:, :-1], head_of(model), weights)
     with _passing_through(head):
-        return Predictions(module(**inputs).logits, head)
+        return Predictions(module(**inputs).logits, head, weights)
 
 
 @contextmanager

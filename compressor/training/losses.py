@@ -7,7 +7,7 @@
 
 `js` is the generalised Jensen-Shannon divergence of arXiv 2306.13649; beta = 1/2 is the usual
 one. `chunked` averages any of them over real tokens without ever holding the logits of all
-tokens: the head is applied to a chunk at a time, and again in the backward pass.
+tokens: the head is applied to a chunk at a time, and gradients are found on the spot.
 
 Legend: N tokens, V vocabulary, D hidden size. Everything is float32 whatever autocast says.
 """
@@ -20,13 +20,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 from compressor.model.model import Model
 
 Kind = Literal["forward", "reverse", "js"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits_s [N, V], logits_t [N, V] -> [N]
-_LOGITS_AT_ONCE = 2**22  # of one model: 16 MiB in float32
+_LOGITS_AT_ONCE = 2**20  # of one model: 4 MiB in float32, which the C library reuses well
+_FEWEST = 64  # tokens of a chunk: each one adds a gradient as large as the head
 
 
 def divergence(kind: Kind, temperature: float = 1.0, beta: float = 0.5) -> Loss:
@@ -67,35 +67,78 @@ def label_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def chunked(
-    loss: Callable[..., Tensor], streams: Sequence[Tensor], mask: Tensor, chunk: int
+    loss: Callable[..., Tensor],
+    streams: Sequence[Tensor],
+    mask: Tensor,
+    chunk: int,
+    weights: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Mean of `loss` over the tokens of a mask, `chunk` tokens at a time, recomputed backward.
+    """Mean of `loss` over the tokens of a mask, `chunk` tokens at a time.
+
+    Gradients are computed together with the loss, chunk by chunk, so that neither the logits of
+    a batch nor a graph over them ever exist, and no head is applied a second time.
 
     Args:
         loss: takes a chunk [n, ...] of every stream and returns [n]; it applies the heads.
         streams: tensors [..., D] or [...] that share the leading shape of `mask`.
         mask: tokens that count.
         chunk: tokens of one chunk; the result does not depend on it.
+        weights: parameters inside `loss`; only these get a gradient.
 
     Returns:
-        A scalar. Allocated at one time is what one chunk needs, forward and backward; how much
-        of it a C library keeps between chunks is its affair (docs/results/memory.md).
+        A scalar. Memory is that of one chunk and of one gradient of every stream and weight.
     """
     keep = mask.bool()
     real = [stream[keep] for stream in streams]
     assert len(real[0]) > 0, "no token counts"
-    parts = zip(*(stream.split(chunk) for stream in real), strict=True)
-    sums = [checkpoint(_sum_of, loss, *part, use_reentrant=False) for part in parts]
-    return torch.stack(sums).sum() / len(real[0])
+    total: Any = _Chunks.apply(loss, chunk, len(real), *real, *weights)
+    return total / len(real[0])
 
 
-def _sum_of(loss: Callable[..., Tensor], *part: Tensor) -> Tensor:
-    return loss(*part).sum()
+class _Chunks(torch.autograd.Function):
+    """Sum of a loss over chunks of tokens; `backward` only scales the gradients found forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loss: Callable[..., Tensor], chunk: int, count: int, *tensors: Tensor
+    ) -> Tensor:
+        wanted = [i for i in range(len(tensors)) if ctx.needs_input_grad[3 + i]]
+        gradients = {i: torch.zeros_like(tensors[i]) for i in wanted}
+        total = tensors[0].new_zeros((), dtype=torch.float32)
+        for start in range(0, len(tensors[0]), chunk):
+            rows = slice(start, start + chunk)
+            part = [
+                t[rows].detach().requires_grad_(i in wanted) for i, t in enumerate(tensors[:count])
+            ]
+            with torch.set_grad_enabled(bool(wanted)):
+                value = loss(*part).sum()
+            total += value.detach()
+            leaves = [part[i] if i < count else tensors[i] for i in wanted]
+            for i, found in zip(wanted, _gradients(value, leaves), strict=True):
+                if i < count:
+                    gradients[i][rows] = found
+                else:
+                    gradients[i] += found
+        ctx.size = 3 + len(tensors)
+        ctx.places = [3 + i for i in wanted]
+        ctx.save_for_backward(*gradients.values())
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        found: list[Tensor | None] = [None] * ctx.size
+        for place, gradient in zip(ctx.places, ctx.saved_tensors, strict=True):
+            found[place] = gradient * upstream[0]
+        return tuple(found)
+
+
+def _gradients(value: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch.autograd.grad(value, leaves) if leaves else ()
 
 
 def chunk_of(vocabulary: int) -> int:
     """Tokens whose logits are held at once."""
-    return max(1, _LOGITS_AT_ONCE // vocabulary)
+    return max(_FEWEST, _LOGITS_AT_ONCE // vocabulary)
 
 
 def head_of(model: Model) -> Callable[[Tensor], Tensor]:
