@@ -202,11 +202,9 @@ def _states(output: Any) -> list[tuple[Tensor, ...]]:
 
     The last is the one behind the final norm, which some classes (ViT) leave out of the list.
     """
-    last = output.last_hidden_state
-    if "decoder_hidden_states" not in output:
-        return [(*output.hidden_states[:-1], last)]
-    encoder = (*output.encoder_hidden_states[:-1], output.encoder_last_hidden_state)
-    return [encoder, (*output.decoder_hidden_states[:-1], last)]
+    if "decoder_hidden_states" in output:
+        return [output.encoder_hidden_states, output.decoder_hidden_states]
+    return [(*output.hidden_states[:-1], output.last_hidden_state)]
 
 
 def _all_real(state: Tensor) -> Tensor:

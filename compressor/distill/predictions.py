@@ -46,12 +46,12 @@ def predictions(model: Model, batch: dict[str, Tensor]) -> Predictions:
         return Predictions(states[:, :-1], head_of(model))
     module: Any = model.module
     head = module.get_output_embeddings()
-    with _passing_through(head):
+    with passing_through(head):
         return Predictions(module(**inputs).logits, head)
 
 
 @contextmanager
-def _passing_through(head: Any) -> Iterator[None]:
+def passing_through(head: Any) -> Iterator[None]:
     """The output projection gives back what it is given, for one forward pass.
 
     What the class does before it (BERT's transform, T5's scale) is done as ever.

@@ -145,6 +145,7 @@ def test_latent_of_two_stacks(name):
     batch = random_inputs(student)
     found = [m.module(**batch, output_hidden_states=True) for m in (student, teacher)]
     s, t = found
+    assert torch.equal(s.encoder_hidden_states[-1], s.encoder_last_hidden_state)
     # Whisper hears silence as well as speech: all its positions count
     source = batch.get("attention_mask", torch.ones(s.encoder_last_hidden_state.shape[:2])).bool()
     answer = batch["decoder_attention_mask"].bool()
