@@ -1,6 +1,6 @@
 """The Typer app and its one error boundary. Nothing heavy is imported before a command needs it."""
 
-import errno
+import os
 import re
 import shlex
 import sys
@@ -15,10 +15,9 @@ import typer
 from compressor.errors import CompressError
 from compressor.options import nearest
 
-from . import export, inspect, methods, plan, profiles, run, verify
+from . import bench, compare, export, inspect, methods, plan, profiles, run, verify
 
 INTERRUPTED = 130
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     name="compress",
@@ -28,6 +27,8 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
+app.command("bench")(bench.bench)
+app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("methods")(methods.methods)
 app.command("profiles")(profiles.profiles)
@@ -51,7 +52,11 @@ def _root(
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script; of several processes (torchrun), the first one speaks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK") != "0":
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
     sys.exit(call(sys.argv[1:]))
 
 
@@ -111,14 +116,11 @@ def _without_redo(argv: list[str]) -> list[str]:
 
 
 def _broken(error: Exception, argv: list[str]) -> int:
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return _fail(
-            "not enough memory",
-            "make batches smaller (--set stages.N.train.batch=4), or see compress plan",
-            2,
-        )
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return _fail("the disk is full", "free space and run the same command again", 2)
+    from compressor.run.shortage import shortage
+
+    lacking = shortage(error)
+    if lacking is not None:
+        return _fail(lacking.what, lacking.hint, lacking.exit_code)
     log = _log_file(argv)
     with log.open("a", encoding="utf-8") as stream:
         traceback.print_exception(error, file=stream)

@@ -44,10 +44,8 @@ def show_report(report: dict[str, Any], out: Path) -> None:
     from .render import show_lines, show_table, show_text
 
     bench, domain = report.get("bench"), report.get("domain") or ""
-    compared = [tables.comparison(bench), tables.quality(bench)] if bench else []
-    for table in compared or [tables.stages(report)]:
-        if table:
-            show_table(table)
+    for table in tables.bench_tables(bench) if bench else [tables.stages(report)]:
+        show_table(table)
     for line in verdict(bench, domain) if bench else [domain]:
         show_text(line)
     show_lines("", f"report    {out / 'report.html'} (also .md and .json)")

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from compressor.engines import open_engine as open_engine
     from compressor.engines.generate import generate as generate
     from compressor.model.checkpoint import Checkpoint as Checkpoint
+    from compressor.run.benchmark import bench as bench
     from compressor.run.catalogue import list_kernels as list_kernels
     from compressor.run.catalogue import list_methods as list_methods
     from compressor.run.catalogue import list_profiles as list_profiles
     from compressor.run.inspect import inspect as inspect
     from compressor.run.loading import load_profile as load_profile
+    from compressor.run.pareto import compare as compare
     from compressor.run.pipeline import RunResult as RunResult
     from compressor.run.pipeline import run as run
     from compressor.run.preflight import plan as plan
@@ -26,6 +28,8 @@ _HOMES = {
     "Checkpoint": "model.checkpoint",
     "Engine": "engines",
     "RunResult": "run.pipeline",
+    "bench": "run.benchmark",
+    "compare": "run.pareto",
     "export_checkpoint": "run.standalone",
     "generate": "engines.generate",
     "inspect": "run.inspect",

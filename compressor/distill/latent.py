@@ -25,6 +25,7 @@ from compressor.errors import CompressError
 from compressor.model.model import Model, pool
 from compressor.options import options
 from compressor.training.options import Train
+from compressor.training.parallel import team
 from compressor.training.reading import kind_of
 from compressor.training.teacher import given_outputs
 
@@ -226,5 +227,7 @@ def _maps_kept(model: Model, wanted: bool) -> Iterator[None]:
 
 
 def _relative(own: Tensor, target: Tensor) -> Tensor:
-    """Squared distance over the target's energy."""
-    return (own - target).square().sum() / target.square().sum()
+    """Squared distance over the target's energy, that of all processes."""
+    energy = target.square().sum()
+    team().average([energy])
+    return (own - target).square().sum() / energy

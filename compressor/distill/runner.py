@@ -12,6 +12,7 @@ from compressor.model.model import Model
 from compressor.training import metrics
 from compressor.training.loop import train
 from compressor.training.options import Train
+from compressor.training.parallel import team
 from compressor.training.reading import most_tokens
 from compressor.training.teacher import AsksTeacher, with_outputs
 from compressor.training.workbench import Workbench
@@ -56,6 +57,7 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
     facts = train(model, batches, objective, wanted, work, identity=str(options))
     model.notes["loss"] = metrics.loss_curve(work.scratch)
     model.notes["training"] = facts
+    team().meet()  # after this nobody needs the scratch
     work.log(f"training: {facts}")
     return facts
 

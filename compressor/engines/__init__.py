@@ -15,12 +15,14 @@ class Engine(Protocol):
     """A loaded model.
 
     `outputs` takes a batch (input_ids [B, S] int64, attention_mask [B, S] int64, optionally
-    token_type_ids; other keys are ignored) and returns float32 tensors: encoders
-    `last_hidden_state` [B, S, H] and, with a pooling config, `sentence_embedding` [B, H];
-    classifiers and decoders `logits`.
+    token_type_ids; or pixel_values; of an encoder-decoder also decoder_input_ids [B, T] and
+    decoder_attention_mask, and input_features where the source is sound; other keys are ignored)
+    and returns float32 tensors: encoders `last_hidden_state` [B, S, H] and, with a pooling config,
+    `sentence_embedding` [B, H]; classifiers and decoders `logits`.
 
-    `prefill` runs a prompt and returns the logits of every position [B, S, V] with a cache;
-    `decode` runs one more token [B, 1] on a cache. Encoders raise CompressError on both.
+    `prefill` runs a prompt (the decoder's, and the source with it) and returns the logits of every
+    position [B, S, V] with a cache; `decode` runs one more token [B, 1] on a cache. Encoders raise
+    CompressError on both.
     """
 
     name: str  # "torch" | "onnxruntime"

@@ -1,28 +1,41 @@
 """Greedy text generation through any engine with a key-value cache."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from compressor.engines import Engine
+from compressor.model.sources import read_config
 
 
 def generate(
-    engine: Engine, prompt: Sequence[int], tokens: int, stop: int | None = None
+    engine: Engine,
+    prompt: Sequence[int],
+    tokens: int,
+    stop: int | None = None,
+    source: Mapping[str, Tensor] | None = None,
 ) -> list[int]:
     """Continue a prompt by taking the most likely token each time.
 
     Args:
-        engine: an engine of a causal language model.
-        prompt: token ids, at least one.
+        engine: an engine of a causal language model or an encoder-decoder.
+        prompt: token ids, at least one; of an encoder-decoder those its answer begins with, where
+            none are given its decoder_start_token_id.
         tokens: how many tokens to add at most.
         stop: token id that ends the text.
+        source: what an encoder-decoder reads: input_ids and attention_mask, or input_features,
+            of one row.
 
     Returns:
         The ids of prompt and continuation.
     """
+    prefix = "" if source is None else "decoder_"
+    if source is not None and not prompt:
+        prompt = [read_config(engine.path)["decoder_start_token_id"]]
     ids = torch.tensor([list(prompt)])
-    logits, cache = engine.prefill({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    given = {f"{prefix}input_ids": ids, f"{prefix}attention_mask": torch.ones_like(ids)}
+    logits, cache = engine.prefill({**(source or {}), **given})
     found = list(prompt)
     for _ in range(tokens):
         found.append(int(logits[0, -1].argmax()))

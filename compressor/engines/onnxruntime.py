@@ -1,26 +1,23 @@
-"""ONNX Runtime on the CPU, for encoders and for decoders with their KV cache."""
+"""ONNX Runtime on the CPU: encoders, decoders with their KV cache, and encoder-decoders.
 
-from dataclasses import dataclass
+An encoder-decoder is two graphs (export/onnx_pair.py): the encoder runs once for a source and
+leaves the keys and values of cross attention, which every step of the decoder then takes.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from onnxruntime import InferenceSession, OrtValue
-from onnxruntime.capi.onnxruntime_pybind11_state import (
-    Fail,
-    InvalidArgument,
-    InvalidGraph,
-    InvalidProtobuf,
-    SessionOptions,
-)
+from onnxruntime import OrtValue
 from torch import Tensor
 
+from compressor.engines.onnx_session import Session
 from compressor.errors import CompressError
 
-_FILE = "model.onnx"
-_ERRORS_ONLY = 3  # log_severity_level
-_PAST = "past_key_values."
+_ONE, _ENCODER, _DECODER = "model.onnx", "encoder_model.onnx", "decoder_model.onnx"
+_PAST, _CROSS = "past_key_values.", "cross."
 
 
 @dataclass(frozen=True)
@@ -29,62 +26,57 @@ class Cache:
 
     values: dict[str, OrtValue]  # past_key_values.L.key|value [batch, kv_heads, past, head_dim]
     mask: np.ndarray  # [batch, past] int64
+    source: dict[str, OrtValue]  # cross.L.key|value and the source's mask; empty for decoders
 
 
 class OnnxRuntimeEngine:
     """An exported directory, run by ONNX Runtime's CPU provider.
 
     Args:
-        path: directory with model.onnx.
+        path: directory with model.onnx, or with encoder_model.onnx and decoder_model.onnx.
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
         exact: compute with float activations where the file asks for 8-bit ones. Slow; it shows
             that codes, scales and graph are right, apart from the rounding of activations.
 
     Raises:
-        CompressError: model.onnx is missing, or ONNX Runtime cannot load it.
+        CompressError: a graph is missing, or ONNX Runtime cannot load it.
     """
 
     name = "onnxruntime"
 
     def __init__(self, path: Path, threads: int | None = None, exact: bool = False) -> None:
         self.path = Path(path)
-        file = self.path / _FILE
-        if not file.is_file():
-            raise CompressError(
-                f"'{self.path.name}' has no {_FILE}", "name a directory that export.onnx wrote"
-            )
-        settings = SessionOptions()
-        settings.log_severity_level = _ERRORS_ONLY
-        settings.intra_op_num_threads = threads or 0
-        # Idle threads that spin win nothing for one stream of requests and slow its neighbours.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = _load(_float_activations(file) if exact else str(file), file, settings)
-        self._inputs = {i.name: i for i in self._session.get_inputs()}
-        self._outputs = [o.name for o in self._session.get_outputs()]
-        self._past = [name for name in self._inputs if name.startswith(_PAST)]
+        self._encoder, main = None, self.path / _ONE
+        if (self.path / _ENCODER).is_file():
+            self._encoder = Session(self.path / _ENCODER, threads, exact)
+            main = self.path / _DECODER
+        self._main = Session(main, threads, exact)
+        self._past = [name for name in self._main.inputs if name.startswith(_PAST)]
+        self._prefix = "decoder_" if self._encoder else ""
 
     def outputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Outputs of a full forward, float32; keys the graph has no input for are ignored."""
         if self._past:
-            return {"logits": self.prefill(batch)[0]}
-        given = {name: t for name, t in batch.items() if name in self._inputs}
-        if "token_type_ids" in self._inputs and "token_type_ids" not in given:
-            given["token_type_ids"] = torch.zeros_like(batch["input_ids"])
-        feeds = {name: _array(t) for name, t in given.items()}
-        found = self._session.run(self._outputs, feeds)
-        return {name: torch.from_numpy(v) for name, v in zip(self._outputs, found, strict=True)}
+            return {self._main.outputs[0]: self.prefill(batch)[0]}
+        found = self._main.run(_given(batch, self._main))
+        return {name: _tensor(value) for name, value in found.items()}
 
     def prefill(self, batch: dict[str, Tensor]) -> tuple[Tensor, Cache]:
-        """Logits [B, S, V] of a prompt, which may be padded on either side, and its cache."""
+        """Logits [B, S, V] of a prompt, which may be padded on either side, and its cache.
+
+        Of an encoder-decoder the prompt is decoder_input_ids [, decoder_attention_mask]; its
+        source, input_ids and attention_mask or input_features, is read here, once.
+        """
         self._need_cache()
-        ids = _array(batch["input_ids"])
-        mask = _array(batch["attention_mask"])
+        ids = _array(batch[f"{self._prefix}input_ids"])
+        given = batch.get(f"{self._prefix}attention_mask")
+        mask = np.ones_like(ids) if given is None else _array(given)
         empty = {}
         for name in self._past:
-            _, heads, _, width = self._inputs[name].shape
+            _, heads, _, width = self._main.inputs[name]
             zeros = np.zeros((len(ids), heads, 0, width), np.float32)
             empty[name] = OrtValue.ortvalue_from_numpy(zeros)
-        return self._step(ids, Cache(empty, mask[:, :0]), mask)
+        return self._step(ids, Cache(empty, mask[:, :0], self._read_source(batch)), mask)
 
     def decode(self, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """Logits [B, 1, V] of one more token [B, 1], and the cache that includes it."""
@@ -92,18 +84,27 @@ class OnnxRuntimeEngine:
         ids = _array(token)
         return self._step(ids, cache, np.ones_like(ids))
 
+    def _read_source(self, batch: dict[str, Tensor]) -> dict[str, OrtValue]:
+        if self._encoder is None:
+            return {}
+        given = _given(batch, self._encoder)
+        wanted = [name for name in self._encoder.outputs if name.startswith(_CROSS)]
+        kept = {name: v for name, v in given.items() if name in self._main.inputs}
+        return kept | self._encoder.run(given, wanted)
+
     def _step(self, ids: np.ndarray, cache: Cache, mask: np.ndarray) -> tuple[Tensor, Cache]:
         """Run new tokens after a cache; `mask` is theirs. The cache itself is never copied."""
         whole = np.concatenate([cache.mask, mask], axis=1)
         positions = (whole.cumsum(axis=1) - 1).clip(min=0)[:, -ids.shape[1] :]
         arrays = {"input_ids": ids, "attention_mask": whole, "position_ids": positions}
         feeds = {
-            name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a))
+            f"{self._prefix}{name}": OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a))
             for name, a in arrays.items()
+            if f"{self._prefix}{name}" in self._main.inputs
         }
-        logits, *present = self._session.run_with_ort_values(self._outputs, feeds | cache.values)
+        logits, *present = self._main.run(feeds | cache.source | cache.values).values()
         values = dict(zip(self._past, present, strict=True))
-        return torch.from_numpy(logits.numpy()), Cache(values, whole)
+        return _tensor(logits), replace(cache, values=values, mask=whole)
 
     def _need_cache(self) -> None:
         if not self._past:
@@ -112,35 +113,23 @@ class OnnxRuntimeEngine:
             )
 
     def close(self) -> None:
-        """Free the session; the engine cannot be used afterwards."""
-        del self._session
+        """Free the sessions; the engine cannot be used afterwards."""
+        del self._main, self._encoder
 
 
-def _float_activations(file: Path) -> bytes:
-    """The model with every MatMulNBits at accuracy_level 1; external data stays outside."""
-    import onnx
-
-    model = onnx.load(file, load_external_data=False)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 1
-    return model.SerializeToString()
-
-
-def _load(model: str | bytes, file: Path, settings: SessionOptions) -> InferenceSession:
-    if isinstance(model, bytes):
-        folder = "session.model_external_initializers_file_folder_path"
-        settings.add_session_config_entry(folder, str(file.parent))
-    try:
-        return InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
-        raise CompressError(
-            f"ONNX Runtime cannot load {file.name} of '{file.parent.name}': "
-            f"{str(error).splitlines()[0]}",
-            "export it again",
-        ) from error
+def _given(batch: dict[str, Tensor], graph: Session) -> dict[str, OrtValue]:
+    """The inputs of a graph that reads whole rows; masks and token types may be left out."""
+    found = {name: t for name, t in batch.items() if name in graph.inputs}
+    if "token_type_ids" in graph.inputs:
+        found.setdefault("token_type_ids", torch.zeros_like(batch["input_ids"]))
+    if "attention_mask" in graph.inputs:
+        found.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
+    return {name: OrtValue.ortvalue_from_numpy(_array(t)) for name, t in found.items()}
 
 
 def _array(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().numpy()
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def _tensor(value: OrtValue) -> Tensor:
+    return torch.from_numpy(value.numpy())

@@ -10,20 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
 from compressor.errors import CompressError
 from compressor.model import forward
 from compressor.model.checkpoint import load_directory
 from compressor.model.model import Model
 
+_GENERATE = ("causal-lm", "seq2seq-lm", "speech-seq2seq")
+
 
 @dataclass
 class _Cache:
     """Keys and values of all layers, and the mask [B, S] of the tokens they stand for."""
 
-    past: DynamicCache
+    past: Any
     mask: Tensor
+    source: dict[str, Any]  # what an encoder-decoder is told of its source at every step
 
 
 class TorchEngine:
@@ -60,18 +63,23 @@ class TorchEngine:
     def prefill(self, batch: dict[str, Tensor]) -> tuple[Tensor, Any]:
         """Logits [B, S, V] of a left-padded prompt, and the cache that `decode` continues.
 
+        Of an encoder-decoder the prompt is decoder_input_ids [, decoder_attention_mask]; its
+        source, input_ids and attention_mask or input_features, is read here, once.
+
         Raises:
-            CompressError: the model is no causal language model.
+            CompressError: the model has no decoder.
         """
-        if self.model.task != "causal-lm":
+        if self.model.task not in _GENERATE:
             raise CompressError(
-                f"'{self.path.name}' is no causal language model: it cannot generate",
+                f"'{self.path.name}' has no decoder with a head: it cannot generate",
                 "use outputs(batch)",
             )
-        mask = batch["attention_mask"]
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        cache = _Cache(DynamicCache(), mask)
-        return self._step(batch["input_ids"], positions, cache), cache
+        ids = batch[f"{self._prefix}input_ids"]
+        mask = batch.get(f"{self._prefix}attention_mask", torch.ones_like(ids))
+        cache = _Cache(DynamicCache(), mask, self._read_source(batch))
+        if self._prefix:
+            cache.past = EncoderDecoderCache(cache.past, DynamicCache())
+        return self._step(ids, forward.positions(mask), cache), cache
 
     def decode(self, token: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits [B, 1, V] after one more token [B, 1]; the cache is changed in place."""
@@ -79,12 +87,27 @@ class TorchEngine:
         cache.mask = torch.cat([cache.mask, torch.ones_like(token)], dim=1)
         return self._step(token, positions, cache), cache
 
+    @property
+    def _prefix(self) -> str:
+        return "decoder_" if len(self.model.family.stacks) > 1 else ""
+
+    @torch.no_grad()
+    def _read_source(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        if not self._prefix:
+            return {}
+        names = (self.model.module.main_input_name, "attention_mask")
+        given = {name: batch[name] for name in names if name in batch}
+        encoded = self.model.base.get_submodule("encoder")(**given)
+        kept = {name: mask for name, mask in given.items() if name == "attention_mask"}
+        return kept | {"encoder_outputs": encoded}
+
     @torch.no_grad()
     def _step(self, ids: Tensor, positions: Tensor, cache: _Cache) -> Tensor:
+        tokens = {"input_ids": ids, "attention_mask": cache.mask, "position_ids": positions}
+        given = {f"{self._prefix}{name}": t for name, t in tokens.items()}
         result = self.model.module(
-            input_ids=ids,
-            attention_mask=cache.mask,
-            position_ids=positions,
+            **forward.accepted(self.model, given),
+            **cache.source,
             past_key_values=cache.past,
             use_cache=True,
         )

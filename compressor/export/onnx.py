@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from compressor.export.files import write_side_files
-from compressor.export.onnx_forward import Graph, wrap
+from compressor.export.onnx_forward import Graph, graphs
 from compressor.export.onnx_twin import make_twin
 from compressor.model.forward import outputs
 from compressor.model.manifest import Artifact, Manifest
@@ -25,7 +25,6 @@ from compressor.model.model import Model
 from compressor.model.probe import probe_batches, write_probe
 from compressor.options import options
 
-_FILE = "model.onnx"
 _LARGEST_FILE = 1_900_000_000  # bytes; a protobuf ends at 2^31, and the graph needs room too
 
 
@@ -37,20 +36,21 @@ class Options:
 
 
 def run(model: Model, options: Options, out: Path) -> Artifact:
-    """Write model.onnx [model.onnx.data], config, tokenizer and probe into a directory.
+    """Write the graphs (model.onnx, or encoder_model.onnx and decoder_model.onnx), config,
+    tokenizer and probe into a directory; large graphs get a NAME.onnx.data beside them.
 
     Raises:
         CompressError: a module's groups cannot be expressed by ONNX Runtime's nodes.
     """
     twin = make_twin(model)
-    graph = wrap(twin)
     batches = probe_batches(model)
     write_probe(out, [(batch, outputs(model, batch)) for batch in batches])
-    program = _export(graph, options)
-    _name_axes(program, graph)
-    _strip(program.model)
-    size = sum(v.const_value.nbytes for v in program.model.graph.initializers.values())
-    program.save(str(out / _FILE), external_data=size > _LARGEST_FILE)
+    for graph in graphs(twin):
+        program = _export(graph, options)
+        _name_axes(program, graph)
+        _strip(program.model)
+        size = sum(v.const_value.nbytes for v in program.model.graph.initializers.values())
+        program.save(str(out / graph.file), external_data=size > _LARGEST_FILE)
     write_side_files(model, out)
     manifest = Manifest(
         kind="artifact",
@@ -63,20 +63,19 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
 
 
 def _export(graph: Graph, options: Options) -> Any:
-    free = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in graph.axes]
-    plain = len(graph.example) - 1 if isinstance(graph.example[-1], list) else len(graph.example)
-    shapes = (*free[:plain], *([free[plain:]] if free[plain:] else []))
+    examples = [example for example, _ in graph.inputs.values()]
+    free = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for _, axes in graph.inputs.values()]
     with warnings.catch_warnings(), torch.no_grad():
         # torch.export copies its own deprecated tree specs; no caller can do anything about it
         warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
         program = torch.onnx.export(
             graph.module,
-            graph.example,
+            (examples,),
             dynamo=True,
             opset_version=options.opset,
-            input_names=graph.inputs,
+            input_names=list(graph.inputs),
             output_names=graph.outputs,
-            dynamic_shapes=shapes,
+            dynamic_shapes=(free,),
             verbose=False,
         )
     assert program is not None
@@ -87,7 +86,7 @@ def _name_axes(program: Any, graph: Graph) -> None:
     """Call free axes batch, sequence, ... instead of s17; torch knows which are equal."""
     names = {
         value.shape[axis]: name
-        for value, axes in zip(program.model.graph.inputs, graph.axes, strict=True)
+        for value, (_, axes) in zip(program.model.graph.inputs, graph.inputs.values(), strict=True)
         for axis, name in axes.items()
     }
     program.rename_axes(names)

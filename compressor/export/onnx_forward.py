@@ -1,15 +1,18 @@
-"""The function that becomes the ONNX graph: flat named tensors in, flat named tensors out.
+"""The functions that become ONNX graphs: named tensors in, named tensors out.
 
-    encoder  input_ids, attention_mask [, token_type_ids] -> last_hidden_state
-             [, sentence_embedding], or logits under a task head
-    decoder  input_ids, attention_mask, position_ids, past_key_values.L.key|value
-             -> logits, present.L.key|value            cache [batch, kv_heads, past, head_dim]
+encoder  input_ids, attention_mask [, token_type_ids], or pixel_values
+         -> last_hidden_state [, sentence_embedding], or logits under a task head
+decoder  input_ids, attention_mask, position_ids, past_key_values.L.key|value
+         -> logits, present.L.key|value            cache [batch, kv_heads, past, head_dim]
+both     two graphs, see onnx_pair.py
 
 One graph serves prompts and single tokens: past may be 0. Rows may be padded on the left; then
 attention_mask [batch, past + sequence] is 0 there and position_ids count real tokens only.
+Layers with a sliding window keep all tokens in their cache too; the mask alone hides the rest.
 """
 
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,84 +21,100 @@ from torch import Tensor, nn
 
 from compressor.model.model import Model, pool
 
-_TOKENS = {0: "batch", 1: "sequence"}
-_PAST = {0: "batch", 2: "past"}
+Axes = dict[int, str]  # which axes of an input are free, and their names
+TOKENS: Axes = {0: "batch", 1: "sequence"}
+PAST: Axes = {0: "batch", 2: "past"}
+ROWS, LENGTH, BEFORE = 2, 3, 5  # sizes of the example: rows, tokens, tokens in the cache
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A wrapped model and what torch.onnx must know about it."""
+    """One file: a wrapped model and what torch.onnx must know about it.
 
+    Attributes:
+        module: takes one list of tensors, in the order of `inputs`.
+        inputs: {name: (example, free axes)}.
+    """
+
+    file: str
     module: nn.Module
-    inputs: list[str]
+    inputs: dict[str, tuple[Tensor, Axes]]
     outputs: list[str]
-    example: tuple[Any, ...]
-    axes: list[dict[int, str]]  # per input: which axes are free, and their names
 
 
 class _Encoder(nn.Module):
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, names: Sequence[str]) -> None:
         super().__init__()
-        self.module, self.pooling = model.module, model.pooling
+        self.module, self.pooling, self.names = model.module, model.pooling, names
         self.bare = model.task == "feature-extraction"
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        result = self.module(input_ids=input_ids, attention_mask=attention_mask, **extra)
+    def forward(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        given = dict(zip(self.names, tensors, strict=True))
+        result = self.module(**given)
         if not self.bare:
             return (result.logits,)
         hidden = result.last_hidden_state
         if self.pooling is None:
             return (hidden,)
-        return hidden, pool(hidden, attention_mask, self.pooling)
+        return hidden, pool(hidden, given["attention_mask"], self.pooling)
 
 
 class _Decoder(nn.Module):
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, names: Sequence[str]) -> None:
         super().__init__()
-        self.module = model.module
+        self.module, self.names = model.module, names
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
-        past: list[Tensor],
-    ) -> tuple[Tensor, ...]:
-        from transformers import DynamicCache
-
-        cache: Any = DynamicCache(config=self.module.config)  # type: ignore[arg-type]
-        for layer in range(len(past) // 2):
-            cache.update(past[2 * layer], past[2 * layer + 1], layer)
-        result = self.module(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        present = [t for layer in cache.layers for t in (layer.keys, layer.values)]
-        return (result.logits, *present)
+    def forward(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        given = dict(zip(self.names, tensors, strict=True))
+        cache = filled_cache(given, "past_key_values")
+        tokens = {name: t for name, t in given.items() if "." not in name}
+        result = self.module(**tokens, past_key_values=cache, use_cache=True)
+        return result.logits, *(t for layer in cache.layers for t in (layer.keys, layer.values))
 
 
-def wrap(model: Model) -> Graph:
-    """Wrap a model (the exporter's twin) for its task, with a small example input."""
-    return _wrap_decoder(model) if model.task == "causal-lm" else _wrap_encoder(model)
+def filled_cache(given: Mapping[str, Tensor], prefix: str) -> Any:
+    """A cache of the tensors `prefix`.L.key|value, in the order of `given`."""
+    from transformers import DynamicCache
+
+    cache: Any = DynamicCache()  # told nothing of the config, every layer keeps all tokens
+    tensors = [t for name, t in given.items() if name.startswith(f"{prefix}.")]
+    for layer in range(len(tensors) // 2):
+        cache.update(tensors[2 * layer], tensors[2 * layer + 1], layer)
+    return cache
+
+
+def graphs(model: Model) -> list[Graph]:
+    """Wrap a model (the exporter's twin) for its task; encoder-decoders make two graphs."""
+    from compressor.export.onnx_pair import wrap_pair
+
+    if len(model.family.stacks) > 1:
+        return wrap_pair(model)
+    return [_wrap_decoder(model) if model.task == "causal-lm" else _wrap_encoder(model)]
 
 
 def _wrap_encoder(model: Model) -> Graph:
+    inputs = _pixels(model) if model.sizes["vocabulary"] == 0 else _text(model)
+    outputs = ["last_hidden_state"] if model.task == "feature-extraction" else ["logits"]
+    if model.pooling is not None and outputs == ["last_hidden_state"]:
+        outputs.append("sentence_embedding")
+    return Graph("model.onnx", _Encoder(model, list(inputs)).eval(), inputs, outputs)
+
+
+def _pixels(model: Model) -> dict[str, tuple[Tensor, Axes]]:
+    """Images of the one size that the position embeddings are made for."""
+    size, channels = model.config.image_size, model.config.num_channels
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return {"pixel_values": (torch.zeros(ROWS, channels, height, width), {0: "batch"})}
+
+
+def _text(model: Model) -> dict[str, tuple[Tensor, Axes]]:
     names = ["input_ids", "attention_mask"]
     accepted = inspect.signature(type(model.module).forward).parameters
     if "token_type_ids" in accepted and "token_type_ids" in _tokenizer_outputs(model):
         names.append("token_type_ids")
-    outputs = ["last_hidden_state"] if model.task == "feature-extraction" else ["logits"]
-    if model.pooling is not None and outputs == ["last_hidden_state"]:
-        outputs.append("sentence_embedding")
-    ids = torch.ones(2, 3, dtype=torch.long)
-    example = (ids, ids.clone(), torch.zeros_like(ids))[: len(names)]
-    return Graph(_Encoder(model).eval(), names, outputs, example, [_TOKENS] * len(names))
+    ids = torch.ones(ROWS, LENGTH, dtype=torch.long)
+    examples = (ids, ids.clone(), torch.zeros_like(ids))
+    return {name: (example, TOKENS) for name, example in zip(names, examples, strict=False)}
 
 
 def _tokenizer_outputs(model: Model) -> list[str]:
@@ -103,25 +122,33 @@ def _tokenizer_outputs(model: Model) -> list[str]:
 
 
 def _wrap_decoder(model: Model) -> Graph:
-    parts = [f"{i}.{side}" for i in range(model.sizes["layers"]) for side in ("key", "value")]
-    past = empty_cache(model, batch=2, length=5)
-    ids = torch.ones(2, 3, dtype=torch.long)
-    example = (ids, torch.ones(2, 8, dtype=torch.long), torch.arange(5, 8).repeat(2, 1), past)
-    axes = [_TOKENS, {0: "batch", 1: "total"}, _TOKENS, *([_PAST] * len(parts))]
-    return Graph(
-        module=_Decoder(model).eval(),
-        inputs=[
-            *("input_ids", "attention_mask", "position_ids"),
-            *(f"past_key_values.{part}" for part in parts),
-        ],
-        outputs=["logits", *(f"present.{part}" for part in parts)],
-        example=example,
-        axes=axes,
-    )
-
-
-def empty_cache(model: Model, batch: int, length: int = 0) -> list[Tensor]:
-    """Key and value of every layer in turn, zeros [batch, kv_heads, length, head_dim]."""
     sizes = model.sizes
-    shape = (batch, sizes["kv_heads"], length, sizes["head_dim"])
-    return [torch.zeros(shape) for _ in range(2 * sizes["layers"])]
+    inputs = token_inputs("") | cache_inputs(
+        "past_key_values", sizes["layers"], sizes["kv_heads"], sizes["head_dim"], BEFORE, PAST
+    )
+    outputs = ["logits", *parts("present", sizes["layers"])]
+    return Graph("model.onnx", _Decoder(model, list(inputs)).eval(), inputs, outputs)
+
+
+def token_inputs(prefix: str) -> dict[str, tuple[Tensor, Axes]]:
+    """input_ids, attention_mask and position_ids of tokens after a cache."""
+    ids = torch.ones(ROWS, LENGTH, dtype=torch.long)
+    mask = torch.ones(ROWS, BEFORE + LENGTH, dtype=torch.long)
+    positions = torch.arange(BEFORE, BEFORE + LENGTH).repeat(ROWS, 1)
+    return {
+        f"{prefix}input_ids": (ids, TOKENS),
+        f"{prefix}attention_mask": (mask, {0: "batch", 1: "total"}),
+        f"{prefix}position_ids": (positions, TOKENS),
+    }
+
+
+def parts(prefix: str, layers: int) -> list[str]:
+    """Names of the keys and values of all layers."""
+    return [f"{prefix}.{i}.{side}" for i in range(layers) for side in ("key", "value")]
+
+
+def cache_inputs(
+    prefix: str, layers: int, heads: int, width: int, length: int, axes: Axes
+) -> dict[str, tuple[Tensor, Axes]]:
+    """Keys and values [batch, heads, length, width] of all layers."""
+    return {name: (torch.zeros(ROWS, heads, length, width), axes) for name in parts(prefix, layers)}

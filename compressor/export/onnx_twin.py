@@ -69,6 +69,11 @@ class _Linear(nn.Module):
         self.register_buffer("scale", blocks.scale)
         self.register_buffer("zero", None if blocks.zero is None else pack(blocks.zero, self.bits))
 
+    @property
+    def weight(self) -> Tensor:
+        """For code that asks a Linear for the dtype of its weight (T5); never for its values."""
+        return self.scale
+
     def forward(self, x: Tensor) -> Tensor:
         return matmul_nbits(x, self.packed, self.scale, self.zero, self.bias, self.bits)
 
@@ -83,13 +88,15 @@ class _Embedding(nn.Module):
     def __init__(self, embedding: QuantEmbedding, blocks: _Blocks) -> None:
         super().__init__()
         self.columns, self.bits = embedding.embedding_dim, blocks.bits
+        self.factor = embedding.factor
         self.register_buffer("packed", blocks.packed)
         self.register_buffer("scale", blocks.scale.unsqueeze(-1))
         self.register_buffer("zero", None if blocks.zero is None else blocks.zero.unsqueeze(-1))
 
     def forward(self, ids: Tensor) -> Tensor:
         found = gather_block_quantized(ids, self.packed, self.scale, self.zero, self.bits)
-        return found.flatten(-2)[..., : self.columns]
+        rows = found.flatten(-2)[..., : self.columns]
+        return rows if self.factor == 1.0 else rows * self.factor
 
 
 class _DynamicLinear(nn.Module):
@@ -104,6 +111,11 @@ class _DynamicLinear(nn.Module):
         self.bias = linear.bias
         self.register_buffer("w_IO", linear.int8_weight().contiguous())
         self.register_buffer("scale_O", linear.scale_OG[:, 0].float())
+
+    @property
+    def weight(self) -> Tensor:
+        """As in _Linear."""
+        return self.scale_O
 
     def forward(self, x: Tensor) -> Tensor:
         return dynamic_int8(x, self.w_IO, self.scale_O, self.bias)

@@ -4,20 +4,24 @@ Quantized modules are written as (code - zero) * scale in `dtype`; the file says
 metadata, and the artefact has no formats. Float modules are cast and nothing else.
 """
 
-import copy
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from compressor.export.files import write_side_files
+from compressor.model.checkpoint import write_float
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantEmbedding, QuantLinear, QuantTable
 from compressor.model.manifest import Artifact, Manifest
 from compressor.model.model import Model
 from compressor.model.probe import probe_batches, write_probe
+from compressor.model.stored import names_on_disk, stored
+from compressor.model.stream import Lazy
 from compressor.options import options
 
 
@@ -33,49 +37,66 @@ class Options:
 def run(model: Model, options: Options, out: Path) -> Artifact:
     """Write model.safetensors (in pieces when large), config, tokenizer and probe.
 
-    The probe holds the outputs of the written, rounded weights computed in float32.
+    The probe holds the outputs of the written, rounded weights computed in float32. The float
+    weights of the model are rounded in place; a quantized weight is dequantized when it is
+    used or written and dropped again, so no second model is ever in memory.
     """
     dtype = getattr(torch, model.source_dtype if options.dtype == "source" else options.dtype)
-    dense, quantized = _dense_copy(model, dtype)
-    write_probe(out, [(batch, outputs(dense, batch)) for batch in probe_batches(model)])
-    module: Any = dense.module.to(dtype)
-    module.save_pretrained(out)
-    write_side_files(dense, out)
+    tables = {n: m for n, m in model.module.named_modules() if isinstance(m, QuantTable)}
+    _round(model.module, dtype)
+    for name, table in tables.items():
+        model.module.set_submodule(name, _Dense(table, dtype))
+    write_probe(out, [(batch, outputs(model, batch)) for batch in probe_batches(model)])
+    for name, table in tables.items():
+        model.module.set_submodule(name, table)
+    write_side_files(model, out)
+    write_float(model.module, out, _dense_state(model.module, tables, dtype), dtype)
     manifest = Manifest(
         kind="artifact",
         family=model.family.model_type,
         base_model={},
         engine="torch",
-        metrics={"dequantized_modules": quantized},
+        metrics={"dequantized_modules": len(tables)},
     )
     return Artifact(out, manifest, "torch")
 
 
 @torch.no_grad()
-def _dense_copy(model: Model, dtype: torch.dtype) -> tuple[Model, int]:
-    """A float32 copy whose values `dtype` can hold exactly, and how many modules had codes."""
-    module = copy.deepcopy(model.module)
-    weights: dict[int, nn.Parameter] = {}
-    found = [(n, m) for n, m in module.named_modules() if isinstance(m, QuantTable)]
-    for name, table in found:
-        key = table.codes_OI.data_ptr()
-        if key not in weights:
-            weights[key] = nn.Parameter(table.weight, requires_grad=False)
-        module.set_submodule(name, _dense(table, weights[key]))
+def _round(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give every float parameter a value that `dtype` can hold exactly."""
     for tensor in module.parameters():
         tensor.copy_(tensor.to(dtype))
-    return Model(module, model.family, model.processor, pooling=model.pooling), len(found)
 
 
-def _dense(table: QuantTable, weight: nn.Parameter) -> nn.Module:
-    """The Linear or Embedding that holds `weight`; tables that were shared share it."""
-    rows, columns = weight.shape
-    with torch.device("meta"):
-        if isinstance(table, QuantLinear):
-            new: nn.Module = nn.Linear(columns, rows, bias=False)
-            new.register_parameter("bias", table.bias)
+class _Dense(nn.Module):
+    """A table in the place of the Linear or Embedding that will be written for it."""
+
+    def __init__(self, table: QuantTable, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.table, self.dtype = table, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.table, QuantLinear):
+            return linear(x, self.table.weight.to(self.dtype).float(), self.table.bias)
+        assert isinstance(self.table, QuantEmbedding)
+        factor = self.table.factor  # applied to rows that were rounded as the file has them
+        return (self.table(x) / factor).to(self.dtype).float() * factor
+
+
+def _dense_state(
+    module: nn.Module, tables: dict[str, QuantTable], dtype: torch.dtype
+) -> dict[str, Lazy]:
+    """What transformers would store if the tables were float weights; their codes stand in."""
+    state = {f"{name}.weight": table.codes_OI for name, table in tables.items()}
+    for name, tensor in module.state_dict().items():
+        if name.rpartition(".")[0] not in tables or name.endswith(".bias"):
+            state[name] = tensor
+    found = {}
+    for key, name in names_on_disk(module, state).items():
+        table = tables.get(name.rpartition(".")[0])
+        if table is not None and name.endswith(".weight"):
+            shape = tuple(table.codes_OI.shape)
+            found[key] = Lazy(shape, dtype, lambda table=table: table.weight.to(dtype))
         else:
-            assert isinstance(table, QuantEmbedding)
-            new = nn.Embedding(rows, columns)
-    new.weight = weight
-    return new.eval()
+            found[key] = Lazy.map(partial(stored, module, dtype, name), state[name])
+    return found

@@ -37,7 +37,6 @@ def _serve_torch(path: str, inputs: str, threads: int, prefill: bool) -> int:
 
 
 def _serve_onnxruntime(path: str, inputs: str, threads: int, prefill: bool) -> int:
-    import numpy as np
     import onnxruntime
     from safetensors.numpy import load_file
 
@@ -48,18 +47,26 @@ def _serve_onnxruntime(path: str, inputs: str, threads: int, prefill: bool) -> i
     session = onnxruntime.InferenceSession(
         f"{path}/model.onnx", settings, providers=["CPUExecutionProvider"]
     )
-    rows, length = batch["input_ids"].shape
-    batch["token_type_ids"] = np.zeros((rows, length), np.int64)
-    batch["position_ids"] = np.tile(np.arange(length), (rows, 1))
-    feeds = {}
-    for needed in session.get_inputs():
-        if needed.name.startswith("past_key_values."):
-            _, heads, _, width = needed.shape
-            feeds[needed.name] = np.zeros((rows, heads, 0, width), np.float32)
-        else:
-            feeds[needed.name] = batch[needed.name]
+    feeds = {
+        needed.name: batch[needed.name] if needed.name in batch else _made_up(needed, batch)
+        for needed in session.get_inputs()
+    }
     session.run(None, feeds)
     return baseline
+
+
+def _made_up(needed: Any, batch: dict[str, Any]) -> Any:
+    """An input of the graph that no batch carries: it follows from the token ids."""
+    import numpy as np
+
+    rows, length = batch["input_ids"].shape
+    if needed.name.startswith("past_key_values."):
+        _, heads, _, width = needed.shape
+        return np.zeros((rows, heads, 0, width), np.float32)
+    if needed.name == "position_ids":
+        return np.tile(np.arange(length), (rows, 1))
+    assert needed.name == "token_type_ids", f"the graph asks for {needed.name}"
+    return np.zeros((rows, length), np.int64)
 
 
 def _status(key: str) -> int:

@@ -3,8 +3,8 @@
 A candidate of ONNX Runtime is run with onnxruntime and numpy only, as a deployment would: torch
 is not imported there, since it is not needed to serve the file. A torch candidate pays for torch
 and transformers. `baseline_bytes` is what the process held after its imports and before loading,
-so that peak minus baseline is the model and its work. The work is one forward of `batch` rows of
-`length` tokens of real text; a decoder keeps the cache it makes. See footprint.py for the process.
+so that peak minus baseline is the model and its work. The work is one forward of `batch` rows
+(speed_rows.py); a decoder keeps the cache it makes. See footprint.py for the process.
 """
 
 import json
@@ -15,13 +15,12 @@ from pydantic import Field
 from safetensors.torch import save_file
 
 from compressor.engines import Engine
-from compressor.measure.inputs import fitting_length, heldout, token_rows
+from compressor.measure.inputs import fitting_length
 from compressor.measure.process import died, environment
+from compressor.measure.speed_rows import speed_rows
 from compressor.model.checkpoint import read_task
 from compressor.options import options
 from compressor.training.workbench import Workbench
-
-_BATCH = 8  # held-out rows read at once
 
 
 @options
@@ -29,7 +28,7 @@ class Options:
     """The work of the process."""
 
     batch: int = Field(1, ge=1, description="rows")
-    length: int = Field(128, ge=1, description="tokens per row")
+    length: int = Field(128, ge=1, description="tokens per row of text")
     threads: int = Field(1, ge=1, description="threads the engine may use")
 
 
@@ -43,9 +42,9 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
         CompressError: the process died, e.g. because memory ran out.
     """
     length = fitting_length(engine.path, options.length)
-    rows = token_rows(heldout(work, options.batch, _BATCH, length), options.batch, length)
+    rows = speed_rows(work, options.batch, length)
     inputs = work.scratch / "footprint.safetensors"
-    save_file(rows, inputs)
+    save_file({key: value.contiguous() for key, value in rows.items()}, inputs)
     prefill = read_task(engine.path) == "causal-lm"
     job = {"engine": engine.name, "path": str(engine.path), "inputs": str(inputs)}
     job |= {"threads": options.threads, "prefill": prefill}

@@ -1,16 +1,27 @@
-"""Perplexity and bits per byte of a language model on held-out text.
+"""Perplexity and bits per byte of a language model on held-out text; lower is better.
 
     perplexity = exp(sum of -ln p(token | tokens before it in its window) / scored tokens)
     bits_per_byte = sum of nats / ln 2 / UTF-8 bytes of the scored text
 
-An encoder-decoder is scored on every token of the right answer, given the source (or the sound)
-and the tokens of the answer before it.
+Windows: the documents of the split follow each other in one stream, BOS before and EOS after each
+where the tokenizer has them (training/rows.py). The stream is cut every `length` tokens: the
+stride is the length of a window, so windows do not overlap and every token is in one at most; what
+is left at the end, shorter than a window, is not used. Attention is not blocked between the
+documents of a window. `rows` windows are scored, in whole batches taken evenly from the split.
 
-Windows do not overlap and are at most `length` tokens; the first token of a window is not scored,
-since nothing precedes it. Longer windows therefore give lower numbers: compare only numbers of
-the same length. Bytes are those of the scored tokens as the tokenizer beside the model decodes
-them, special tokens left out; bits_per_byte is absent where there is no tokenizer. Intervals are
-over documents (interval.py).
+First token: that of a window is context only, since nothing precedes it. Every other token of a
+window is scored exactly once, BOS and EOS among them, with 1 to length - 1 tokens before it. Longer
+windows therefore give lower numbers: compare only numbers of the same length and tokenizer.
+
+Bytes: the text of a window as the tokenizer beside the model decodes it, minus that of its first
+token. BOS, EOS and other special tokens have no bytes, though their nats count. A character whose
+bytes are divided between two windows counts as the replacement character, 3 bytes, where it is
+cut. bits_per_byte is absent where there is no tokenizer; it may be compared between tokenizers.
+
+Intervals are over documents (interval.py); a window counts for the document that it begins in.
+
+An encoder-decoder has no windows: it is scored on every token of the right answer, given the
+source (or the sound) and the tokens of the answer before it.
 """
 
 import math

@@ -56,14 +56,14 @@ class Worker:
     Args:
         name: of the candidate, for messages.
         path: its directory.
-        text: held-out batches, as `worker.save_text` wrote them.
+        rows: file with held-out batches, as `worker.save_rows` wrote them.
         threads: threads of the process, set before anything is imported.
     """
 
-    def __init__(self, name: str, path: Path, text: Path, threads: int) -> None:
-        job = {"path": str(path), "threads": threads, "text": str(text)}
+    def __init__(self, name: str, path: Path, rows: Path, threads: int) -> None:
+        job = {"path": str(path), "threads": threads, "rows": str(rows)}
         self.name = name
-        self._errors = (text.parent / f"worker-{id(self)}.stderr").open("w+", encoding="utf-8")
+        self._errors = (rows.parent / f"worker-{id(self)}.stderr").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "compressor.measure.worker", json.dumps(job)],
             stdin=subprocess.PIPE,

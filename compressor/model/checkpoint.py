@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.errors import CompressError
 from compressor.model import layers
@@ -25,7 +24,9 @@ from compressor.model.model import Model, task_of
 from compressor.model.pooling import fit_pooling, read_pooling
 from compressor.model.shapes import config_of, model_class
 from compressor.model.side_files import copy_side_files
-from compressor.model.sources import PACKED, read_config, weight_files
+from compressor.model.sources import FLOAT, PACKED, read_config, weight_files
+from compressor.model.stored import float_state, quantized_state
+from compressor.model.stream import Lazy, open_tensors, write_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
 
@@ -72,7 +73,7 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
     if formats:
         module = _load_quantized(path, raw, family, formats, files)
     else:
-        module = _load_float(path, raw, family)
+        module = _load_float(path, raw, family, files)
     module.eval()
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
     return Model(
@@ -85,11 +86,19 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
     )
 
 
-def _load_float(path: Path, raw: dict[str, Any], family: Family) -> nn.Module:
-    arguments = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+def _load_float(path: Path, raw: dict[str, Any], family: Family, files: list[Path]) -> nn.Module:
+    config = config_of(raw)
+    cls = model_class(family, config)
+    # a file that is cast must not stay in memory beside the result
+    mapped = str(raw.get("dtype") or raw.get("torch_dtype") or "float32") == "float32"
     try:
-        module, report = model_class(family, config_of(raw)).from_pretrained(
-            path, output_loading_info=True, trust_remote_code=False, **arguments
+        module, report = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict=open_tensors(files, mapped),
+            output_loading_info=True,
+            dtype=torch.float32,
+            generation_config=_generation_config(path, cls),
         )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise CompressError(
@@ -98,6 +107,19 @@ def _load_float(path: Path, raw: dict[str, Any], family: Family) -> nn.Module:
         ) from error
     _complete(path, family, module, set(report["missing_keys"]), report["mismatched_keys"])
     return to_linear(module)
+
+
+def _generation_config(path: Path, cls: Any) -> Any:
+    """What generation_config.json says; without one, what transformers reads from config.json."""
+    from transformers import GenerationConfig
+
+    if not cls.can_generate():
+        return None
+    if (path / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(path, local_files_only=True)
+    return GenerationConfig.from_pretrained(
+        path, config_file_name="config.json", _from_model_config=True, local_files_only=True
+    )
 
 
 def _complete(path: Path, family: Family, module: Any, missing: set[str], wrong: Any) -> None:
@@ -129,9 +151,7 @@ def _load_quantized(
     formats: dict[str, WeightFormat],
     files: list[Path],
 ) -> nn.Module:
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors |= load_file(file)
+    tensors = open_tensors(files, mapped=False)
     module = build(raw, family)
     _drop_unstored(module, family, tensors)
     layers.install(module, formats)
@@ -171,43 +191,51 @@ def load_processor(path: Path) -> Any:
         ) from error
 
 
-def save(model: Model, directory: Path, parent: Path) -> None:
+def save(model: Model, directory: Path, parent: Path, shard: int | None = None) -> None:
     """Write a model and the side files of its parent into an existing directory.
 
-    Float weights are written in the dtype the source had, by transformers; a model with
-    quantized modules as packed codes, whose scales stay float16. The manifest and the probe are
-    the caller's business.
+    Float weights are written in the dtype the source had, as transformers would; a model with
+    quantized modules as packed codes, whose scales stay float16. Beside the model only one
+    tensor at a time is in memory. The manifest and the probe are the caller's business.
+
+    Args:
+        model: what to save.
+        directory: an existing directory.
+        parent: checkpoint directory whose side files travel along.
+        shard: bytes of one weight file, stream.SHARD when None.
     """
     names = [name for name, _ in model.module.named_parameters()]
     assert not any("parametrizations" in name for name in names), "an active parametrization"
     copy_side_files(parent, directory)
     fit_pooling(directory, model.sizes["hidden"])
-    module: Any = model.module
     dtype = getattr(torch, model.source_dtype)
     if model.formats:
-        module.config.architectures = [type(module).__name__]
-        module.config.save_pretrained(directory)
-        stored = layers.state_to_disk(module)
-        tables = {name for name in stored if name.rpartition(".")[2] in layers.TABLE}
-        dense = _cast({name: t for name, t in stored.items() if name not in tables}, dtype)
-        save_file(stored | dense, directory / PACKED, metadata={"format": "pt"})
+        write_config(model.module, directory, dtype)
+        write_tensors(directory, Path(PACKED).stem, quantized_state(model.module, dtype), shard)
     else:
-        state = _cast(module.state_dict(), dtype)
-        turned = {name: state[name].t().contiguous() for name in turned_names(module)}
-        module.save_pretrained(directory, state_dict=state | turned)
-    # transformers states the dtype of the module, not that of the weights it was given
-    _edit_json(directory / "config.json", dtype=model.source_dtype)
+        write_float(model.module, directory, float_state(model.module, dtype), dtype, shard)
 
 
-def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Cast floating tensors; tied tensors stay tied (transformers finds ties by storage)."""
-    done: dict[int, Tensor] = {}
-    for tensor in state.values():
-        if tensor.data_ptr() not in done:
-            done[tensor.data_ptr()] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    return {name: done[tensor.data_ptr()] for name, tensor in state.items()}
+def write_float(
+    module: Any,
+    directory: Path,
+    state: dict[str, Lazy],
+    dtype: torch.dtype,
+    shard: int | None = None,
+) -> None:
+    """Write what `save_pretrained` would write of a module, with `state` for its weights."""
+    write_config(module, directory, dtype)
+    if module.can_generate():
+        module.generation_config.save_pretrained(directory)
+    turned = turned_names(module)  # GPT-2's, whose names on disk are those in memory
+    state = {name: lazy.turned() if name in turned else lazy for name, lazy in state.items()}
+    write_tensors(directory, Path(FLOAT).stem, state, shard)
 
 
-def _edit_json(file: Path, **changes: Any) -> None:
-    content = json.loads(file.read_text(encoding="utf-8")) | changes
+def write_config(module: Any, directory: Path, dtype: torch.dtype) -> None:
+    """Write config.json: the module's class and sizes, and the dtype of the stored weights."""
+    module.config.architectures = [type(module).__name__]
+    module.config.save_pretrained(directory)
+    file = directory / "config.json"
+    content = json.loads(file.read_text(encoding="utf-8")) | {"dtype": str(dtype)[6:]}
     file.write_text(json.dumps(content, indent=2), encoding="utf-8")

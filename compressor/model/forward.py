@@ -10,9 +10,24 @@ from compressor.model.model import Model, pool
 
 
 def accepted(model: Model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keep only the keys that are tensors of this model's forward; labels are never passed."""
+    """Keep only the keys that are tensors of this model's forward; labels are never passed.
+
+    Positions of tokens that are generated count real tokens, wherever a row is padded: GPT-2 and
+    Whisper by themselves would count the padding in front.
+    """
     names = set(inspect.signature(type(model.module).forward).parameters) - {"labels"}
-    return {key: value for key, value in batch.items() if key in names}
+    given = {key: value for key, value in batch.items() if key in names}
+    prefix = "decoder_" if len(model.family.stacks) > 1 else ""
+    counted = prefix or model.task == "causal-lm"
+    if counted and f"{prefix}position_ids" in names and f"{prefix}attention_mask" in given:
+        found = positions(given[f"{prefix}attention_mask"])
+        given.setdefault(f"{prefix}position_ids", found)
+    return given
+
+
+def positions(mask: Tensor) -> Tensor:
+    """[B, S] position of each token among the real ones of its row, from an attention mask."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def without_cache(model: Model) -> dict[str, bool]:

@@ -7,6 +7,7 @@ An embedding and a head that share one table share the very same buffers. On dis
 2^(bits-1), is not stored at all.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from compressor.errors import CompressError
 from compressor.model.manifest import WeightFormat
 from compressor.numerics.ops import dynamic_int8_linear, quant_linear
-from compressor.numerics.packing import pack, unpack
+from compressor.numerics.packing import unpack
 from compressor.numerics.quantizer import dequantize
 
 TABLE = ("codes_OI", "scale_OG", "zero_OG")
+ROWS = 1024  # of a table that are unpacked or dequantized at once: intermediates stay small
 
 
 class QuantTable(nn.Module):
@@ -41,7 +43,11 @@ class QuantTable(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dequantized weight [rows, columns], float32, made anew at every call."""
-        return dequantize(self.codes_OI, self.scale_OG, self.zero_OG)
+        weight = torch.empty(self.codes_OI.shape, device=self.codes_OI.device)
+        parts = (t.split(ROWS) for t in (weight, self.codes_OI, self.scale_OG, self.zero_OG))
+        for out, codes, scale, zero in zip(*parts, strict=True):
+            out.copy_(dequantize(codes, scale, zero))
+        return weight
 
     def fill(self, codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor) -> None:
         """Copy codes, scales and zero points in; whoever shares this table sees them too."""
@@ -151,22 +157,12 @@ def _find(module: nn.Module, name: str) -> nn.Linear | nn.Embedding:
     return found
 
 
-def state_to_disk(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a model with Quant modules: codes packed, every tied tensor once."""
-    stored: dict[str, Tensor] = {}
-    done: set[int] = set()
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) in done:
-            continue
-        done.add(id(tensor))
-        owner = _owner(module, name)
-        is_codes = isinstance(owner, QuantTable) and tensor is owner.codes_OI
-        stored[name] = pack(tensor, owner.bits) if is_codes else tensor.detach().contiguous()
-    return stored
+def state_from_disk(module: nn.Module, tensors: Mapping[str, Any]) -> None:
+    """Fill a model on which `install` was called with what was stored, bit for bit.
 
-
-def state_from_disk(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Fill a model on which `install` was called with what `state_to_disk` gave, bit for bit.
+    Args:
+        module: the model.
+        tensors: tensors, or unread slices of files (model/stream.py); read one after another.
 
     Raises:
         CompressError: tensors are missing, left over, or of another shape or kind.
@@ -182,7 +178,7 @@ def state_from_disk(module: nn.Module, tensors: dict[str, Tensor]) -> None:
             "get weights, config.json and manifest.json from the same place",
         )
     for name, tensor in tensors.items():
-        _fill(module, name, own[name], tensor)
+        _fill(module, name, own[name], tensor[...])
 
 
 def _fill(module: nn.Module, name: str, target: Tensor, stored: Tensor) -> None:
@@ -198,7 +194,11 @@ def _fill(module: nn.Module, name: str, target: Tensor, stored: Tensor) -> None:
             "get weights, config.json and manifest.json from the same place",
         )
     with torch.no_grad():
-        target.copy_(unpack(stored, owner.bits, target.shape[1]) if is_codes else stored)
+        if not is_codes:
+            target.copy_(stored)
+            return
+        for rows, packed in zip(target.split(ROWS), stored.split(ROWS), strict=True):
+            rows.copy_(unpack(packed, owner.bits, target.shape[1]))
 
 
 def _owner(module: nn.Module, tensor_name: str) -> Any:

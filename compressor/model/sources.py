@@ -117,12 +117,14 @@ def read_config(path: Path) -> dict[str, Any]:
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a checkpoint, each with an intact header and full length.
 
+    One file, or the pieces that an index names.
+
     Raises:
         CompressError: there are none (pickles are refused), one is missing, truncated, or an
             index points outside the directory.
     """
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
+    indices = [path / f"{name}.index.json" for name in (FLOAT, PACKED)]
+    if index := next((file for file in indices if file.is_file()), None):
         files = [_inside(path, name) for name in _index_names(index)]
     elif single := [path / name for name in (FLOAT, PACKED) if (path / name).is_file()]:
         files = single[:1]

@@ -1,53 +1,45 @@
-"""Candidates side by side: quality one after the other, speed in turns.
+"""Candidates side by side: quality one after the other, speed in turns (rounds.py).
 
-Speed: one fresh worker process per candidate, all open, only one working at a time. A round gives
-every candidate one turn; the order rotates from round to round. Numbers are medians over rounds,
-ratios are formed within a round, against the first candidate, before their median is taken, so
-that a machine that slows down for a minute slows both sides of a ratio.
-
-Noise: the first candidate has two turns per round. Where its two medians differ by more than
-TWICE, or the quartiles of its rounds lie further apart than SPREAD, the result is called noisy.
+The quality is that of the artefact itself, in the engine that serves it: never the quality of a
+training run beside the speed of an exported file.
 """
 
 import dataclasses
+import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from pydantic import TypeAdapter
 
 from compressor.engines import engine_name, open_engine
 from compressor.errors import CompressError
-from compressor.measure import latency
-from compressor.measure.inputs import heldout
-from compressor.measure.process import Worker
-from compressor.measure.worker import save_text
 from compressor.model.checkpoint import load_processor, read_task
+from compressor.model.manifest import NAME as MANIFEST
+from compressor.model.manifest import read_manifest
+from compressor.model.sources import Source, describe_source
 from compressor.run.machine import machine
 from compressor.run.methods import load_method
+from compressor.run.rounds import Candidate, Round, Turns, median, no_turns, take_turns
 from compressor.training.workbench import Workbench
 
 VERSION = 1
 MEASURES = ("size", "latency", "memory", "fidelity")
-TWICE = 0.05
-SPREAD = 0.15
 SUFFIXES = ("low", "high", "n")
-
-Round = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A directory to measure and what tables call it."""
-
-    name: str
-    path: Path
+OWN_COLUMNS = ("parameters", "bytes", "weights_bytes", "peak_memory_bytes", "baseline_bytes")
+UNITS = {
+    "causal-lm": "tokens/s",
+    "feature-extraction": "sentences/s",
+    "fill-mask": "sentences/s",
+    "text-classification": "sentences/s",
+    "image-classification": "images/s",
+}
 
 
-def bench(
+def measure_candidates(
     candidates: Sequence[Candidate],
     work: Workbench,
     measures: Sequence[str] | Mapping[str, Any] = MEASURES,
@@ -57,48 +49,64 @@ def bench(
     """Measure candidates against the first one.
 
     Args:
-        candidates: checkpoints and artefacts that read text with the same tokenizer.
-        work: held-out text, progress and scratch; its reference is replaced by the first
+        candidates: checkpoints and artefacts of one task and, where they have one, one tokenizer.
+        work: held-out data, progress and scratch; its reference is replaced by the first
             candidate.
         measures: names, or {name: options}. Size is always measured: ratios need it.
         threads: threads of speed and memory; quality runs with what this process uses.
         rounds: turns per candidate.
 
     Returns:
-        The form of `bench --json`. Beyond it: per candidate weights_bytes, baseline_bytes,
-        prefill_ms (decoders), latency_ms.rounds (p50 of each round) and ratio.throughput; `noise`
-        {twice, spread} with the shares that decided `noisy`. What was not measured is null.
+        The form of `bench --json`. Beyond it: `task`; `tokenizer`, a digest of the vocabulary;
+        `measures` {name: options}; `noise` {twice, spread}, the shares that decided `noisy`; per
+        candidate fingerprint, weights_bytes, baseline_bytes, latency_ms.rounds (p50 of each
+        round), ratio.throughput, cores (processor time over wall time), and prefill_ms
+        {tokens: ms} of decoders or batches {rows: {p50, throughput}} of the others. What was not
+        measured is null.
 
     Raises:
-        CompressError: no candidate or a mixture of tokenizers; a directory that cannot be
-            opened; a measure that does not fit the model; a worker that died.
+        CompressError: no candidate, or candidates that answer different questions; a directory
+            that cannot be opened; a measure that does not fit the model; a worker that died.
     """
     if not candidates or rounds < 1:
         raise CompressError("nothing to measure", "name at least one directory and one round")
     chosen = _options(measures, threads)
-    _refuse_mixture(candidates)
+    tokenizer = _refuse_mixture(candidates)
     with tempfile.TemporaryDirectory(dir=work.scratch) as scratch:
         local = dataclasses.replace(work, scratch=Path(scratch))
         numbers = _quality(candidates, local, chosen)
-        turns: list[list[Round]] = [[] for _ in range(len(candidates) + 1)]
+        turns = no_turns(len(candidates))
         if "latency" in chosen:
-            turns = _speed(candidates, local, chosen["latency"], threads, rounds)
+            turns = take_turns(candidates, local, chosen["latency"], threads, rounds)
+    task = read_task(candidates[0].path)
     entries = [
-        _entry(candidate, found, speed, _units(candidate))
-        for candidate, found, speed in zip(candidates, numbers, turns[:-1], strict=True)
+        _entry(candidate, found, speed, UNITS.get(task, "rows/s"))
+        for candidate, found, speed in zip(candidates, numbers, turns.rounds, strict=True)
     ]
-    for entry, speed in zip(entries, turns[:-1], strict=True):
-        entry["ratio"] = _ratios(entry, entries[0], speed, (turns[0], turns[-1]))
-    noise = _noise(turns[0], turns[-1])
+    for index, entry in enumerate(entries):
+        entry["ratio"] = _ratios(entry, entries[0], turns, index)
     return {
         "version": VERSION,
         "machine": machine(),
         "threads": threads,
         "rounds": rounds,
-        "noisy": bool(noise) and (noise["twice"] > TWICE or noise["spread"] > SPREAD),
-        "noise": noise,
+        "noisy": turns.noisy,
+        "noise": turns.noise,
+        "task": task,
+        "tokenizer": tokenizer,
+        "measures": {
+            name: TypeAdapter(type(options)).dump_python(options, mode="json")
+            for name, options in chosen.items()
+        },
         "candidates": entries,
     }
+
+
+def fingerprint(path: Path) -> str:
+    """Identity of a model: the manifest's fingerprint, or a digest of a plain checkpoint."""
+    if (path / MANIFEST).is_file():
+        return read_manifest(path).fingerprint
+    return describe_source(Source(path, path.name))["sha256"]
 
 
 def _options(measures: Sequence[str] | Mapping[str, Any], threads: int) -> dict[str, Any]:
@@ -113,14 +121,25 @@ def _options(measures: Sequence[str] | Mapping[str, Any], threads: int) -> dict[
     return found
 
 
-def _refuse_mixture(candidates: Sequence[Candidate]) -> None:
-    """All candidates get the same token ids, so these must mean the same text to all."""
-    known: dict[str, Any] = {}
+def _refuse_mixture(candidates: Sequence[Candidate]) -> str | None:
+    """All candidates get the same token ids, so these must mean the same text to all.
+
+    Returns the digest of their vocabulary, or None where none has a tokenizer.
+    """
+    tasks, known = {}, {}
     for candidate in candidates:
         engine_name(candidate.path)
+        tasks[candidate.name] = read_task(candidate.path)
         processor = load_processor(candidate.path)
         if processor is not None:
             known[candidate.name] = processor.get_vocab()
+    first = candidates[0].name
+    for name, task in tasks.items():
+        if task != tasks[first]:
+            raise CompressError(
+                f"'{name}' is for {task} and '{first}' for {tasks[first]}",
+                "compare models of one task at a time",
+            )
     names = list(known)
     for name in names[1:]:
         if known[name] != known[names[0]]:
@@ -128,6 +147,9 @@ def _refuse_mixture(candidates: Sequence[Candidate]) -> None:
                 f"'{name}' and '{names[0]}' have different tokenizers",
                 "compare models of one tokenizer at a time",
             )
+    if not known:
+        return None
+    return hashlib.sha256(json.dumps(sorted(known[names[0]].items())).encode()).hexdigest()
 
 
 def _quality(
@@ -154,65 +176,36 @@ def _quality(
     return found
 
 
-def _speed(
-    candidates: Sequence[Candidate],
-    work: Workbench,
-    options: latency.Options,
-    threads: int,
-    rounds: int,
-) -> list[list[Round]]:
-    """Rounds of every candidate, and of the first one's second turn at the end of the list."""
-    text = work.scratch / "text.safetensors"
-    save_text(heldout(work, max(1, options.batch), 8, options.length), text)
-    request = dataclasses.asdict(options)
-    again = request | {"batch": 0}  # the second turn only has to repeat the latency
-    turns: list[list[Round]] = [[] for _ in range(len(candidates) + 1)]
-    with ExitStack() as stack:
-        workers = [
-            stack.enter_context(closing(Worker(c.name, c.path, text, threads))) for c in candidates
-        ]
-        for worker in workers:
-            worker.hear()
-        advance = stack.enter_context(work.progress("measuring speed", rounds * len(turns)))
-        for number in range(rounds):
-            for turn in _order(number, len(turns)):
-                last = turn == len(candidates)
-                worker = workers[0 if last else turn]
-                turns[turn].append(worker.ask(again if last else request))
-                advance(1)
-    return turns
-
-
-def _order(number: int, turns: int) -> list[int]:
-    return [(number + i) % turns for i in range(turns)]
-
-
-def _units(candidate: Candidate) -> str:
-    return "tokens/s" if read_task(candidate.path) == "causal-lm" else "sentences/s"
-
-
-def _median(rounds: list[Round], key: str) -> float | None:
-    values = [r[key] for r in rounds if key in r]
-    return float(np.median(values)) if values else None
-
-
 def _entry(
     candidate: Candidate, numbers: dict[str, float], rounds: list[Round], unit: str
 ) -> dict[str, Any]:
-    own = ("parameters", "bytes", "weights_bytes", "peak_memory_bytes", "baseline_bytes")
-    times = {key: _median(rounds, key) for key in ("p50", "p95", "iqr")}
-    speed = _median(rounds, "throughput")
+    times = {key: median(rounds, key) for key in ("p50", "p95", "iqr")}
+    speed = median(rounds, "throughput")
     path = candidate.path
+    batches = {
+        size: {"p50": ms, "throughput": median(rounds, f"batch_{size}_throughput")}
+        for size, ms in _numbered(rounds, "batch").items()
+    }
     return {
         "name": candidate.name,
         "path": path.name if path.is_absolute() else str(path),
         "engine": engine_name(path),
-        **{key: numbers.get(key) for key in own},
+        "fingerprint": fingerprint(path),
+        **{key: numbers.get(key) for key in OWN_COLUMNS},
         "latency_ms": times | {"rounds": [r["p50"] for r in rounds]} if rounds else None,
-        "prefill_ms": _median(rounds, "prefill_ms"),
+        "prefill_ms": _numbered(rounds, "prefill") or None,
+        "batches": batches or None,
         "throughput": None if speed is None else {"unit": unit, "value": speed},
-        "quality": _nested({k: v for k, v in numbers.items() if k not in own}),
+        "cores": median(rounds, "cores"),
+        "quality": _nested({k: v for k, v in numbers.items() if k not in OWN_COLUMNS}),
     }
+
+
+def _numbered(rounds: list[Round], kind: str) -> dict[str, float | None]:
+    """{"32": median, ...} of the keys prefill_32, ... of the rounds, smallest number first."""
+    parts = {key: key.removeprefix(f"{kind}_") for key in (rounds[0] if rounds else {})}
+    numbers = {text: key for key, text in parts.items() if text != key and text.isdigit()}
+    return {text: median(rounds, numbers[text]) for text in sorted(numbers, key=int)}
 
 
 def _nested(quality: dict[str, float]) -> dict[str, dict[str, Any]]:
@@ -226,33 +219,15 @@ def _nested(quality: dict[str, float]) -> dict[str, dict[str, Any]]:
 
 
 def _ratios(
-    entry: dict[str, Any],
-    first: dict[str, Any],
-    rounds: list[Round],
-    twice: tuple[list[Round], list[Round]],
+    entry: dict[str, Any], first: dict[str, Any], turns: Turns, index: int
 ) -> dict[str, float | None]:
     def simple(get: Callable[[dict[str, Any]], float | None]) -> float | None:
         ours, theirs = get(entry), get(first)
         return ours / theirs if ours is not None and theirs else None
 
-    own = entry is first
-    paired = [
-        1.0 if own else r["p50"] / ((a["p50"] + b["p50"]) / 2)
-        for r, a, b in zip(rounds, *twice, strict=True)
-    ]
     return {
-        "latency": float(np.median(paired)) if paired else None,
+        "latency": turns.latency_ratio(index),
         "throughput": simple(lambda e: e["throughput"] and e["throughput"]["value"]),
         "bytes": simple(lambda e: e["bytes"]),
         "peak_memory": simple(lambda e: e["peak_memory_bytes"]),
     }
-
-
-def _noise(first: list[Round], second: list[Round]) -> dict[str, float]:
-    """How far the two turns of the first candidate, and its rounds, lie apart, as shares."""
-    if not first:
-        return {}
-    a, b = [r["p50"] for r in first], [r["p50"] for r in second]
-    quarter, half, three = np.quantile(a + b, [0.25, 0.5, 0.75])
-    difference = abs(np.median(a) - np.median(b))
-    return {"twice": float(difference / half), "spread": float((three - quarter) / half)}

@@ -11,27 +11,67 @@ import onnxruntime, transformers
 tokens = transformers.AutoTokenizer.from_pretrained(DIR)(["a sentence"], return_tensors="np")
 vectors = onnxruntime.InferenceSession(DIR + "/model.onnx").run(["{output}"], {{**tokens}})[0]"""
 
+IMAGE_USAGE = """\
+import onnxruntime, PIL.Image, transformers
+read, picture = transformers.AutoImageProcessor.from_pretrained(DIR), PIL.Image.new("RGB", (99, 99))
+pixels = read(picture, return_tensors="np")
+found = onnxruntime.InferenceSession(DIR + "/model.onnx").run(["{output}"], {{**pixels}})[0]"""
+
 DECODER_USAGE = """\
 import compressor, transformers
 engine, tokenizer = compressor.open_engine(DIR), transformers.AutoTokenizer.from_pretrained(DIR)
 print(tokenizer.decode(compressor.generate(engine, tokenizer("Once upon a time").input_ids, 60)))"""
 
+SEQ2SEQ_USAGE = """\
+import compressor, transformers
+engine, tokenizer = compressor.open_engine(DIR), transformers.AutoTokenizer.from_pretrained(DIR)
+source = tokenizer("a sentence", return_tensors="pt")
+print(tokenizer.decode(compressor.generate(engine, [], 60, tokenizer.eos_token_id, source)))"""
+
+SPEECH_USAGE = """\
+import compressor, numpy, transformers
+engine, tokenizer = compressor.open_engine(DIR), transformers.AutoTokenizer.from_pretrained(DIR)
+hear = transformers.AutoFeatureExtractor.from_pretrained(DIR)
+source = hear(numpy.zeros(16000), sampling_rate=16000, return_tensors="pt")
+print(tokenizer.decode(compressor.generate(engine, [], 60, tokenizer.eos_token_id, source)))"""
+
 TORCH_USAGE = """\
 from transformers import {auto}, AutoTokenizer
 model, tokenizer = {auto}.from_pretrained(DIR), AutoTokenizer.from_pretrained(DIR)
-print(model(**tokenizer("a sentence", return_tensors="pt")))"""
+print({call}(**tokenizer("a sentence", return_tensors="pt")))"""
+
+TORCH_SPEECH_USAGE = """\
+import numpy
+from transformers import {auto}, AutoFeatureExtractor
+model, hear = {auto}.from_pretrained(DIR), AutoFeatureExtractor.from_pretrained(DIR)
+print(model.generate(**hear(numpy.zeros(16000), sampling_rate=16000, return_tensors="pt")))"""
+
+TORCH_IMAGE_USAGE = """\
+import PIL.Image
+from transformers import {auto}, AutoImageProcessor
+model, read = {auto}.from_pretrained(DIR), AutoImageProcessor.from_pretrained(DIR)
+print(model(**read(PIL.Image.new("RGB", (99, 99)), return_tensors="pt")))"""
+
+# task: (auto class, how an exported file is used, how plain transformers uses a checkpoint)
+_USAGES = {
+    "causal-lm": ("AutoModelForCausalLM", DECODER_USAGE, TORCH_USAGE),
+    "seq2seq-lm": ("AutoModelForSeq2SeqLM", SEQ2SEQ_USAGE, TORCH_USAGE),
+    "speech-seq2seq": ("AutoModelForSpeechSeq2Seq", SPEECH_USAGE, TORCH_SPEECH_USAGE),
+    "image-classification": ("AutoModelForImageClassification", IMAGE_USAGE, TORCH_IMAGE_USAGE),
+    "text-classification": ("AutoModelForSequenceClassification", ENCODER_USAGE, TORCH_USAGE),
+    "fill-mask": ("AutoModelForMaskedLM", ENCODER_USAGE, TORCH_USAGE),
+    "feature-extraction": ("AutoModel", ENCODER_USAGE, TORCH_USAGE),
+}
 
 
 def usage(engine: str, task: str, outputs: dict[str, Any]) -> str:
-    """Three lines of working Python that use an artefact; DIR stands for its folder."""
+    """A few lines of working Python that use an artefact; DIR stands for its folder."""
+    auto, exported, plain = _USAGES[task]
     if engine == "torch":
-        return TORCH_USAGE.format(
-            auto="AutoModelForCausalLM" if task == "causal-lm" else "AutoModel"
-        )
-    if task == "causal-lm":
-        return DECODER_USAGE
+        call = "model.generate" if task == "seq2seq-lm" else "model"
+        return plain.format(auto=auto, call=call)
     names = ("sentence_embedding", "last_hidden_state", "logits")
-    return ENCODER_USAGE.format(output=next(name for name in names if name in outputs))
+    return exported.format(output=next(name for name in names if name in outputs))
 
 
 def model_card(manifest: Manifest, method: str, task: str, stages: list[StageRecord]) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from compressor.model.manifest import Artifact, file_digest
-from compressor.run.bench import Candidate, bench
+from compressor.run.bench import VERSION, measure_candidates
 from compressor.run.layout import stage_directories, stage_name
+from compressor.run.rounds import Candidate
 from compressor.run.setting import Setting
 
 STORED = "bench.json"
@@ -32,7 +33,8 @@ def compare(setting: Setting, artifacts: list[Artifact]) -> dict[str, Any] | Non
         if content["identity"] == identity and not content["result"]["noisy"]:
             return content["result"]  # a noisy one is measured again
     setting.screen.say("measuring " + ", ".join(c.name for c in candidates))
-    result = bench(candidates, setting.measuring(), measures)
+    result = measure_candidates(candidates, setting.measuring(), measures)
+    result["data"] = setting.data_record
     temporary = stored.with_suffix(".tmp")
     temporary.write_text(json.dumps({"identity": identity, "result": result}), encoding="utf-8")
     temporary.rename(stored)
@@ -56,7 +58,7 @@ def _short(path: Path) -> str:
 
 
 def _identity(setting: Setting, candidates: list[Candidate]) -> str:
-    parts: list[Any] = [setting.data_record, setting.profile.seed]
+    parts: list[Any] = [VERSION, setting.data_record, setting.profile.seed]
     for name, options in setting.profile.measures.items():
         parts.append([name, TypeAdapter(type(options)).dump_python(options, mode="json")])
     for candidate in candidates:

@@ -5,8 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.run.plots import Bar, columns, curve, heatmap, horizontal_bars
-from compressor.run.tables import interval, megabytes, quality_names, significant
-from compressor.run.verdict import is_ours
+from compressor.run.tables import (
+    FIDELITY,
+    LOWER_IS_BETTER,
+    interval,
+    megabytes,
+    quality_names,
+    significant,
+)
+from compressor.run.verdict import roles
 
 
 @dataclass(frozen=True)
@@ -27,43 +34,40 @@ def figures(report: dict[str, Any]) -> list[Figure]:
 
 
 def _before_after(bench: dict[str, Any]) -> Iterator[Figure]:
-    candidates = bench["candidates"]
-    sizes = [(c, c.get("bytes"), f"{megabytes(c.get('bytes'))} MB") for c in candidates]
-    yield from _bars("Size on disk", sizes, "Shorter is better.")
-    times = [(c, (c.get("latency_ms") or {}).get("p50")) for c in candidates]
-    rows = [(c, ms, f"{significant(ms)} ms") for c, ms in times]
+    candidates = list(zip(bench["candidates"], _styles(bench), strict=True))
+    sizes = [
+        Bar(str(c["name"]), c["bytes"], f"{megabytes(c['bytes'])} MB", style=style)
+        for c, style in candidates
+        if c.get("bytes") is not None
+    ]
+    times = [
+        Bar(str(c["name"]), c["latency_ms"]["p50"], f"{significant(ms)} ms", style=style)
+        for c, style in candidates
+        if (ms := (c.get("latency_ms") or {}).get("p50")) is not None
+    ]
     busy = " The machine was busy: do not rely on it." if bench.get("noisy") else ""
-    yield from _bars("Latency, median", rows, f"Shorter is better.{busy}")
-    for name in quality_names(bench)[:3]:
+    yield from _bars("Size on disk", sizes, "Shorter is better.")
+    yield from _bars("Latency, median", times, f"Shorter is better.{busy}")
+    for name in [n for n in quality_names(bench) if n in FIDELITY][:3]:
         marks = [
-            Bar(
-                label=str(c["name"]),
-                value=q["value"] or 0.0,
-                text=interval(q),
-                low=q.get("low"),
-                high=q.get("high"),
-                style=_style(c),
-            )
-            for c in candidates
+            Bar(str(c["name"]), q["value"] or 0.0, interval(q), q.get("low"), q.get("high"), style)
+            for c, style in candidates
             if (q := (c.get("quality") or {}).get(name)) and (q["value"] or 0.0) >= 0
         ]
-        if marks:
-            caption = "On held-out documents; the whisker is the interval."
-            yield Figure(name, horizontal_bars(name, marks), caption)
+        better = "shorter" if name in LOWER_IS_BETTER else "longer"
+        caption = f"On held-out documents, {better} is better; the whisker is the interval."
+        yield from _bars(name, marks, caption)
 
 
-def _bars(title: str, rows: list[tuple[dict, float | None, str]], caption: str) -> Iterator[Figure]:
-    marks = [
-        Bar(str(c["name"]), value, text, style=_style(c))
-        for c, value, text in rows
-        if value is not None
-    ]
-    if marks:
-        yield Figure(title, horizontal_bars(title, marks), caption)
+def _bars(title: str, bars: list[Bar], caption: str) -> Iterator[Figure]:
+    if bars:
+        yield Figure(title, horizontal_bars(title, bars), caption)
 
 
-def _style(candidate: dict[str, Any]) -> str:
-    return "ours" if is_ours(candidate) else "other"
+def _styles(bench: dict[str, Any]) -> list[str]:
+    """A CSS class per candidate: what is judged stands out from what it is compared with."""
+    judged, _ = roles(bench)
+    return ["ours" if any(c is j for j in judged) else "other" for c in bench["candidates"]]
 
 
 def _importance(stage: dict[str, Any]) -> Iterator[Figure]:

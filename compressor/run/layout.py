@@ -1,23 +1,44 @@
 """The output directory: who may use it, what stands in it, how a stage lands in it at once."""
 
-import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import CompressError, Refused
 from compressor.model.manifest import NAME as MANIFEST
+from compressor.run.shortage import shortages
+from compressor.training.snapshot import flush
 
 SOURCE = "00-source"
 SCRATCH = ".scratch"
 OURS = (SOURCE, ".lock")
 
 
+@dataclass(frozen=True)
+class Lock:
+    """The held lock of an output directory; its file says who works there, and on what.
+
+    Attributes:
+        handle: descriptor of the file.
+        killed_in: what the run before this one was doing when it ended without a word; else "".
+    """
+
+    handle: int
+    killed_in: str
+
+    def note(self, place: str) -> None:
+        """Say what is being done, for whoever finds the lock."""
+        text = f"{os.getpid()} {place}\n".encode()
+        os.pwrite(self.handle, text, 0)
+        os.ftruncate(self.handle, len(text))
+
+
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[Lock]:
     """Hold the lock of an output directory; the system frees it even after kill -9.
 
     Raises:
@@ -37,13 +58,22 @@ def locked(out: Path) -> Iterator[None]:
             f"cannot write to '{out}' ({error.strerror})", "give another --out directory"
         ) from error
     try:
+        # a run that ends by itself leaves nothing in the file
+        process, _, place = os.pread(handle, 1000, 0).decode().partition("\n")[0].partition(" ")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            who = f" (process {process})" if process else ""
             raise CompressError(
-                f"another run is working in '{out}'", "wait for it, or give another --out"
+                f"another run is working in '{out}'{who}", "wait for it, or give another --out"
             ) from error
-        yield
+        lock = Lock(handle, place)
+        with shortages(".lock"):
+            lock.note("")
+        try:
+            yield lock
+        finally:
+            os.ftruncate(handle, 0)
     finally:
         os.close(handle)
 
@@ -60,21 +90,33 @@ def stage_directories(home: Path) -> list[Path]:
 
 
 @contextmanager
-def landing(target: Path, scratch: Path) -> Iterator[Path]:
+def landing(target: Path, scratch: Path, lower: str = "") -> Iterator[Path]:
     """A temporary directory that becomes `target` when the block ends well.
 
-    It stands beside its scratch, so a half-written directory never has the target's name.
+    It stands beside its scratch, so a half-written directory never has the target's name. What
+    was written is flushed before the rename: after it, the scratch may go.
+
+    Args:
+        target: the directory to make.
+        scratch: private folder, on the same file system.
+        lower: hint for a lack of memory, see `shortages`.
 
     Raises:
-        CompressError: the disk is full; what was finished before stays.
+        Shortage: the disk is full or memory ran out; what was finished before stays.
     """
     partial = scratch / f"{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    with disk_errors(target):
-        partial.mkdir(parents=True)
-        yield partial
-        assert (partial / MANIFEST).is_file(), "the manifest is written last, inside the block"
-        partial.rename(target)
+    with shortages(target.name, lower):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            assert (partial / MANIFEST).is_file(), "the manifest is written last, in the block"
+            for place in (*partial.rglob("*"), partial):
+                flush(place)
+            partial.rename(target)
+            flush(target.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its space back
 
 
 @contextmanager
@@ -87,29 +129,6 @@ def rejecting(built: Path, target: Path) -> Iterator[None]:
         shutil.rmtree(rejected, ignore_errors=True)
         built.rename(rejected)
         raise
-
-
-@contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Turn "disk full" and "file system read-only" into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        raise _full(target, error.strerror or "no space") from error
-    except Exception as error:
-        # safetensors and torch.onnx wrap the system's error in classes of their own
-        if "No space left on device" not in str(error) and "os error 28" not in str(error):
-            raise
-        raise _full(target, "No space left on device") from error
-
-
-def _full(target: Path, reason: str) -> CompressError:
-    return CompressError(
-        f"could not write {target.name} ({reason})",
-        "free disk space or choose another place; the same command then continues",
-    )
 
 
 def remove(directory: Path, scratch: Path) -> None:

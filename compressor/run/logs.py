@@ -12,17 +12,17 @@ from pathlib import Path
 
 
 class _Lines(io.TextIOBase):
-    """A text stream that writes what libraries print into the log."""
+    """A text stream that writes what libraries print into the log, without a buffer.
 
-    def __init__(self, stream: io.TextIOBase) -> None:
+    A buffer that a full disk refuses would be offered again at every later write, and on closing.
+    """
+
+    def __init__(self, stream: io.FileIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        self.stream.write(text)
+        self.stream.write(text.encode("utf-8", "replace"))
         return len(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
 
     def fileno(self) -> int:
         return self.stream.fileno()
@@ -34,11 +34,11 @@ def logged(file: Path) -> Iterator[Callable[[str], None]]:
 
     The screen of the CLI holds the real streams and is not touched.
     """
-    with file.open("a", encoding="utf-8", buffering=1) as stream:
+    with io.FileIO(file, "a") as stream:
         lines = _Lines(stream)
 
         def log(text: str) -> None:
-            stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            lines.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
         with (
             _handlers_to(lines),

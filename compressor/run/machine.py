@@ -57,10 +57,17 @@ def disk_free(directory: Path) -> int:
 
 
 def reset_peak_memory() -> None:
-    """Start a new measurement of this process's peak memory (Linux; elsewhere a no-op).
+    """Start a new measurement of this process's peak memory (Linux; elsewhere a no-op)."""
+    give_back_memory()
+    control = Path("/proc/self/clear_refs")
+    if control.exists():
+        control.write_text("5")
 
-    What an earlier stage freed is given back first: the C library keeps it for itself otherwise,
-    and every later stage would show the peak of the largest one.
+
+def give_back_memory() -> None:
+    """Give back to the system what was freed: the C library keeps much of it otherwise.
+
+    Without it every later stage would show the peak of the largest one.
     """
     gc.collect()
     library = ctypes.util.find_library("c")
@@ -68,9 +75,6 @@ def reset_peak_memory() -> None:
         trim = getattr(ctypes.CDLL(library), "malloc_trim", None)  # glibc only
         if trim is not None:
             trim(0)
-    control = Path("/proc/self/clear_refs")
-    if control.exists():
-        control.write_text("5")
 
 
 def peak_memory() -> int:

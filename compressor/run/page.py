@@ -33,21 +33,31 @@ overflow-x:auto;font:13px/1.5 ui-monospace,Menlo,Consolas,monospace}
 
 def html(report: dict[str, Any]) -> str:
     """The whole page of a report; every value from outside is escaped."""
-    title = f"{report['name']}: {report['model']['id']}"
     parts = [
-        f"<h1>{escape(title)}</h1>",
+        f"<h1>{escape(title(report))}</h1>",
         f'<p class="soft">{escape(report.get("description") or "")}</p>',
         _verdict(report),
-        *(_table(table) for table in report_tables(report)),
+        *(table_html(table) for table in report_tables(report)),
         _figures(report),
         *(_usage(artifact) for artifact in report.get("artifacts") or []),
-        f"<h2>Resolved profile</h2><pre>{escape(report['profile'])}</pre>",
     ]
+    if "profile" in report:
+        parts.append(f"<h2>Resolved profile</h2><pre>{escape(report['profile'])}</pre>")
+    return document(title(report), "".join(parts))
+
+
+def title(report: dict[str, Any]) -> str:
+    """Its own title, or that of a run: the profile and the model."""
+    return report.get("title") or f"{report['name']}: {report['model']['id']}"
+
+
+def document(heading: str, body: str, style: str = "") -> str:
+    """A whole page around a body of HTML; nothing in it is loaded from elsewhere."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}{PLOT_STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+        f"<title>{escape(heading)}</title><style>{STYLE}{PLOT_STYLE}{style}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
     )
 
 
@@ -58,7 +68,8 @@ def _verdict(report: dict[str, Any]) -> str:
     return f'<div class="verdict">{"".join(f"<p>{escape(line)}</p>" for line in lines)}</div>'
 
 
-def _table(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """A heading and a table; every cell is escaped."""
     style = ' class="text"' if table.prose else ""
     head = "".join(f"<th{style}>{escape(cell)}</th>" for cell in table.header)
     rows = "".join(

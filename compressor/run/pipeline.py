@@ -1,6 +1,9 @@
 """The whole job: open, check, run the stages that are not done yet, measure, report."""
 
 import dataclasses
+import json
+import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +16,18 @@ from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Artifact, Manifest, read_manifest, write_manifest
 from compressor.model.sources import weight_files
 from compressor.run.compare import compare
-from compressor.run.layout import SCRATCH, SOURCE, disk_errors, locked, stage_name
+from compressor.run.layout import SCRATCH, SOURCE, locked, stage_name
 from compressor.run.loading import load_profile
 from compressor.run.logs import logged
 from compressor.run.preflight import plan_run, refuse_if_too_big
 from compressor.run.profile import Profile
 from compressor.run.report import write_report
 from compressor.run.setting import Setting, open_source
+from compressor.run.shortage import shortages
 from compressor.run.steps import WEIGHTS_REMOVED, find_stage, forget, run_stage
 from compressor.run.summary import summary
 from compressor.screen import Screen, Silent
+from compressor.training.parallel import joined, refuse_uneven, team
 
 
 @dataclass(frozen=True)
@@ -84,16 +89,39 @@ def run(
         Refused: something was built and failed its proof.
     """
     loaded = prepare(profile, model, teacher, data, set)
-    home, show = Path(out), screen or Silent()
+    home = Path(out)
     if redo is not None and not 1 <= redo <= len(loaded.stages):
         raise CompressError(
             f"--redo {redo}: the profile has stages 1 to {len(loaded.stages)}", "--redo 1"
         )
-    source = open_source(str(loaded.model))
-    with locked(home), logged(home / "log.txt") as log:
+    with joined() as peers:
+        refuse_uneven_batches(loaded, peers.size)
+        source = open_source(str(loaded.model))
+        if not peers.leads:
+            return follow(loaded, source, home)
+        result = lead(loaded, source, home, redo, screen or Silent())
+        peers.tell()
+        return result
+
+
+def lead(
+    loaded: Profile, source: Checkpoint, home: Path, redo: int | None, show: Screen
+) -> RunResult:
+    """The run itself: lock, check, make what is missing, measure, report."""
+    with (
+        shortages(home.name),
+        locked(home) as lock,
+        logged(home / "log.txt") as log,
+    ):
         begin = time.perf_counter()
+        if lock.killed_in:
+            said = f"the previous run ended in {lock.killed_in} (killed, or out of memory?)"
+            show.say(said)
+            log(said)
+        if team().size > 1:
+            log(f"{team().size} processes share every batch")
         refuse_another_model(home, source.manifest)
-        setting = Setting(loaded, source, home, show, log)
+        setting = Setting(loaded, source, home, show, log, lock.note)
         if loaded.data:
             show.say("reading the texts")
         plan = plan_run(setting)
@@ -103,12 +131,38 @@ def run(
             forget(home, redo, home / SCRATCH)
         describe_run(setting)
         checkpoint, artifacts = run_stages(setting)
-        bench = compare(setting, artifacts)
+        lock.note("measuring")
+        with shortages("bench.json", "measure fewer models, or close other programs"):
+            bench = compare(setting, artifacts)
         report = summary(setting, plan, bench, time.perf_counter() - begin)
-        with disk_errors(home / "report.md"):
+        with shortages("report.md"):
             write_report(home, report)
         keep_last(setting)
+        shutil.rmtree(home / SCRATCH, ignore_errors=True)
         return RunResult(home, checkpoint, artifacts, report)
+
+
+def follow(loaded: Profile, source: Checkpoint, home: Path) -> RunResult:
+    """Another process of a torchrun: train along, then return what process 0 made."""
+    with logged(Path(os.devnull)) as log:
+        checkpoint, artifacts = run_stages(Setting(loaded, source, home, Silent(), log))
+        team().hear()
+        report = json.loads((home / "report.json").read_text(encoding="utf-8"))
+        return RunResult(home, checkpoint, artifacts, report)
+
+
+def refuse_uneven_batches(profile: Profile, processes: int) -> None:
+    """Refuse a stage whose batch the processes cannot share equally.
+
+    Raises:
+        CompressError: names the stage and the nearest batch.
+    """
+    chains = {"": profile.stages, **profile.baselines}
+    for name, stages in chains.items():
+        for number, stage in enumerate(stages, start=1):
+            if stage.kind == "distill":
+                place = f"baselines.{name}.{number}" if name else f"stages.{number}"
+                refuse_uneven(stage.options.train.batch, processes, place)
 
 
 def refuse_another_model(home: Path, manifest: Manifest) -> None:
@@ -189,11 +243,12 @@ def keep_last(setting: Setting) -> None:
     models = [stage_name(n, s.method) for n, s in stages if s.kind != "export"]
     for directory in (setting.home / name for name in models[:-1]):
         manifest = read_manifest(directory)
-        if manifest.metrics.get(WEIGHTS_REMOVED):
-            continue
-        weights = [file.name for file in weight_files(directory)]
-        kept = {name: entry for name, entry in manifest.files.items() if name not in weights}
-        metrics = manifest.metrics | {WEIGHTS_REMOVED: True}
-        write_manifest(directory, dataclasses.replace(manifest, files=kept, metrics=metrics))
-        for name in weights:
-            (directory / name).unlink()
+        if not manifest.metrics.get(WEIGHTS_REMOVED):
+            weights = [file.name for file in weight_files(directory)]
+            kept = {name: entry for name, entry in manifest.files.items() if name not in weights}
+            metrics = manifest.metrics | {WEIGHTS_REMOVED: True}
+            manifest = dataclasses.replace(manifest, files=kept, metrics=metrics)
+            write_manifest(directory, manifest)
+        for file in directory.glob("*.safetensors"):
+            if file.name not in manifest.files:  # also what a killed run did not come to delete
+                file.unlink()

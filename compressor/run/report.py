@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from compressor.run.page import html, usage_code
+from compressor.run.page import html, title, usage_code
 from compressor.run.tables import Table, report_tables
 from compressor.run.verdict import verdict
 
@@ -24,6 +24,7 @@ def write_report(directory: Path, report: dict[str, Any]) -> None:
         directory: the output directory of the run.
         report: name, description, profile (text), model, machine, packages, seed, seconds,
             stages, bench (the `bench --json` form or None), gates, artifacts, domain.
+            `title` takes the place of name and model where there is one.
     """
     shown = presentable(report)
     texts = {
@@ -48,12 +49,12 @@ def presentable(value: Any) -> Any:
     return ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """report.md: verdict, tables, usage and the resolved profile."""
+def markdown(report: dict[str, Any], numbers: str = "report.json") -> str:
+    """report.md: verdict, tables, usage and the resolved profile; `numbers` names the JSON."""
     bench, domain = report.get("bench"), report.get("domain") or ""
     lines = verdict(bench, domain) if bench else [domain]
     blocks = [
-        f"# {_plain(report['name'])}: {_plain(report['model']['id'])}",
+        f"# {_plain(title(report))}",
         _plain(report.get("description") or ""),
         "\n".join(f"- {_plain(line)}" for line in lines if line),
         *(_table(table) for table in report_tables(report)),
@@ -62,8 +63,8 @@ def markdown(report: dict[str, Any]) -> str:
             + _code(usage_code(a, a["name"]), "python")
             for a in report.get("artifacts") or []
         ),
-        "## Resolved profile\n\n" + _code(report["profile"], "yaml"),
-        "Charts are in report.html; every number is in report.json.",
+        "## Resolved profile\n\n" + _code(report["profile"], "yaml") if "profile" in report else "",
+        f"Charts are in report.html; every number is in {numbers}.",
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 

@@ -34,6 +34,7 @@ class Setting:
     home: Path
     screen: Screen
     log: Callable[[str], None]
+    note: Callable[[str], None] = lambda place: None  # what is being done, into the lock
     _teachers: dict[str, Checkpoint] = field(default_factory=dict, repr=False)
 
     @cached_property

@@ -12,13 +12,14 @@ from compressor.model.manifest import Artifact, StageRecord, list_files, write_m
 from compressor.options import nearest
 from compressor.run.export import export_into
 from compressor.run.fingerprint import with_fingerprint
-from compressor.run.layout import disk_errors, landing, rejecting
+from compressor.run.layout import landing, rejecting
 from compressor.run.machine import machine, packages, peak_memory
 from compressor.run.make_options import make_options
 from compressor.run.methods import load_method, method_names
 from compressor.run.overrides import read_value
 from compressor.run.profile import Stage
 from compressor.run.setting import open_source
+from compressor.run.shortage import shortages
 from compressor.run.yaml_lines import Document
 
 
@@ -47,7 +48,7 @@ def export_checkpoint(
         raise CompressError(f"'{out}' exists already", "give a new --out directory")
     stage = _stage(to, set)
     parent = open_source(checkpoint)
-    with disk_errors(target):
+    with shortages(target.name):
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".compress-", dir=target.parent))
     try:

@@ -27,12 +27,22 @@ from compressor.model.probe import largest_difference, probe_batches, write_prob
 from compressor.run.export import export_into, refuse_below
 from compressor.run.fingerprint import refuse_change, with_fingerprint
 from compressor.run.layout import SCRATCH, landing, rejecting, remove, stage_name
-from compressor.run.machine import machine, packages, peak_memory, reset_peak_memory
+from compressor.run.machine import (
+    give_back_memory,
+    machine,
+    packages,
+    peak_memory,
+    reset_peak_memory,
+)
 from compressor.run.methods import WITHOUT_DATA, WITHOUT_TEACHER, load_method
 from compressor.run.profile import Stage
 from compressor.run.setting import Setting
+from compressor.run.shortage import shortages
+from compressor.training.parallel import team
+from compressor.training.snapshot import latest_step
 from compressor.training.workbench import Workbench
 
+_TRAINS, _MADE = "trains", "made"  # the leader's words, see training/parallel.py
 WEIGHTS_REMOVED = "weights_removed"  # in manifest.metrics, after keep: last
 # Relative error allowed between the model in memory and the same model saved and loaded: storing
 # bfloat16 rounds every weight to 8 bits of mantissa; float32 and packed codes lose nothing.
@@ -48,19 +58,34 @@ def run_stage(
         CompressError: the stage exists with other settings, or the method refuses.
         Refused: the saved model or the exported file does not agree with the model in memory.
     """
-    finished = find_stage(setting, home, number, stage, parent)
-    if finished is not None:
-        return finished
+    if not team().leads:
+        return _follow(setting, home, number, stage, parent)
+    made = find_stage(setting, home, number, stage, parent)
+    if made is None:
+        made = _make(setting, home, number, stage, parent)
+    target = home / stage_name(number, stage.method)
+    _clear(setting.scratch(target, made.manifest.fingerprint))
+    team().tell(_MADE)
+    return made
+
+
+def _make(
+    setting: Setting, home: Path, number: int, stage: Stage, parent: Checkpoint
+) -> Checkpoint:
     name, wanted = stage_name(number, stage.method), _record(setting, stage, parent)
     target = home / name
+    place = target.relative_to(setting.home)
     scratch = setting.scratch(target, wanted.fingerprint)
+    setting.note(place.as_posix())
     setting.log(f"stage {name} starts")
+    if latest_step(scratch):
+        setting.screen.say(f"  continuing after step {latest_step(scratch)}")
     reset_peak_memory()
     start = time.perf_counter()
     exports = stage.kind == "export"
     make = _export if exports else _edit
     with (
-        landing(target, scratch) as partial,
+        landing(target, scratch, _less_memory(stage, number, home == setting.home)) as partial,
         rejecting(partial, target) if exports else nullcontext(),
     ):
         work = setting.workbench(stage, scratch)
@@ -76,12 +101,40 @@ def run_stage(
             packages=packages(),
             machine=machine(),
         )
+        keep_metrics(setting.home / "metrics.jsonl", scratch, place)
         write_manifest(partial, manifest)
-    keep_metrics(setting.home / "metrics.jsonl", scratch, target.relative_to(setting.home))
-    for leftover in scratch.parent.glob(f"{scratch.stem}.*"):  # also of other settings
-        shutil.rmtree(leftover, ignore_errors=True)
     setting.log(f"stage {name} done in {record.seconds:.1f} s")
     return Checkpoint(target, manifest)
+
+
+def _follow(
+    setting: Setting, home: Path, number: int, stage: Stage, parent: Checkpoint
+) -> Checkpoint:
+    """What the other processes of a torchrun do: train along, then read what the leader made."""
+    target = home / stage_name(number, stage.method)
+    if team().hear() == _TRAINS:
+        scratch = setting.scratch(target, _record(setting, stage, parent).fingerprint)
+        with shortages(target.name, _less_memory(stage, number, home == setting.home)):
+            _edited(setting, stage, parent, setting.workbench(stage, scratch))
+        team().hear()
+    return Checkpoint.open(target)
+
+
+def _clear(scratch: Path) -> None:
+    """Delete the scratch of a finished stage, also what other settings of it left."""
+    for leftover in scratch.parent.glob(f"{scratch.stem}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _less_memory(stage: Stage, number: int, main: bool) -> str:
+    """What to type when a stage runs out of memory."""
+    train, length = getattr(stage.options, "train", None), getattr(stage.options, "length", None)
+    if main and train is not None and train.batch > 1:
+        place = f"--set stages.{number}.train"
+        return f"{place}.batch={train.batch // 2} {place}.accumulate={train.accumulate * 2}"
+    if main and length is not None and length > 2:
+        return f"--set stages.{number}.length={length // 2}"
+    return "free memory, or see compress plan for what each stage needs"
 
 
 def find_stage(
@@ -146,6 +199,13 @@ def _edit(
             f"{parent.path.name} kept no weights (keep: last), so {stage.method} cannot start",
             "add --redo 1 to make all stages again",
         )
+    if stage.kind == "distill":
+        team().tell(_TRAINS)
+    return save_and_prove(_edited(setting, stage, parent, work), partial, parent.path)
+
+
+def _edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench) -> Model:
+    """The parent's model after the method."""
     model = parent.load()
     if setting.profile.dtype:
         model.source_dtype = setting.profile.dtype
@@ -156,11 +216,14 @@ def _edit(
         runner.run(model, module.objective(stage.options, model, teacher), stage.options, work)
     else:
         module.run(model, stage.options, work)
-    return save_and_prove(model, partial, parent.path)
+    return model
 
 
 def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
     """Save a model, load it back, compare, and leave a probe of the loaded one.
+
+    The model is gone afterwards: its weights are given back before the saved ones are loaded, so
+    that there is never more than one of the two in memory.
 
     Raises:
         Refused: the loaded model gives other outputs than the one in memory, or lost a tie.
@@ -170,6 +233,8 @@ def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
     expected = [outputs(model, batch) for batch in batches]
     tied = _tied(model)
     save(model, directory, parent)
+    model.module.to("meta")
+    give_back_memory()
     tolerance = RELOAD_TOLERANCE[model.source_dtype]
     formats, notes, family = model.formats, model.notes, model.family
     loaded = load_directory(directory, formats)

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 FIDELITY = ("cosine", "top1_agreement", "accuracy", "spearman", "kl", "perplexity", "bits_per_byte")
+FIDELITY += ("batch_cosine",)
+LOWER_IS_BETTER = ("kl", "perplexity", "bits_per_byte")
 MISSING = "-"
+_ABREAST = 3  # intervals that fit beside each other on a screen
+ENGINES = {"onnxruntime": "onnx"}  # how a narrow column calls them
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,14 @@ def clock(seconds: float | None) -> str:
 
 
 def interval(quality: dict[str, Any] | None) -> str:
-    """0.972 [0.968, 0.976]; the value alone where no interval was measured."""
+    """0.972 [0.968, 0.976] or 38.21 [36.02, 40.55]; the value alone where there is no interval."""
     if not quality or quality.get("value") is None:
         return MISSING
     value, low, high = (quality.get(k) for k in ("value", "low", "high"))
+    decimals = next((d for d, most in ((3, 10), (2, 100), (1, 1000)) if abs(value) < most), 0)
     if low is None or high is None:
-        return f"{value:.3f}"
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{value:.{decimals}f}"
+    return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def quality_names(bench: dict[str, Any]) -> list[str]:
@@ -70,40 +75,97 @@ def quality_names(bench: dict[str, Any]) -> list[str]:
 def comparison(bench: dict[str, Any]) -> Table:
     """One row per candidate: size, memory, speed and the first quality."""
     candidates = bench["candidates"]
-    names = quality_names(bench)[:1]
+    names = quality_names(bench)
     units = {str(c["throughput"]["unit"]) for c in candidates if c.get("throughput")}
     unit = units.pop() if len(units) == 1 else "items/s"
-    header = ("", "params", "MB", "peak MB", "p50 ms", "p95 ms", unit, *names)
-    rows = [_candidate_row(c, names) for c in candidates]
-    threads = bench.get("threads")
-    return Table(f"Before and after ({threads} thread{'' if threads == 1 else 's'})", header, rows)
+    states = any("ours" in str(c["name"]) for c in candidates)  # names of a run say the engine
+    p50 = "ms/token" if unit == "tokens/s" else "p50 ms"
+    header = ("", *(() if states else ("engine",)), "params", "MB", "peak MB", p50, "p95 ms", unit)
+    # with several qualities the intervals stand in a table of their own
+    shown = interval if len(names) == 1 else _value
+    rows = [
+        (*_candidate_row(c, not states), *(shown(_quality(c).get(name)) for name in names[:1]))
+        for c in candidates
+    ]
+    circumstances = _threads(bench.get("threads"))
+    if bench.get("noisy"):
+        circumstances += "; the machine was BUSY, do not rely on ms"
+    return Table(f"Side by side ({circumstances})", (*header, *names[:1]), rows)
 
 
-def _candidate_row(candidate: dict[str, Any], names: list[str]) -> tuple[str, ...]:
+def _candidate_row(candidate: dict[str, Any], engine: bool) -> tuple[str, ...]:
     latency = candidate.get("latency_ms") or {}
-    quality = candidate.get("quality") or {}
     return (
         str(candidate["name"]),
+        *((ENGINES.get(candidate["engine"], candidate["engine"]),) if engine else ()),
         millions(candidate.get("parameters")),
         megabytes(candidate.get("bytes")),
         megabytes(candidate.get("peak_memory_bytes")),
         significant(latency.get("p50")),
         significant(latency.get("p95")),
         significant((candidate.get("throughput") or {}).get("value")),
-        *(interval(quality.get(name)) for name in names),
     )
 
 
-def quality(bench: dict[str, Any]) -> Table | None:
-    """Every quality of every candidate, or None when the main table already has all of it."""
+def _threads(count: int | None) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
+def _quality(candidate: dict[str, Any]) -> dict[str, Any]:
+    return candidate.get("quality") or {}
+
+
+def _value(found: dict[str, Any] | None) -> str:
+    return interval({"value": (found or {}).get("value")})
+
+
+def quality(bench: dict[str, Any]) -> list[Table]:
+    """Every quality of every candidate, unless the main table already has all of it."""
     names = quality_names(bench)
     if len(names) < 2:
-        return None
+        return []
+    return [_quality_table(bench, names[i : i + _ABREAST]) for i in range(0, len(names), _ABREAST)]
+
+
+def _quality_table(bench: dict[str, Any], names: list[str]) -> Table:
     rows = [
-        (str(c["name"]), *(interval((c.get("quality") or {}).get(name)) for name in names))
+        (str(c["name"]), *(interval(_quality(c).get(name)) for name in names))
         for c in bench["candidates"]
     ]
     return Table("Quality on held-out documents", ("", *names), rows)
+
+
+def speed(bench: dict[str, Any]) -> Table | None:
+    """Time to the first token by prompt length, or speed by batch size; None without either."""
+    candidates = bench["candidates"]
+    prompts = _sizes(candidates, "prefill_ms")
+    if prompts:
+        rows = [
+            (str(c["name"]), *(significant((c.get("prefill_ms") or {}).get(n)) for n in prompts))
+            for c in candidates
+        ]
+        header = ("", *(f"prompt of {n}" for n in prompts))
+        return Table("Time to the first token, ms", header, rows)
+    batches = _sizes(candidates, "batches")
+    if not batches:
+        return None
+    rows = [
+        (
+            str(c["name"]),
+            *(significant((c.get("batches") or {}).get(n, {}).get("p50")) for n in batches),
+            *(significant((c.get("batches") or {}).get(n, {}).get("throughput")) for n in batches),
+        )
+        for c in candidates
+    ]
+    units = {str(c["throughput"]["unit"]) for c in candidates if c.get("throughput")}
+    unit = units.pop() if len(units) == 1 else "rows/s"
+    header = ("", *(f"ms, {n}" for n in batches), *(f"/s, {n}" for n in batches))
+    return Table(f"Speed by rows per batch: ms per batch, {unit}", header, rows)
+
+
+def _sizes(candidates: list[dict[str, Any]], key: str) -> list[str]:
+    found = {size for c in candidates for size in c.get(key) or {}}
+    return sorted(found, key=int)
 
 
 def stages(report: dict[str, Any]) -> Table:
@@ -154,19 +216,24 @@ def _fidelity(found: dict[str, Any]) -> str:
 
 def circumstances(report: dict[str, Any]) -> Table:
     """Model, machine, packages and seed: what a second run would have to share."""
-    model, machine = report["model"], report["machine"]
-    embedding = millions(model.get("embedding_parameters"))
-    total = millions(model.get("parameters"))
+    machine = report["machine"]
     memory = significant((machine.get("memory_bytes") or 0) / 1e9)
-    rows = [
-        ("model", f"{model['id']} ({model['family']}, {total} parameters, {embedding} embedding)"),
-        ("machine", f"{machine.get('cpu')}, {machine.get('threads')} threads, {memory} GB"),
+    rows = [_model_row(report["model"])] if "model" in report else []
+    rows += [
+        ("machine", f"{machine.get('cpu')}, {_threads(machine.get('threads'))}, {memory} GB"),
         ("packages", facts(report.get("packages") or {})),
-        ("seed", str(report.get("seed"))),
+        *((key, facts(report[key])) for key in ("seed", "data", "speed") if key in report),
         ("time of this run", clock(report.get("seconds"))),
     ]
     notes = [(s["name"], facts(s["notes"]["training"])) for s in report["stages"] if _trained(s)]
     return Table("Circumstances", ("", ""), rows + notes, prose=True)
+
+
+def _model_row(model: dict[str, Any]) -> tuple[str, str]:
+    embedding = millions(model.get("embedding_parameters"))
+    total = millions(model.get("parameters"))
+    text = f"{model['id']} ({model['family']}, {total} parameters, {embedding} embedding)"
+    return "model", text
 
 
 def _trained(stage: dict[str, Any]) -> bool:
@@ -176,9 +243,15 @@ def _trained(stage: dict[str, Any]) -> bool:
 def report_tables(report: dict[str, Any]) -> list[Table]:
     """Every table of a report that has rows, in reading order."""
     bench = report.get("bench")
-    found = [comparison(bench), quality(bench)] if bench else []
+    found = bench_tables(bench) if bench else []
     found += [stages(report), gates(report), circumstances(report)]
     return [table for table in found if table and table.rows]
+
+
+def bench_tables(bench: dict[str, Any]) -> list[Table]:
+    """What a bench says in numbers: side by side, all of quality, speed by shape."""
+    by_shape = speed(bench)
+    return [comparison(bench), *quality(bench), *([by_shape] if by_shape else [])]
 
 
 def facts(value: Any) -> str:

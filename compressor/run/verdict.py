@@ -1,5 +1,8 @@
 """What the comparison allows to be said, in plain sentences.
 
+In a run, what it made ("ours") is compared with everything it could replace; in a bench, every
+candidate is compared with the first.
+
 Differences below three percent are none; a speed difference must also show in every round.
 """
 
@@ -9,11 +12,22 @@ from typing import Any
 from compressor.run.tables import FIDELITY, interval, quality_names
 
 SAME = 0.03
+ABSOLUTE = ("accuracy", "spearman", "perplexity", "bits_per_byte")
+ALONE = 0.999  # a cosine below it is more than the rounding of float arithmetic
 
 
 def is_ours(candidate: dict[str, Any]) -> bool:
     """Whether a candidate was made by this run (its name says so) or is something it replaces."""
-    return str(candidate["name"]).startswith("ours")
+    return str(candidate["name"]).startswith("ours, ")
+
+
+def roles(bench: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(what is judged, what it is compared with) among the candidates."""
+    candidates = bench["candidates"]
+    ours = [c for c in candidates if is_ours(c)]
+    if ours:
+        return ours, [c for c in candidates if not is_ours(c)]
+    return candidates[1:], candidates[:1]
 
 
 def spoken(candidate: dict[str, Any]) -> str:
@@ -32,21 +46,28 @@ def verdict(bench: dict[str, Any], domain: str = "") -> list[str]:
     Returns:
         One sentence per comparison, then fidelity; no word on speed when it was noisy.
     """
-    ours = [c for c in bench["candidates"] if is_ours(c)]
-    others = [c for c in bench["candidates"] if not is_ours(c)]
+    judged, others = roles(bench)
     noisy = bool(bench.get("noisy"))
-    lines = [sentence(a, b, speed=not noisy) for a in ours for b in others]
+    lines = [sentence(a, b, speed=not noisy) for a in judged for b in others]
     if noisy:
         lines.append(
             "The machine was busy and timings varied too much, so there is no verdict on speed. "
             "Run it again on a quiet machine."
         )
-    lines += [_fidelity(candidate, quality_names(bench)) for candidate in ours]
+    for candidate in judged or others:
+        lines.append(_fidelity(candidate, quality_names(bench), others[0] if judged else None))
+        lines.append(_company(candidate))
     return [line for line in [*lines, domain.strip()] if line]
 
 
 def sentence(ours: dict[str, Any], other: dict[str, Any], speed: bool = True) -> str:
     """`Against original (torch), ours (onnx) is 3.4x smaller, 2.9x faster and ...`"""
+    said = differences(ours, other, speed)
+    return f"Against {spoken(other)}, {spoken(ours)} is {listed(said)}." if said else ""
+
+
+def differences(ours: dict[str, Any], other: dict[str, Any], speed: bool = True) -> list[str]:
+    """`3.4x smaller`, `2.9x faster`, `2.0x lower in peak memory`, as far as both are known."""
     memory = ours.get("peak_memory_bytes"), other.get("peak_memory_bytes")
     parts = [
         _ratio(ours.get("bytes"), other.get("bytes"), "{}x smaller", "{}x larger", "equally large"),
@@ -55,11 +76,12 @@ def sentence(ours: dict[str, Any], other: dict[str, Any], speed: bool = True) ->
             *memory, "{}x lower in peak memory", "{}x higher in peak memory", "equal in peak memory"
         ),
     ]
-    said = [part for part in parts if part]
-    if not said:
-        return ""
-    listed = ", ".join(said[:-1]) + (" and " if len(said) > 1 else "") + said[-1]
-    return f"Against {spoken(other)}, {spoken(ours)} is {listed}."
+    return [part for part in parts if part]
+
+
+def listed(parts: list[str]) -> str:
+    """`a, b and c`."""
+    return ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
 
 
 def _ratio(ours: float | None, other: float | None, less: str, more: str, same: str) -> str:
@@ -89,11 +111,29 @@ def _times(a: float, b: float) -> str:
     return f"{ratio:.1f}" if ratio >= 1.15 else f"{ratio:.2f}"
 
 
-def _fidelity(candidate: dict[str, Any], names: list[str]) -> str:
+def _fidelity(candidate: dict[str, Any], names: list[str], first: dict[str, Any] | None) -> str:
+    """Every quality, beside the first candidate's where it does not compare with that anyway."""
     found = candidate.get("quality") or {}
-    named = [f"{name} {interval(found[name])}" for name in names if name in found]
+    theirs = (first or {}).get("quality") or {}
+    named = [
+        f"{name} {interval(found[name])}"
+        + (f" against {interval(theirs[name])}" if name in ABSOLUTE and name in theirs else "")
+        for name in names
+        if name in found and name not in ("batch_cosine", "batch_cosine_min")
+    ]
     counts = [q["n"] for name, q in found.items() if name in FIDELITY and q.get("n")]
     if not named:
         return ""
-    sample = f" (n = {min(counts)})" if counts else ""
+    sample = f" (n = {min(counts)} documents)" if counts else ""
     return f"Quality of {spoken(candidate)}: {', '.join(named)}{sample}."
+
+
+def _company(candidate: dict[str, Any]) -> str:
+    """A warning where vectors depend on their batch (measure/batch_sensitivity.py)."""
+    worst = ((candidate.get("quality") or {}).get("batch_cosine_min") or {}).get("value")
+    if worst is None or worst >= ALONE:
+        return ""
+    return (
+        f"{spoken(candidate)} gives a text another vector alone than in a batch: "
+        f"cosine {worst:.3f} in the worst case."
+    )

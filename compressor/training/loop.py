@@ -2,7 +2,8 @@
 
 A step is `accumulate` forward and backward passes, a clipped gradient, the optimizer's step and
 `after_step`. Dropout is off, weights are float32, bfloat16 is autocast only. A run that is
-stopped goes on from its last snapshot and ends with the same bits as one that was not.
+stopped goes on from its last snapshot and ends with the same bits as one that was not. Under
+torchrun a batch is shared out by rows and gradients are averaged (training/parallel.py).
 """
 
 import math
@@ -19,6 +20,7 @@ from compressor.errors import CompressError
 from compressor.model.model import Model
 from compressor.training import metrics
 from compressor.training.options import Train, lr_factor
+from compressor.training.parallel import team
 from compressor.training.precision import autocast, choose_precision
 from compressor.training.snapshot import (
     State,
@@ -88,10 +90,13 @@ def train(
     start = {**module.state_dict(), **objective.state_dict(), "ids": _row_inputs(batches[0])}
     identity = f"{identity} {options} {work.seed} {digest(start)}"
     state = weights | {f"objective.{k}": v for k, v in objective.named_buffers()}
-    done = _resume(state, optimizer, identity, work)
-    precision = choose_precision(
-        objective, _to(batches[0], work.device), list(weights.values()), options, work
-    )
+    peers = team()
+    batches = peers.share(batches)
+    with peers.leader_first():  # it decides and writes, the others read
+        done = _resume(state, optimizer, identity, work)
+        precision = choose_precision(
+            objective, _to(batches[0], work.device), list(weights.values()), options, work
+        )
 
     def snapshot() -> None:
         facts = {"identity": identity, "progress": asdict(done)}
@@ -102,6 +107,7 @@ def train(
         advance(done.step)
         while done.step < options.steps:
             loss = _backward(objective, batches, options, precision, work, done)
+            peers.average(p.grad for p in weights.values() if p.grad is not None)
             _clip(list(weights.values()), options, done.step + 1)
             for group, lr in zip(optimizer.param_groups, highest, strict=True):
                 group["lr"] = lr * lr_factor(options, done.step)
@@ -114,7 +120,8 @@ def train(
             done.seconds, clock = done.seconds + now - clock, now
             _record(done, loss, options, objective, work)
             advance(1)
-            if now - saved >= options.snapshot_seconds or done.step == options.steps:
+            due = now - saved >= options.snapshot_seconds or done.step == options.steps
+            if due and peers.leads:
                 snapshot()
                 saved = time.perf_counter()
     facts = {"steps": done.step, "tokens": done.tokens, "seconds": round(done.seconds, 2)}
@@ -149,17 +156,20 @@ def _backward(
     work: Workbench,
     done: _Progress,
 ) -> float:
-    """Gradients of one step; returns its mean loss."""
-    total = 0.0
+    """Gradients of this process's rows in one step; returns the mean loss of all rows."""
+    total, tokens, peers = 0.0, 0, team()
     for i in range(options.accumulate):
         batch = _to(batches[done.step * options.accumulate + i], work.device)
         with autocast(precision, work.device):
             loss = objective(batch) / options.accumulate
         loss.backward()
         total += loss.item()
-        _refuse_unless_finite(total, "loss", done.step + 1)
-        done.tokens += _tokens(batch)
-    return total
+        tokens += _tokens(batch)
+    means = torch.tensor([total, tokens], dtype=torch.float64)
+    peers.average([means])
+    _refuse_unless_finite(float(means[0]), "loss", done.step + 1)
+    done.tokens += round(float(means[1]) * peers.size)
+    return float(means[0])
 
 
 def _row_inputs(batch: Batch) -> Tensor:
@@ -203,8 +213,11 @@ def _record(
         "lr": options.lr * lr_factor(options, done.step - 1),
         "tokens_per_second": round(done.tokens / done.seconds, 1),
     }
-    parts = objective.parts if isinstance(objective, Itemized) else {}
-    metrics.append(work.scratch, record | {name: float(part) for name, part in parts.items()})
+    parts = dict(objective.parts) if isinstance(objective, Itemized) else {}
+    means = {name: part.detach().double().cpu().reshape(()) for name, part in parts.items()}
+    team().average(means.values())
+    if team().leads:
+        metrics.append(work.scratch, record | {name: float(part) for name, part in means.items()})
 
 
 def _resume(
@@ -215,15 +228,16 @@ def _resume(
     if found is not None and found.facts["identity"] != identity:
         work.log("the snapshot in scratch is of another run: starting anew")
         found = None
+    if team().leads:
+        if found is None:
+            remove_snapshots(work.scratch)
+        metrics.cut_back(work.scratch, found.step if found else 0)
     if found is None:
-        remove_snapshots(work.scratch)
-        metrics.cut_back(work.scratch, 0)
         return _Progress()
     with torch.no_grad():
         for name, value in state.items():
             value.copy_(found.weights[name])
     optimizer.load_state_dict(found.optimizer)
     set_random_state(found.random)
-    metrics.cut_back(work.scratch, found.step)
     work.log(f"resuming after step {found.step}")
     return _Progress(**found.facts["progress"])

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.training.options import Train
-from compressor.training.snapshot import random_state, set_random_state
+from compressor.training.parallel import alone
+from compressor.training.snapshot import flush, random_state, set_random_state
 from compressor.training.workbench import Batch, Workbench
 
 _SECONDS = 2.0
@@ -30,18 +31,24 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 def choose_precision(
     objective: nn.Module, batch: Batch, weights: Sequence[Tensor], options: Train, work: Workbench
 ) -> str:
-    """What `options` says; auto times both once and keeps the answer in scratch for a resume."""
+    """What `options` says; auto times both once and keeps the answer in scratch for a resume.
+
+    No step has been made before the answer is kept, so a run that is killed here and times again
+    is one that has only begun later.
+    """
     if options.precision != "auto":
         return options.precision
     file = work.scratch / "precision.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))["precision"]
-    seconds = _time_both(objective, batch, weights, work.device)
+    with alone():
+        seconds = _time_both(objective, batch, weights, work.device)
     faster = seconds["float32"] / seconds["bfloat16"]
     chosen = "bfloat16" if faster >= _CLEARLY else "float32"
     work.log(f"precision: bfloat16 is {faster:.2f} times as fast as float32, so {chosen}")
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps({"precision": chosen, "seconds": seconds}), encoding="utf-8")
+    flush(partial)
     partial.rename(file)
     return chosen
 

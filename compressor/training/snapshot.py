@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-_PARTIAL = "snapshot.partial"
+_PREFIX = "snapshot-"
+_PARTIAL, _DOOMED = "snapshot.partial", "snapshot.removed"
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,24 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_snapshot(folder: Path, state: State) -> None:
-    """Write a snapshot and remove the others."""
+    """Write a snapshot and remove the others; where that fails, the others stay."""
     partial = folder / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        _write(partial, state)
+        before = _snapshots(folder)
+        target = folder / f"{_PREFIX}{state.step:09d}"
+        assert target not in before, "a run that goes on does not come to a saved step again"
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its space back
+    flush(folder)
+    for old in before:
+        _remove(old)
+
+
+def _write(partial: Path, state: State) -> None:
     tensors, rest = _flatten(state.optimizer)
     tensors |= {f"weights.{name}": value for name, value in state.weights.items()}
     tensors |= {f"random.{name}": value for name, value in state.random.items()}
@@ -76,15 +91,7 @@ def write_snapshot(folder: Path, state: State) -> None:
     content = {"step": state.step, "optimizer": rest, "facts": state.facts}
     (partial / "state.json").write_text(json.dumps(content), encoding="utf-8")
     for place in (*partial.iterdir(), partial):
-        _flush(place)
-    before = _snapshots(folder)
-    target = folder / f"snapshot-{state.step:09d}"
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    _flush(folder)
-    for old in before:
-        if old != target:
-            shutil.rmtree(old)
+        flush(place)
 
 
 def read_snapshot(folder: Path) -> State | None:
@@ -106,14 +113,30 @@ def read_snapshot(folder: Path) -> State | None:
     )
 
 
+def latest_step(folder: Path) -> int:
+    """Finished steps of the newest snapshot; 0 when there is none."""
+    found = _snapshots(folder)
+    return int(found[-1].name.removeprefix(_PREFIX)) if found else 0
+
+
 def remove_snapshots(folder: Path) -> None:
     """Delete all snapshots of a folder."""
-    for place in (*_snapshots(folder), folder / _PARTIAL):
-        shutil.rmtree(place, ignore_errors=True)
+    for place in _snapshots(folder):
+        _remove(place)
+    shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
 
 
 def _snapshots(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("snapshot-*") if p.name[9:].isdigit())
+    found = folder.glob(f"{_PREFIX}*")
+    return sorted(p for p in found if p.name.removeprefix(_PREFIX).isdigit())
+
+
+def _remove(place: Path) -> None:
+    """Delete a snapshot; half-deleted it has no name that counts."""
+    doomed = place.with_name(_DOOMED)
+    shutil.rmtree(doomed, ignore_errors=True)
+    place.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _flatten(optimizer: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -139,7 +162,8 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

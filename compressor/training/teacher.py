@@ -7,7 +7,9 @@ is not stored. The file is read through a memory map, so it need not fit into me
 """
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,11 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import CompressError
-from compressor.training.snapshot import digest
+from compressor.training.parallel import team
+from compressor.training.snapshot import digest, flush
 from compressor.training.workbench import Batch, Workbench
 
 PREFIX = "teacher."
 _DATA, _MARK = "teacher-outputs.bin", "teacher-outputs.json"
+_BYTES = 2  # of a float16
+_FLUSH_SECONDS = 60.0  # of asking that a killed run may lose
 
 
 @runtime_checkable
@@ -87,18 +92,23 @@ def with_outputs(
     """
     places, tokens, text = _places(batches)
     widths = {k: v.shape[-1] for k, v in _ask(objective, batches[0], work).items()}
+    row = sum(widths.values()) * _BYTES
     identity = {"text": text, "teacher": digest(teacher.state_dict()), "widths": widths}
-    data, mark = work.scratch / _DATA, work.scratch / _MARK
-    if not mark.is_file() or json.loads(mark.read_text(encoding="utf-8")) != identity:
-        mark.unlink(missing_ok=True)
-        _refuse_small_disk(tokens * sum(widths.values()) * 2, work)
-        stored = np.memmap(data, np.float16, mode="w+", shape=(tokens, sum(widths.values())))
-        _fill(stored, batches, places, objective, work)
-        stored.flush()
-        partial = mark.with_suffix(".partial")
-        partial.write_text(json.dumps(identity), encoding="utf-8")
-        partial.rename(mark)
-    return Answered(batches, places, widths, data)
+    with team().leader_first():
+        done = _known(work.scratch, identity)
+        if done["batches"] < len(batches):
+            _refuse_small_disk((tokens - done["tokens"]) * row, work)
+            _fill(batches, objective, work, identity, done)
+    return Answered(batches, places, widths, work.scratch / _DATA)
+
+
+def _known(scratch: Path, identity: dict[str, Any]) -> dict[str, int]:
+    """{batches, tokens} whose outputs are on disk already, of this very teacher and text."""
+    mark = scratch / _MARK
+    content = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
+    if content.get("identity") != identity:
+        return {"batches": 0, "tokens": 0}
+    return content["done"]
 
 
 def _places(batches: Sequence[Batch]) -> tuple[dict[int, int], int, str]:
@@ -118,27 +128,63 @@ def _places(batches: Sequence[Batch]) -> tuple[dict[int, int], int, str]:
 
 
 def _fill(
-    stored: NDArray[np.float16],
     batches: Sequence[Batch],
-    places: dict[int, int],
     objective: AsksTeacher,
     work: Workbench,
+    identity: dict[str, Any],
+    done: dict[str, int],
 ) -> None:
-    done: set[int] = set()
-    with work.progress("teacher outputs", len(places)) as advance:
-        for batch in batches:
-            new = torch.tensor([row not in done for row in batch["row"].tolist()])
-            if not new.any():
-                continue
-            batch = {key: value[new] for key, value in batch.items()}
-            answers = torch.cat([v.half() for v in _ask(objective, batch, work).values()], dim=-1)
-            mask = batch["attention_mask"].bool()
-            for row, answer, keep in zip(batch["row"].tolist(), answers, mask, strict=True):
-                real = answer[keep].cpu()
-                _refuse_overflow(real)
-                stored[places[row] : places[row] + len(real)] = real.numpy()
-                done.add(row)
-            advance(int(new.sum()))
+    """Append the outputs of the batches that are not on disk; `_places` has the same order.
+
+    Written as a file and not through a memory map, which a full disk would end with SIGBUS. What
+    follows the last flushed batch is asked again, so a row is always computed in the same batch.
+    """
+    data, total = work.scratch / _DATA, sum(identity["widths"].values())
+    known = {row for i in range(done["batches"]) for row in batches[i]["row"].tolist()}
+    tokens, saved = done["tokens"], time.perf_counter()
+    if not tokens:
+        (work.scratch / _MARK).unlink(missing_ok=True)  # it may be of another teacher
+    data.touch()
+    with (
+        data.open("r+b") as file,
+        work.progress("teacher outputs", len(batches)) as advance,
+    ):
+        file.truncate(tokens * total * _BYTES)
+        file.seek(0, os.SEEK_END)
+        advance(done["batches"])
+        for index in range(done["batches"], len(batches)):
+            outputs = _new_outputs(batches[index], known, objective, work)
+            file.write(outputs.tobytes())
+            tokens += len(outputs)
+            advance(1)
+            last = index + 1 == len(batches)
+            if last or time.perf_counter() - saved >= _FLUSH_SECONDS:
+                file.flush()
+                os.fsync(file.fileno())
+                _write_mark(work.scratch, identity, {"batches": index + 1, "tokens": tokens})
+                saved = time.perf_counter()
+
+
+def _new_outputs(
+    batch: Batch, known: set[int], objective: AsksTeacher, work: Workbench
+) -> NDArray[np.float16]:
+    """Outputs [tokens, width] of the real tokens of rows that are not known yet."""
+    new = torch.tensor([row not in known for row in batch["row"].tolist()])
+    if new.any():
+        batch = {key: value[new] for key, value in batch.items()}
+        answers = torch.cat([v.half() for v in _ask(objective, batch, work).values()], dim=-1)
+        real = answers[batch["attention_mask"].bool()].cpu()
+        _refuse_overflow(real)
+        known.update(batch["row"].tolist())
+        return real.numpy()
+    return np.empty((0, 0), np.float16)
+
+
+def _write_mark(scratch: Path, identity: dict[str, Any], done: dict[str, int]) -> None:
+    partial = scratch / f"{_MARK}.partial"
+    partial.write_text(json.dumps({"identity": identity, "done": done}), encoding="utf-8")
+    flush(partial)
+    partial.rename(scratch / _MARK)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import compressor
 from compressor.errors import CompressError, Refused
 
 main = importlib.import_module("compressor.cli.main")
-COMMANDS = ("run", "plan", "inspect", "methods", "profiles", "export", "verify")
+COMMANDS = ("run", "plan", "bench", "compare", "inspect", "methods", "profiles", "export", "verify")
 
 
 @pytest.fixture
@@ -246,6 +246,56 @@ def test_results_as_table_and_as_one_json_document(core, capsys, line, name, res
     shown = capsys.readouterr()
     assert json.loads(shown.out) == result
     assert shown.err == ""
+
+
+def test_bench_passes_every_flag_and_withholds_the_verdict_when_noisy(core, sample_report, capsys):
+    bench = sample_report["bench"] | {"noisy": True, "domain": "On text."}
+    for candidate, name in zip(bench["candidates"], ("a", "b", "c"), strict=True):
+        candidate["name"] = name
+    calls = core("bench", bench)
+    line = "bench a b --data f.txt --measure size --measure kl --threads 2 --rounds 3 --out o"
+    assert main.call(line.split()) == 0
+    (positional, named) = calls[0]
+    named.pop("screen")
+    assert positional == (["a", "b"],)
+    assert named == {
+        "data": "f.txt",
+        "measures": ("size", "kl"),
+        "threads": 2,
+        "rounds": 3,
+        "device": "cpu",
+        "out": Path("o"),
+    }
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the machine was BUSY" in shown and "no verdict on speed" in shown
+    assert "faster" not in shown and "Against a, b is" in shown and "o/report.html" in shown
+    assert main.call(["bench", "a", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == bench and shown.err == ""
+
+
+COMPARED = {
+    "quality": "perplexity",
+    "candidates": [
+        {"name": "a", "engine": "onnxruntime", "parameters": 1e6, "bytes": 4e6, "front": ["bytes"]}
+        | {"latency_ms": None, "quality": {"value": 30.0, "low": None, "high": None}}
+    ],
+    "picked": "a",
+    "pick": "Pick a.",
+    "truths": ["a is not faster."],
+    "notes": ["Speed is not compared."],
+}
+
+
+def test_compare_shows_the_front_the_pick_and_the_truth(core, capsys):
+    calls = core("compare", COMPARED)
+    assert main.call(["compare", "x", "y", "--out", "o"]) == 0
+    assert calls == [((["x", "y"],), {"out": Path("o")})]
+    shown = capsys.readouterr().out
+    for part in ("a  ←", "30.00", "size", "Pick a.", "not faster", "not compared", "o/report.html"):
+        assert part in shown
+    assert main.call(["compare", "x", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == COMPARED
 
 
 def test_failed_verification_exits_3_after_its_json(core, capsys):

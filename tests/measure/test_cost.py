@@ -87,27 +87,32 @@ class Slow:
 
 def test_latency_of_an_encoder_is_one_row_and_throughput_many(pico_bert, make_work, tmp_path):
     engine = Slow(saved(pico_bert(), tmp_path / "a"), per_row=0.01)
-    options = latency.Options(batch=4, length=16, seconds=0.1)
+    options = latency.Options(batches=(4, 2), length=16, seconds=0.1)
     found = latency.run(engine, options, make_work())
-    assert set(engine.shapes) == {(1, 16), (4, 16)}
+    assert set(engine.shapes) == {(1, 16), (2, 16), (4, 16)}
     assert 10 <= found["p50"] <= found["p95"] < 20 and found["length"] == 16
+    assert 20 <= found["batch_2"] < 30 and 40 <= found["batch_4"] < 60
     assert 60 < found["throughput"] <= 100  # rows per second
-    assert "throughput" not in latency.run(
-        engine, dataclasses.replace(options, batch=0), make_work()
-    )
+    assert found["throughput"] == found["batch_4_throughput"]
+    only = latency.run(engine, dataclasses.replace(options, batches=()), make_work())
+    assert only.keys() == {"p50", "p95", "iqr", "length"}
 
 
 def test_latency_of_a_decoder_is_one_step(pico_llama, make_work, tmp_path):
     engine = Slow(saved(pico_llama(), tmp_path / "a"), step=0.005)
-    found = latency.run(engine, latency.Options(tokens=8, seconds=0.1), make_work())
-    assert 5 <= found["p50"] < 10 and 25 <= found["prefill_ms"] < 40
+    options = latency.Options(tokens=8, seconds=0.1, prompts=(16, 512, 400))
+    found = latency.run(engine, options, make_work())
+    assert 5 <= found["p50"] < 10
     assert 100 < found["throughput"] <= 200  # tokens per second
     assert found["length"] == 120  # prompt and steps fit the 128 positions
+    prompts = {key: ms for key, ms in found.items() if key.startswith("prefill_")}
+    assert prompts.keys() == {"prefill_16", "prefill_128"}  # as far as there are positions
+    assert all(25 <= ms < 40 for ms in prompts.values())
 
 
 def test_a_real_engine_is_timed_without_padding(pico_bert, make_work, tmp_path):
     engine = open_engine(saved(pico_bert(), tmp_path / "a"))
-    found = latency.run(engine, latency.Options(batch=2, seconds=0.02), make_work())
+    found = latency.run(engine, latency.Options(batches=(2,), seconds=0.02), make_work())
     assert found["length"] == 64 and 0 < found["p50"] <= found["p95"]
     rows = token_rows(make_work().batches("heldout", 2), 3, 50)
     assert rows["input_ids"].shape == (3, 50) and bool((rows["input_ids"] > 0).all())

@@ -10,6 +10,7 @@ from compressor.engines.torch import TorchEngine
 from compressor.errors import CompressError
 from compressor.measure import accuracy, fidelity, perplexity
 from compressor.model.model import Pooling
+from compressor.training.data import DataSpec, load_corpus, make_batches
 
 
 def engine_of(model, path):
@@ -57,6 +58,37 @@ def test_perplexity_is_the_formula(pico_llama, make_work, text, tmp_path):
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / written, rel=1e-6)
     assert found["perplexity_low"] < found["perplexity"] < found["perplexity_high"]
     assert found["perplexity_n"] == found["bits_per_byte_n"] == 6
+
+
+def test_perplexity_is_the_loss_of_transformers_over_windows_of_text(
+    pico_llama, make_work, tmp_path
+):
+    """Stride, first token and bytes of a real stream, against transformers' own loss."""
+    words = [f"document {i} holds {i * i} words of no use." for i in range(60)]
+    (tmp_path / "a.txt").write_text("\n\n".join(words))
+    corpus = load_corpus(DataSpec(train=[str(tmp_path / "a.txt")]), "causal-lm")
+    engine = engine_of(pico_llama(), tmp_path / "a")
+    processor, module = engine.model.processor, engine.model.module
+
+    def batches(split, n, **shape):
+        return make_batches(corpus, processor, split, n, task="causal-lm", seed=0, **shape)
+
+    ids = [2]  # every held-out document between BOS and EOS, in one stream
+    for document in corpus.documents["heldout"]:
+        ids += [*processor(document.text, add_special_tokens=False)["input_ids"], 3, 2]
+    ids = ids[:-1]
+    windows = [ids[i : i + 24] for i in range(0, len(ids) - 23, 24)]
+    assert len(windows) > 4
+    losses = [
+        module(input_ids=torch.tensor([w]), labels=torch.tensor([w])).loss.item() for w in windows
+    ]
+    written = sum(len(processor.decode(w[1:], skip_special_tokens=True)) for w in windows)
+    work = dataclasses.replace(make_work(), _batches=batches)
+    found = perplexity.run(engine, perplexity.Options(length=24), work)
+    mean = sum(losses) / len(losses)  # all windows have 23 scored tokens
+    assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+    nats = 23 * sum(losses)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / written, rel=1e-5)
 
 
 def test_bytes_are_bytes_and_not_characters(pico_llama, make_work, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from compressor.model.blockwise import record, walk
+from compressor.model.forward import accepted
 from families import CONFIGS, pico, random_inputs
 
 
@@ -34,7 +35,7 @@ def _inputs_of_blocks(model, stack, batch):
         seen.append(args[0] if args else kwargs["hidden_states"])
 
     handles = [b.register_forward_pre_hook(keep, with_kwargs=True) for b in model.blocks(stack)]
-    model.module(**batch)  # with a cache, as anybody would call it
+    model.module(**accepted(model, batch))  # with a cache, as anybody would call it
     for handle in handles:
         handle.remove()
     return seen

@@ -10,6 +10,7 @@ from compressor.model import layers
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantEmbedding, QuantLinear
 from compressor.model.manifest import WeightFormat
+from compressor.model.stored import quantized_state
 from compressor.numerics.quantizer import dequantize, quantize
 from compressor.quantize import rtn
 
@@ -118,12 +119,16 @@ def test_half_of_a_tie_is_refused(pico_llama, make_work):
         quantized(pico_llama(tie_word_embeddings=True), make_work, head=False)
 
 
+def packed(model):
+    return {n: lazy.make() for n, lazy in quantized_state(model.module, torch.float32).items()}
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 def test_disk_round_trip_is_exact(pico_llama, make_work, symmetric, tied):
     settings = {"tie_word_embeddings": tied}
     model = quantized(pico_llama(**settings), make_work, bits=4, symmetric=symmetric)
-    tensors = layers.state_to_disk(model.module)
+    tensors = packed(model)
     codes = tensors["model.layers.0.mlp.down_proj.codes_OI"]
     assert codes.shape == (32, 24)  # 48 inputs, two in a byte
     assert sum("codes_OI" in n and tensors[n].shape[0] == 96 for n in tensors) == (1 if tied else 2)
@@ -138,7 +143,7 @@ def test_disk_round_trip_is_exact(pico_llama, make_work, symmetric, tied):
 
 def test_tensors_that_do_not_fit_are_refused(pico_bert, make_work):
     model = quantized(pico_bert(), make_work)
-    tensors = layers.state_to_disk(model.module)
+    tensors = packed(model)
     name = "encoder.layer.0.output.dense.scale_OG"
     for wrong in (
         {k: v for k, v in tensors.items() if k != name},

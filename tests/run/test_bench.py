@@ -10,13 +10,13 @@ import pytest
 from compressor.errors import CompressError
 from compressor.measure import latency
 from compressor.measure.process import Worker
-from compressor.run import bench as module
-from compressor.run.bench import Candidate, bench
+from compressor.run.bench import measure_candidates
+from compressor.run.rounds import SPREAD, TWICE, Candidate, Turns, order
 
 KEYS = {"version", "machine", "threads", "rounds", "noisy", "candidates"}
 CANDIDATE = {"name", "path", "engine", "parameters", "bytes", "peak_memory_bytes", "latency_ms"}
 CANDIDATE |= {"throughput", "quality", "ratio"}
-QUICK = latency.Options(batch=2, length=16, tokens=4, seconds=0.05)
+QUICK = latency.Options(batches=(1, 2), prompts=(8, 64), length=16, tokens=4, seconds=0.05)
 
 
 def saved(model, path):
@@ -35,12 +35,14 @@ def encoders(pico_bert, tmp_path):
 def test_bench_gives_the_json_form_and_honest_ratios(encoders, make_work):
     measures = {"latency": QUICK, "memory": None, "fidelity": None}
     work = make_work()
-    found = bench(encoders, work, measures, rounds=5)
+    found = measure_candidates(encoders, work, measures, rounds=5)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found.keys() >= KEYS and found["rounds"] == 5 and found["threads"] == 1
     for candidate in found["candidates"]:
         assert candidate.keys() >= CANDIDATE and candidate["engine"] == "torch"
         assert candidate["throughput"]["unit"] == "sentences/s"
+        assert list(candidate["batches"]) == ["1", "2"] and candidate["prefill_ms"] is None
+        assert candidate["batches"]["2"]["throughput"] == candidate["throughput"]["value"]
         assert candidate["latency_ms"].keys() >= {"p50", "p95", "iqr"}
         assert len(candidate["latency_ms"]["rounds"]) == 5
         assert candidate["quality"]["cosine"].keys() == {"value", "low", "high", "n"}
@@ -58,41 +60,48 @@ def test_bench_gives_the_json_form_and_honest_ratios(encoders, make_work):
 def test_a_decoder_is_timed_per_token(pico_llama, make_work, tmp_path):
     path = saved(pico_llama(), tmp_path / "a")
     measures = {"latency": QUICK, "perplexity": None}
-    found = bench([Candidate("a", path)], make_work(), measures, rounds=2)["candidates"][0]
-    assert found["throughput"]["unit"] == "tokens/s" and found["prefill_ms"] > 0
+    found = measure_candidates([Candidate("a", path)], make_work(), measures, rounds=2)[
+        "candidates"
+    ][0]
+    assert found["throughput"]["unit"] == "tokens/s" and found["batches"] is None
+    assert list(found["prefill_ms"]) == ["8", "64"] and min(found["prefill_ms"].values()) > 0
     assert found["quality"]["perplexity"]["low"] < found["quality"]["perplexity"]["high"]
     assert found["peak_memory_bytes"] is None and found["ratio"]["peak_memory"] is None
 
 
 def test_without_speed_there_is_no_noise(encoders, make_work):
-    found = bench(encoders[:1], make_work(), ["size"])
+    found = measure_candidates(encoders[:1], make_work(), ["size"])
     assert found["noisy"] is False and found["candidates"][0]["latency_ms"] is None
     assert found["candidates"][0]["ratio"]["latency"] is None
 
 
-def test_noise_is_a_first_candidate_that_disagrees_with_itself():
-    def noise(first, second):
-        return module._noise([{"p50": v} for v in first], [{"p50": v} for v in second])
+def turns_of(first, second, *others):
+    """Turns with these p50."""
+    rounds = [[{"p50": v} for v in values] for values in (first, *others)]
+    return Turns(rounds, [{"p50": v} for v in second])
 
-    calm = noise([10, 10.1, 9.9], [10, 10.05, 10])
-    assert calm["twice"] < module.TWICE and calm["spread"] < module.SPREAD
-    assert noise([10, 10, 10], [11, 11, 11])["twice"] > module.TWICE
-    assert noise([10, 14, 8, 12], [10, 14, 8, 12])["spread"] > module.SPREAD
+
+def test_noise_is_a_first_candidate_that_disagrees_with_itself():
+    calm = turns_of([10, 10.1, 9.9], [10, 10.05, 10])
+    assert calm.noise["twice"] < TWICE and calm.noise["spread"] < SPREAD and not calm.noisy
+    apart = turns_of([10, 10, 10], [11, 11, 11])
+    assert apart.noise["twice"] > TWICE and apart.noisy
+    spread = turns_of([10, 14, 8, 12], [10, 14, 8, 12])
+    assert spread.noise["spread"] > SPREAD and spread.noisy
 
 
 def test_a_ratio_is_formed_within_a_round():
     """The machine halves its speed after the first round; the ratio does not see it."""
     first, ours = [10.0, 20.0, 20.0], [5.0, 10.0, 10.0]
-    turns = [[{"p50": v} for v in values] for values in (first, ours, first)]
-    entry = {"throughput": None, "bytes": 1, "peak_memory_bytes": None}
-    found = module._ratios(dict(entry), entry, turns[1], (turns[0], turns[2]))
-    assert found["latency"] == 0.5 and found["bytes"] == 1 and found["peak_memory"] is None
+    found = turns_of(first, first, ours)
+    assert found.latency_ratio(1) == 0.5 and found.latency_ratio(0) == 1
+    assert Turns([[], []], []).latency_ratio(1) is None
 
 
 def test_every_candidate_takes_every_place():
-    orders = [module._order(number, 4) for number in range(4)]
+    orders = [order(number, 4) for number in range(4)]
     assert sorted(map(tuple, zip(*orders, strict=True))) == sorted(map(tuple, orders))
-    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert all(sorted(found) == [0, 1, 2, 3] for found in orders)
 
 
 def test_a_worker_killed_in_mid_run_is_one_sentence(encoders, make_work, monkeypatch):
@@ -107,7 +116,7 @@ def test_a_worker_killed_in_mid_run_is_one_sentence(encoders, make_work, monkeyp
 
     monkeypatch.setattr(Worker, "ask", kill_later)
     with pytest.raises(CompressError, match=r"measuring '.*' died: .*memory ran out") as caught:
-        bench(encoders[:2], make_work(), {"latency": QUICK}, rounds=3)
+        measure_candidates(encoders[:2], make_work(), {"latency": QUICK}, rounds=3)
     assert caught.value.hint
     for pid in set(turns):  # nobody is left behind
         with pytest.raises(ProcessLookupError):
@@ -116,14 +125,17 @@ def test_a_worker_killed_in_mid_run_is_one_sentence(encoders, make_work, monkeyp
 
 def test_mistakes_are_refused_before_anything_is_timed(encoders, pico_llama, make_work, tmp_path):
     other = Candidate("llama", saved(pico_llama(), tmp_path / "c"))
+    with pytest.raises(CompressError, match="'llama' is for causal-lm and 'original' for"):
+        measure_candidates([encoders[0], other], make_work(), ["size"])
+    pico_llama().processor.save_pretrained(encoders[2].path)
     with pytest.raises(CompressError, match="different tokenizers"):
-        bench([encoders[0], other], make_work(), ["size"])
+        measure_candidates([encoders[0], encoders[2]], make_work(), ["size"])
     with pytest.raises(CompressError, match="no directory"):
-        bench([Candidate("x", tmp_path / "absent")], make_work(), ["size"])
+        measure_candidates([Candidate("x", tmp_path / "absent")], make_work(), ["size"])
     with pytest.raises(CompressError, match="unknown method"):
-        bench(encoders, make_work(), ["speed"])
+        measure_candidates(encoders, make_work(), ["speed"])
     with pytest.raises(CompressError, match="nothing to measure"):
-        bench([], make_work())
+        measure_candidates([], make_work())
     unfit = dataclasses.replace(encoders[0], name="encoder")
     with pytest.raises(CompressError, match="no causal language model"):
-        bench([unfit], make_work(), ["latency", "perplexity"])
+        measure_candidates([unfit], make_work(), ["latency", "perplexity"])

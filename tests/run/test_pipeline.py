@@ -228,6 +228,43 @@ def test_keep_last_deletes_only_the_weights_between(chain, llama_folder, text_fi
     assert stamps(home) == before
 
 
+def test_what_a_killed_run_did_not_come_to_is_done_later(
+    chain, llama_folder, text_file, tmp_path, monkeypatch
+):
+    """Killed when a trained stage has its name, and when `keep: last` deletes the weights."""
+    from compressor.run import pipeline, steps
+
+    home = tmp_path / "out"
+    arguments = {"model": str(llama_folder), "data": str(text_file), "out": home}
+    chain.write_text(chain.read_text().replace("export.onnx: {}", "export.safetensors: {}"))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "_clear", lambda scratch: "distill" in scratch.name and stop())
+        with pytest.raises(KeyboardInterrupt):
+            compressor.run(chain, **arguments, set=["keep=last"])
+    assert (home / STAGES[1]).is_dir() and list((home / ".scratch").glob("02-distill-kd.*"))
+    write = pipeline.write_manifest
+
+    def write_and_stop(directory, manifest):
+        write(directory, manifest)
+        if directory.name == STAGES[0]:
+            stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_manifest", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            compressor.run(chain, **arguments, set=["keep=last"])
+    assert (home / STAGES[0] / "model.safetensors").is_file()
+    compressor.run(chain, **arguments, set=["keep=last"])
+    assert not (home / STAGES[0] / "model.safetensors").exists()
+    assert not (home / ".scratch").exists()
+    lines = (home / "metrics.jsonl").read_text().splitlines()
+    assert {json.loads(line)["stage"] for line in lines} == {STAGES[1]}
+
+
 def test_redo_deletes_nothing_when_an_earlier_stage_changed(finished):
     result, chain, arguments = finished
     before = stamps(result.path)

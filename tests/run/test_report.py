@@ -150,7 +150,7 @@ def test_verdict_compares_with_each_original(sample_report):
     )
     assert "original (onnx float32)" in lines[1] and "3.9x faster" in lines[1]
     assert lines[2:] == [
-        "Quality of ours (onnx): cosine 0.953 [0.943, 0.953] (n = 512).",
+        "Quality of ours (onnx): cosine 0.953 [0.943, 0.953] (n = 512 documents).",
         "In-domain.",
     ]
 
@@ -177,7 +177,7 @@ def test_several_qualities_go_to_a_table_of_their_own(tmp_path, sample_report):
     for i, candidate in enumerate(sample_report["bench"]["candidates"]):
         candidate["quality"]["perplexity"] = {"value": 10.0 + i, "low": None, "high": None, "n": 9}
     write_report(tmp_path, sample_report)
-    assert "| ours, onnx | 0.953 [0.943, 0.953] | 12.000 |" in (tmp_path / "report.md").read_text()
+    assert "| ours, onnx | 0.953 [0.943, 0.953] | 12.00 |" in (tmp_path / "report.md").read_text()
     assert comparison(sample_report["bench"]).header[-1] == "cosine"
 
 

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from compressor.distill import ce
 from compressor.errors import CompressError
+from compressor.training import snapshot
 from compressor.training.loop import Train, train
 from compressor.training.options import lr_factor
 from compressor.training.precision import choose_precision
-from compressor.training.snapshot import State, read_snapshot, write_snapshot
+from compressor.training.snapshot import State, read_snapshot, remove_snapshots, write_snapshot
 
 SHORT = {"batch": 4, "length": 16, "lr": 3e-3, "warmup": 2, "precision": "float32"}
 
@@ -137,7 +138,7 @@ def state(step):
         {{"state": {{}}, "param_groups": []}}, {{}})
 folder = Path({str(tmp_path)!r})
 snapshot.write_snapshot(folder, state(1))
-snapshot._flush = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+snapshot.flush = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 snapshot.write_snapshot(folder, state(2))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -148,6 +149,21 @@ snapshot.write_snapshot(folder, state(2))
     assert found is not None and found.step == 1 and found.weights["w"].tolist() == [1.0] * 4
     write_snapshot(tmp_path, dataclasses.replace(found, step=3))
     assert [p.name for p in tmp_path.iterdir()] == ["snapshot-000000003"]
+
+
+def test_a_half_removed_snapshot_does_not_count(tmp_path, monkeypatch):
+    def stop(path, **_):
+        if path.exists():
+            (path / "state.json").unlink()
+            raise KeyboardInterrupt
+
+    write_snapshot(tmp_path, State(1, {"w": torch.ones(2)}, {"state": {}, "param_groups": []}, {}))
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot.shutil, "rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            remove_snapshots(tmp_path)
+    assert read_snapshot(tmp_path) is None
+    remove_snapshots(tmp_path)
 
 
 def test_an_optimizer_comes_back_as_it_was(tmp_path):

@@ -83,6 +83,30 @@ def test_an_unfinished_file_is_not_used(pico_bert, make_work, batches, monkeypat
     assert asks.rows == 6
 
 
+def test_asking_goes_on_after_the_last_flushed_batch(pico_bert, make_work, batches, monkeypatch):
+    model, work = pico_bert(), make_work()
+    monkeypatch.setattr(teacher, "_FLUSH_SECONDS", 0)
+    with_outputs(batches, Asks(model.module), model.module, work)
+    wanted = (work.scratch / "teacher-outputs.bin").read_bytes()
+    for name in ("teacher-outputs.bin", "teacher-outputs.json"):
+        (work.scratch / name).unlink()
+
+    class Stops(Asks):
+        def targets(self, batch):
+            if self.rows == 4:  # one batch for the widths, one that is kept
+                raise KeyboardInterrupt
+            return super().targets(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        with_outputs(batches, Stops(model.module), model.module, work)
+    with (work.scratch / "teacher-outputs.bin").open("ab") as file:
+        file.write(b"half a batch that nobody flushed")
+    asks = Asks(model.module)
+    with_outputs(batches, asks, model.module, work)
+    assert asks.rows == 2 + 2  # the widths, and the second batch; the third has no new rows
+    assert (work.scratch / "teacher-outputs.bin").read_bytes() == wanted
+
+
 def test_overflow_and_a_full_disk_are_refused(pico_bert, make_work, batches, monkeypatch):
     model = pico_bert()
     model.module.encoder.layer[-1].output.LayerNorm.bias.data += 1e6

@@ -1,0 +1,72 @@
+"""From what a user typed to candidates with short names; the plausible mistakes are explained."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from compressor.errors import CompressError
+from compressor.model.manifest import NAME as MANIFEST
+from compressor.model.sources import resolve
+from compressor.run.layout import SOURCE, stage_directories
+from compressor.run.rounds import Candidate
+
+
+def find_candidates(names: Sequence[str]) -> list[Candidate]:
+    """Resolve directories, hub ids and package:NAME[/subdir] in the order given.
+
+    Raises:
+        CompressError: nothing is found under a name, it is the directory of a whole run, or one
+            that was never completed.
+    """
+    paths = []
+    for name in names:
+        _refuse_run(name)
+        paths.append(resolve(name).path)
+    return [Candidate(short, path) for short, path in zip(short_names(names), paths, strict=True)]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last part of every name, with as many parts before it as make it unlike the others.
+
+    A stage of a run keeps the name of its run, and the same thing given twice gets a number.
+    """
+    parts = [_parts(name) for name in names]
+    shown = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        count = 2 if own[-1][:2].isdigit() and len(own) > 1 else 1
+        while count < len(own) and any(other[-count:] == own[-count:] for other in others):
+            count += 1
+        shown.append("/".join(own[-count:]))
+    return [
+        text if shown.count(text) == 1 else f"{text} ({shown[: i + 1].count(text)})"
+        for i, text in enumerate(shown)
+    ]
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    if not name.startswith("package:"):
+        name = os.path.abspath(Path(name).expanduser()) if Path(name).is_dir() else name
+    return tuple(part for part in name.removeprefix("package:").split("/") if part)
+
+
+def _refuse_run(name: str) -> None:
+    """A directory of `compress run` holds candidates and is none; so does an unfinished stage."""
+    path = Path(name).expanduser()
+    if (path / SOURCE).is_dir() or (path / "profile.yaml").is_file():
+        found = [str(Path(name) / d.name) for d in stage_directories(path)]
+        if not found:
+            raise CompressError(
+                f"'{name}' is the directory of a run that has finished no stage yet",
+                "finish it with compress run, or name a checkpoint",
+            )
+        inside = ", ".join(Path(f).name for f in found)
+        raise CompressError(
+            f"'{name}' is the directory of a whole run; it holds {inside}",
+            f"compress bench {found[-1]}",
+        )
+    if (path / "model.onnx").is_file() and not (path / MANIFEST).is_file():
+        raise CompressError(
+            f"'{name}' has a model.onnx and no {MANIFEST}: no finished export of compress",
+            "make it with compress export CHECKPOINT --to onnx --out DIR",
+        )

@@ -1,0 +1,121 @@
+"""Speed in turns: fresh worker processes, one working at a time, and what their rounds say.
+
+A round gives every candidate one turn; the order rotates from round to round. Numbers are medians
+over rounds, ratios are formed within a round, against the first candidate, before their median is
+taken, so that a machine that slows down for a minute slows both sides of a ratio.
+
+Noise: the first candidate has two turns per round. Where its two medians differ by more than
+TWICE, or the quartiles of its rounds lie further apart than SPREAD, the result is called noisy.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compressor.measure import latency
+from compressor.measure.inputs import heldout
+from compressor.measure.process import Worker
+from compressor.measure.worker import save_rows
+from compressor.training.workbench import Workbench
+
+TWICE = 0.05
+SPREAD = 0.15
+
+Round = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A directory to measure and what tables call it."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The rounds of every candidate, and those of the first one's second turn."""
+
+    rounds: list[list[Round]]
+    again: list[Round]
+
+    @property
+    def noise(self) -> dict[str, float]:
+        """{twice, spread}: how far the first candidate's two turns, and its rounds, lie apart."""
+        if not self.again:
+            return {}
+        a, b = [r["p50"] for r in self.rounds[0]], [r["p50"] for r in self.again]
+        quarter, half, three = np.quantile(a + b, [0.25, 0.5, 0.75])
+        difference = abs(np.median(a) - np.median(b))
+        return {"twice": float(difference / half), "spread": float((three - quarter) / half)}
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the first candidate disagrees with itself."""
+        noise = self.noise
+        return bool(noise) and (noise["twice"] > TWICE or noise["spread"] > SPREAD)
+
+    def latency_ratio(self, index: int) -> float | None:
+        """Median over rounds of a candidate's p50 over the mean of the first one's two turns."""
+        if not self.again:
+            return None
+        if index == 0:
+            return 1.0
+        paired = [
+            r["p50"] / ((a["p50"] + b["p50"]) / 2)
+            for r, a, b in zip(self.rounds[index], self.rounds[0], self.again, strict=True)
+        ]
+        return float(np.median(paired))
+
+
+def no_turns(candidates: int) -> Turns:
+    """What there is where speed is not measured."""
+    return Turns([[] for _ in range(candidates)], [])
+
+
+def take_turns(
+    candidates: Sequence[Candidate],
+    work: Workbench,
+    options: latency.Options,
+    threads: int,
+    rounds: int,
+) -> Turns:
+    """Time all candidates, `rounds` turns each.
+
+    Raises:
+        CompressError: a worker was killed or refused its candidate.
+    """
+    rows = work.scratch / "rows.safetensors"
+    save_rows(heldout(work, max((1, *options.batches)), 8, options.length), rows)
+    request = dataclasses.asdict(options)
+    again = request | {"batches": (), "prompts": ()}  # the second turn only repeats the latency
+    turns: list[list[Round]] = [[] for _ in range(len(candidates) + 1)]
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(closing(Worker(c.name, c.path, rows, threads))) for c in candidates
+        ]
+        for worker in workers:
+            worker.hear()
+        advance = stack.enter_context(work.progress("measuring speed", rounds * len(turns)))
+        for number in range(rounds):
+            for turn in order(number, len(turns)):
+                last = turn == len(candidates)
+                worker = workers[0 if last else turn]
+                turns[turn].append(worker.ask(again if last else request))
+                advance(1)
+    return Turns(turns[:-1], turns[-1])
+
+
+def order(number: int, turns: int) -> list[int]:
+    """Who comes when in a round: every turn takes every place in as many rounds as turns."""
+    return [(number + i) % turns for i in range(turns)]
+
+
+def median(rounds: list[Round], key: str) -> float | None:
+    """Median over rounds of one number, or None where no round has it."""
+    values = [r[key] for r in rounds if key in r]
+    return float(np.median(values)) if values else None

@@ -1,0 +1,136 @@
+"""compressor.bench: names, defaults, data, output, and the mistakes that are plausible."""
+
+import json
+
+import pytest
+
+import compressor
+from compressor.errors import CompressError
+from compressor.run import benchmark
+from compressor.run.candidates import find_candidates, short_names
+
+
+def saved(model, path):
+    model.module.config.architectures = [type(model.module).__name__]
+    model.module.save_pretrained(path)
+    model.processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def decoders(pico_llama, tmp_path):
+    a = saved(pico_llama(), tmp_path / "models" / "a")
+    b = saved(pico_llama(num_hidden_layers=1), tmp_path / "models" / "b")
+    return [str(a), str(b)]
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Replaces the measuring; returns what it was asked for."""
+    asked = []
+
+    def fake(candidates, work, measures, threads, rounds):
+        asked.append({"names": [c.name for c in candidates], "measures": list(measures)})
+        return {"candidates": []}
+
+    monkeypatch.setattr(benchmark, "measure_candidates", fake)
+    return asked
+
+
+def test_a_bench_without_speed_needs_no_worker_and_leaves_its_report(decoders, text_file, tmp_path):
+    out = tmp_path / "out"
+    names = ("perplexity", "fidelity")
+    found = compressor.bench(decoders, data=str(text_file), measures=names, out=out)
+    assert sorted(p.name for p in out.iterdir()) == ["bench.json", "report.html", "report.md"]
+    assert json.loads((out / "bench.json").read_text()) == found
+    a, b = found["candidates"]
+    assert (a["name"], b["name"]) == ("a", "b") and a["latency_ms"] is None
+    assert a["quality"]["kl"]["value"] == 0 < b["quality"]["kl"]["value"]
+    assert b["ratio"]["bytes"] < 1 and found["noisy"] is False
+    assert found["data"]["name"] == "words.txt" and "words.txt" in found["domain"]
+    text = (out / "report.md").read_text()
+    assert "Against a, b is" in text and "every number is in bench.json" in text
+    assert str(tmp_path) not in text + (out / "report.html").read_text()
+    again = compressor.compare([out])
+    assert again["quality"] == "perplexity" and again["notes"] == [
+        "Speed is not compared: out did not measure it."
+    ]
+
+
+def test_the_data_is_that_of_a_run_with_the_same_file(decoders, text_file, tmp_path, chain):
+    run = compressor.run(chain, model=decoders[0], data=str(text_file), out=tmp_path / "run")
+    found = compressor.bench([decoders[0]], data=str(text_file), measures=["size"])
+    record = run.checkpoint.manifest.stages[0].data
+    assert record == found["data"]
+    assert found["candidates"][0]["fingerprint"] == run.checkpoint.manifest.stages[0].parent
+    with pytest.raises(CompressError, match=r"whole run; it holds 01-prune.*04-export") as caught:
+        find_candidates([str(run.path)])
+    assert caught.value.hint == f"compress bench {run.path}/04-export.onnx"
+    (candidate,) = find_candidates([str(run.path / "04-export.onnx")])
+    assert candidate.name == "run/04-export.onnx"
+
+
+def test_defaults_go_by_task(decoders, pico_bert, measured, tmp_path):
+    own = ["size", "latency", "memory"]
+    compressor.bench(decoders)
+    compressor.bench(decoders[:1])
+    encoder = str(saved(pico_bert(), tmp_path / "models" / "c"))
+    compressor.bench([encoder, encoder])
+    classifier = str(saved(pico_bert("sequence-classification"), tmp_path / "models" / "d"))
+    compressor.bench([classifier])
+    rows = "".join(f"this is the text number {i},{i % 2}\n" for i in range(60))
+    (tmp_path / "labelled.csv").write_text(f"text,label\n{rows}")
+    compressor.bench([classifier], data=str(tmp_path / "labelled.csv"))
+    assert [asked["measures"] for asked in measured] == [
+        [*own, "fidelity", "perplexity"],
+        [*own, "perplexity"],  # alone there is nothing to be faithful to
+        [*own, "fidelity", "batch_sensitivity"],
+        own,
+        [*own, "accuracy"],
+    ]
+    assert measured[2]["names"] == ["c (1)", "c (2)"]
+
+
+def test_built_in_text_is_said(decoders, measured):
+    domain = compressor.bench(decoders)["domain"]
+    assert "stdlib:pydoc_data.topics" in domain and "no --data was given" in domain
+
+
+def test_mistakes_end_before_anything_is_measured(decoders, measured, tmp_path):
+    def refused(match, *models, **settings):
+        with pytest.raises(CompressError, match=match) as caught:
+            compressor.bench(models, **settings)
+        assert caught.value.hint and not measured
+
+    cores = benchmark.processors()
+    refused("does not exist", str(tmp_path / "absent"))
+    refused(r"did you mean perplexity\?", *decoders, measures=["perplexty"])
+    refused(f"--threads {cores + 1}: this machine gives {cores}", *decoders, threads=cores + 1)
+    refused("--threads 0", *decoders, threads=0)
+    refused("--rounds 0", *decoders, rounds=0)
+    refused("--device cuda: bench measures on the CPU", *decoders, device="cuda")
+    refused("data file 'absent.txt' does not exist", *decoders, data="absent.txt")
+    refused("nothing to measure")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    refused(r"holds other files \(thesis.tex\)", *decoders, out=tmp_path / "mine")
+    refused("is a file", *decoders, out=tmp_path / "mine" / "thesis.tex")
+    (tmp_path / "models" / "a" / "model.onnx").write_text("")
+    refused("no finished export", *decoders)
+
+
+def test_a_run_that_finished_nothing_is_explained(tmp_path):
+    (tmp_path / "00-source").mkdir()
+    with pytest.raises(CompressError, match="finished no stage yet"):
+        find_candidates([str(tmp_path)])
+
+
+def test_short_names_are_unique_and_as_short_as_can_be(tmp_path, monkeypatch):
+    for name in ("x/model", "y/model", "z/04-export.onnx"):
+        (tmp_path / name).mkdir(parents=True)
+    names = [str(tmp_path / n) for n in ("x/model", "y/model", "z/04-export.onnx")]
+    assert short_names(names) == ["x/model", "y/model", "z/04-export.onnx"]
+    assert short_names(names[:1]) == ["model"]
+    assert short_names(["package:some-model", "owner/model"]) == ["some-model", "model"]
+    monkeypatch.chdir(tmp_path / "x" / "model")
+    assert short_names(["."]) == ["model"]
