@@ -40,6 +40,8 @@ def own_loss(model, batch):
         before = torch.cat([mask[:, :1] * 0, mask[:, :-1]], dim=1)
         labels = batch["input_ids"].masked_fill(mask * before == 0, -100)
     inputs = {k: v for k, v in batch.items() if k != "labels"}
+    if model.task == "causal-lm":  # the first real token of a row is at position 0
+        inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
     return model.module(**inputs, labels=labels).loss
 
 

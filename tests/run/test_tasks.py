@@ -1,4 +1,4 @@
-"""Whole runs for images, pairs and masked tokens: prune, distil, quantize, measure."""
+"""Whole runs for images, pairs, clips and masked tokens: prune, distil, quantize, measure."""
 
 import json
 
@@ -56,7 +56,9 @@ def test_a_vit_on_mnist(distill, shared_data, tmp_path):
 
 def test_a_t5_on_problems_and_answers(shared_data, tmp_path):
     model = folder_of("t5", tmp_path, character_tokenizer())
-    data = shared_data / "data" / "gsm8k-train-2000.jsonl"
+    lines = (shared_data / "data" / "gsm8k-train-2000.jsonl").read_text().splitlines()
+    data = tmp_path / "problems.jsonl"
+    data.write_text("\n".join(lines[:200]))
     check(run(tmp_path, model, data, f"distill.kd: {{{TRAIN}}}"))
 
 
@@ -64,3 +66,15 @@ def test_a_t5_on_problems_and_answers(shared_data, tmp_path):
 def test_a_masked_bert(method, text_file, tmp_path):
     model = folder_of("bert", tmp_path, letter_tokenizer())
     check(run(tmp_path, model, text_file, f"distill.{method}: {{{TRAIN}}}"))
+
+
+def test_a_whisper_on_pieces_of_a_speech(shared_data, tmp_path):
+    soundfile = pytest.importorskip("soundfile", reason="reading sound needs soundfile")
+    model = folder_of("whisper", tmp_path, character_tokenizer())
+    samples, rate = soundfile.read(shared_data / "data" / "jfk.flac")
+    size, lines = int(0.3 * rate), ["audio,text"]
+    for i in range(30):
+        soundfile.write(tmp_path / f"{i}.flac", samples[i * size : (i + 1) * size], rate)
+        lines.append(f"{i}.flac,piece {i}")
+    (tmp_path / "clips.csv").write_text("\n".join(lines))
+    check(run(tmp_path, model, tmp_path / "clips.csv", f"distill.kd: {{{TRAIN}}}"))

@@ -276,7 +276,7 @@ def test_bad_pairs_are_one_sentence(name, content, message, tmp_path):
 @pytest.fixture
 def clips(tmp_path):
     """Twelve clips of 0.3 s at three rates, and their table."""
-    soundfile = pytest.importorskip("soundfile")
+    soundfile = pytest.importorskip("soundfile", reason="reading sound needs soundfile")
     lines, draw = ["audio,text"], np.random.default_rng(0)
     for i in range(12):
         rate = (16000, 8000, 44100)[i % 3]
@@ -288,7 +288,7 @@ def clips(tmp_path):
 
 
 def test_clips_become_features_and_words(clips):
-    soundfile = pytest.importorskip("soundfile")
+    soundfile = pytest.importorskip("soundfile", reason="reading sound needs soundfile")
     model, tokenizer = pico("whisper"), character_tokenizer()
     reading = Reading("audio", start=2, audio=audio_plan(model.config, None))
     corpus = load_corpus(DataSpec([str(clips)]), WHISPER, "audio")
@@ -313,7 +313,7 @@ def test_clips_become_features_and_words(clips):
 
 
 def test_real_speech_gives_the_features_of_transformers(shared_data):
-    soundfile = pytest.importorskip("soundfile")
+    soundfile = pytest.importorskip("soundfile", reason="reading sound needs soundfile")
     samples, rate = soundfile.read(shared_data / "data" / "jfk.flac")
     speech = resample(samples.mean(axis=1), rate, 16000).astype(np.float32)
     assert len(speech) == 176000
