@@ -199,10 +199,13 @@ def _depths(model: Model) -> list[int]:
 
 
 def _states(output: Any) -> list[tuple[Tensor, ...]]:
-    """Hidden states of every stack: of the one there is, or of encoder and decoder."""
+    """Hidden states of every stack: of the one there is, or of encoder and decoder.
+
+    The last is the one behind the final norm, which some classes (ViT) leave out of the list.
+    """
     if "decoder_hidden_states" in output:
         return [output.encoder_hidden_states, output.decoder_hidden_states]
-    return [output.hidden_states]
+    return [(*output.hidden_states[:-1], output.last_hidden_state)]
 
 
 def _all_real(state: Tensor) -> Tensor:

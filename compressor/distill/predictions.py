@@ -51,12 +51,12 @@ def predictions(model: Model, batch: dict[str, Tensor]) -> Predictions:
     if model.task == "causal-lm":  # its class may cap the logits: the backbone alone is run
         states = model.base(**inputs).last_hidden_state
         return Predictions(states[:, :-1], head_of(model), weights)
-    with _passing_through(head):
+    with passing_through(head):
         return Predictions(module(**inputs).logits, head, weights)
 
 
 @contextmanager
-def _passing_through(head: Any) -> Iterator[None]:
+def passing_through(head: Any) -> Iterator[None]:
     """The output projection gives back what it is given, for one forward pass.
 
     What the class does before it (BERT's transform, T5's scale) is done as ever.

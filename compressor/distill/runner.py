@@ -1,9 +1,11 @@
 """What every distill method shares: batches, what trains, the teacher's outputs, the loop."""
 
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from torch import nn
 
+from compressor.distill.predictions import passing_through
 from compressor.errors import CompressError
 from compressor.model.forward import accepted, without_cache
 from compressor.model.model import Model
@@ -99,4 +101,9 @@ def refuse_other_vocabulary(student: Model, teacher: Model) -> None:
 
 def backbone(model: Model, batch: dict, **extra: Any) -> Any:
     """Forward pass without task head and cache; the output of transformers."""
-    return model.base(**accepted(model, batch), **without_cache(model), **extra)
+    inputs = accepted(model, batch) | without_cache(model) | extra
+    if model.base is not model.module:
+        return model.base(**inputs)
+    head = model.module.get_output_embeddings()  # type: ignore[operator]
+    with passing_through(head) if head is not None else nullcontext():  # T5 is its own backbone
+        return model.module(**inputs)

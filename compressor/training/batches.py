@@ -58,6 +58,7 @@ def shuffled(rows: Readable, n: int | None, batch: int, seed: int) -> Batches:
     """
     per_epoch = len(rows) // batch
     assert per_epoch > 0, "too few rows for one batch"
+    lengths = rows.lengths
 
     @lru_cache(maxsize=1)
     def plan(epoch: int) -> NDArray[np.int64]:
@@ -65,7 +66,7 @@ def shuffled(rows: Readable, n: int | None, batch: int, seed: int) -> Batches:
         order = draw.permutation(len(rows))[: per_epoch * batch]
         for start in range(0, len(order), _POOL * batch):
             pool = order[start : start + _POOL * batch]
-            pool[:] = pool[np.argsort(rows.lengths[pool], kind="stable")]
+            pool[:] = pool[np.argsort(lengths[pool], kind="stable")]
         return draw.permutation(order.reshape(per_epoch, batch))
 
     return Batches(

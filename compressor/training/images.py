@@ -132,7 +132,8 @@ def pixels(image: Image.Image, plan: ImagePlan) -> Tensor:
         wide, high = (max(plan.resize, int(side * scale)) for side in image.size)
         image = image.resize((wide, high), plan.resample)
     elif plan.resize is not None:
-        image = image.resize(plan.resize[::-1], plan.resample)
+        high, wide = plan.resize
+        image = image.resize((wide, high), plan.resample)
     if plan.crop:
         left, top = (image.width - plan.width) // 2, (image.height - plan.height) // 2
         image = image.crop((left, top, left + plan.width, top + plan.height))
@@ -143,7 +144,8 @@ def pixels(image: Image.Image, plan: ImagePlan) -> Tensor:
             "correct size and crop_size in preprocessor_config.json",
         )
     x_HWC = np.asarray(image, np.float32).reshape(plan.height, plan.width, plan.channels)
-    scaled = (x_HWC * np.float32(plan.factor) - np.float32(plan.mean)) / np.float32(plan.std)
+    mean_C, std_C = (np.array(values, np.float32) for values in (plan.mean, plan.std))
+    scaled = (x_HWC * np.float32(plan.factor) - mean_C) / std_C
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
@@ -217,11 +219,10 @@ def _open(document: Document) -> Image.Image:
     if media.index is not None:
         return Image.fromarray(_idx_pixels(media.path)[media.index])
     try:
-        image = Image.open(media.path)
-        image.load()
+        with Image.open(media.path) as image:
+            return image.copy()
     except OSError as error:
         raise CompressError(f"'{media.path}' is damaged ({error})", "remove the file") from error
-    return image
 
 
 def _read_idx(path: Path) -> list[Document]:

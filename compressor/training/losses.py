@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from compressor.model.model import Model
+from compressor.training.parallel import team
 
 Kind = Literal["forward", "reverse", "js"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits_s [N, V], logits_t [N, V] -> [N]
@@ -92,7 +93,9 @@ def chunked(
     real = [stream[keep] for stream in streams]
     assert len(real[0]) > 0, "no token counts"
     total: Any = _Chunks.apply(loss, chunk, len(real), *real, *weights)
-    return total / len(real[0])
+    count = torch.tensor(len(real[0]), dtype=torch.float32, device=total.device)
+    team().average([count])  # rows of several processes count by their tokens, not by process
+    return total / count
 
 
 class _Chunks(torch.autograd.Function):

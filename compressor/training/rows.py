@@ -7,7 +7,6 @@ is not blocked between the documents of a window, neither for the student nor fo
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -42,7 +41,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.documents)
 
-    @cached_property
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of every row, int64 [R]."""
         return np.diff(self.offsets)
@@ -54,7 +53,8 @@ class Rows:
             input_ids and attention_mask int64 [B, S], row and document int64 [B], and labels
             int64 [B] where the data has them.
         """
-        mask = np.arange(self.lengths[members].max()) < self.lengths[members][:, None]
+        lengths = self.offsets[members + 1] - self.offsets[members]
+        mask = np.arange(lengths.max()) < lengths[:, None]
         ids = np.full(mask.shape, self.pad, np.int64)
         ids[mask] = np.concatenate([self.tokens[slice(*self.offsets[r : r + 2])] for r in members])
         arrays = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "row": members}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compressor.distill import ce, kd
+from compressor.distill import ce, kd, latent
 from compressor.errors import CompressError
 from compressor.model.forward import accepted, outputs
 from compressor.training.losses import label_loss
@@ -130,3 +130,49 @@ def test_a_few_steps_lower_the_loss(name, method):
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < losses[0]
+
+
+def relative(own, target, mask):
+    """Squared distance over energy of the real positions, one by one."""
+    pairs = [(o[k].double(), t[k].double()) for o, t, k in zip(own, target, mask, strict=True)]
+    return sum((o - t).square().sum() for o, t in pairs) / sum(t.square().sum() for _, t in pairs)
+
+
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+def test_latent_of_two_stacks(name):
+    student, teacher = pico(name), pico(name, seed=1)
+    batch = random_inputs(student)
+    found = [m.module(**batch, output_hidden_states=True) for m in (student, teacher)]
+    s, t = found
+    assert torch.equal(s.encoder_hidden_states[-1], s.encoder_last_hidden_state)
+    # Whisper hears silence as well as speech: all its positions count
+    source = batch.get("attention_mask", torch.ones(s.encoder_last_hidden_state.shape[:2])).bool()
+    answer = batch["decoder_attention_mask"].bool()
+    last = relative(s.encoder_last_hidden_state, t.encoder_last_hidden_state, source)
+    last = last + relative(s.decoder_hidden_states[-1], t.decoder_hidden_states[-1], answer)
+    first = relative(s.encoder_hidden_states[0], t.encoder_hidden_states[0], source)
+    first = first + relative(s.decoder_hidden_states[0], t.decoder_hidden_states[0], answer)
+    objective = latent.objective(latent.Options(hidden=1.0, embeddings=0.5), student, teacher)
+    assert objective(batch).item() == pytest.approx((last / 2 + first / 4).item(), rel=1e-4)
+    assert not objective.cache_teacher
+    with pytest.raises(CompressError, match="attention maps of an encoder-decoder"):
+        latent.objective(latent.Options(attention=1.0), student, teacher)
+    with pytest.raises(CompressError, match="this model has two"):
+        latent.objective(latent.Options(layers=1.0, layer_map=[(1, 1)]), student, teacher)
+
+
+@pytest.mark.parametrize("name", ["vit", "deit"])
+def test_latent_of_images_counts_every_patch(name):
+    student, teacher = pico(name, num_hidden_layers=2), pico(name, seed=1)
+    batch = random_inputs(student)
+    s, t = (m.base(**batch, output_hidden_states=True) for m in (student, teacher))
+    everything = torch.ones(s.last_hidden_state.shape[:2], dtype=torch.bool)
+    wanted = relative(s.last_hidden_state, t.last_hidden_state, everything)
+    objective = latent.objective(latent.Options(), student, teacher)
+    assert objective(batch).item() == pytest.approx(wanted.item(), rel=1e-4)
+    maps = latent.objective(latent.Options(hidden=0, attention=1.0), student, teacher)
+    assert 0 < maps(batch).item() < float("inf")
+    with pytest.raises(CompressError, match="patches of 4 pixels and the student of 8"):
+        latent.objective(latent.Options(), pico(name, patch_size=8), teacher)
+    with pytest.raises(CompressError, match="the teacher has image_size 16 and the student 32"):
+        kd.objective(kd.Options(), pico(name, image_size=32), teacher)
