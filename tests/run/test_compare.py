@@ -147,8 +147,8 @@ def test_a_slower_day_slows_the_yardstick_too(make_run):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"threads": 2}, "half was timed with 1 thread(s) of made-up, other with 2"),
-        ({"machine": {"cpu": "another"}}, "other with 1 thread(s) of another"),
+        ({"threads": 2}, "half was timed with 1 thread of made-up, other with 2 threads"),
+        ({"machine": {"cpu": "another"}}, "other with 1 thread of another"),
         ({"measures": MEASURES | {"latency": {"length": 64}}}, "timed different shapes"),
         ({"measures": {"size": {}, "perplexity": MEASURES["perplexity"]}}, "other did not measure"),
     ],
