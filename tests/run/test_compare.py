@@ -167,6 +167,8 @@ def test_noisy_speeds_are_left_out_and_others_stay(runs, make_run):
     assert found["noisy: ours, onnx"]["latency_ms"] is None
     assert found["half: ours, onnx"]["latency_ms"]["p50"] == pytest.approx(0.32)
     assert "busy while noisy" in compressor.compare([runs[0], noisy])["notes"][0]
+    found = by_name(compressor.compare([noisy, runs[0]]))  # the original is known from both
+    assert found["original, torch"]["latency_ms"]["p50"] == pytest.approx(2.8)
 
 
 def test_likeness_to_another_original_is_no_common_quality(make_run):
