@@ -124,6 +124,20 @@ def test_keep_what_there_is_when_nothing_is_good_enough(runs):
     ).replace("17x", "16.7x")
 
 
+def test_no_gain_is_no_reason_to_change(make_run):
+    alike = make_run("alike", TORCH, ours(23.3, 2.75, 25.8, "a"))
+    assert compressor.compare([alike])["pick"] == (
+        "Keep original (torch): nothing as good is smaller or faster."
+    )
+    slow = make_run("slow", TORCH, ours(11.7, 8.4, 25.9, "s"))
+    found = compressor.compare([slow])
+    assert found["pick"] == (
+        "Keep original (torch): ours (onnx) is 2.0x smaller and NOT faster (3.0x slower), on "
+        "balance no gain."
+    )
+    assert found["truths"] == ["ours (onnx) is not faster than original (torch)."]
+
+
 def test_what_is_neither_smaller_nor_faster_is_said(make_run):
     run = make_run("large", TORCH, FLOAT, ours(24.0, 1.2, 25.9, "l"))
     assert compressor.compare([run])["truths"][0] == (
