@@ -57,7 +57,7 @@ def bench(
 
 def show_bench(found: dict[str, Any], out: Any) -> None:
     """The tables, what they allow to be said, and where the report is."""
-    from compressor.run.tables import bench_tables
+    from compressor.run.bench_tables import bench_tables
     from compressor.run.verdict import verdict
 
     from .render import show_lines, show_table, show_text

@@ -37,14 +37,15 @@ def run(
 
 def show_report(report: dict[str, Any], out: Path) -> None:
     """The comparison, what it allows to be said, the paths, and three lines that use the result."""
-    from compressor.run import tables
+    from compressor.run.bench_tables import bench_tables
     from compressor.run.page import usage_code
+    from compressor.run.report_tables import stages
     from compressor.run.verdict import verdict
 
     from .render import show_lines, show_table, show_text
 
     bench, domain = report.get("bench"), report.get("domain") or ""
-    for table in tables.bench_tables(bench) if bench else [tables.stages(report)]:
+    for table in bench_tables(bench) if bench else [stages(report)]:
         show_table(table)
     for line in verdict(bench, domain) if bench else [domain]:
         show_text(line)

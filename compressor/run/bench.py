@@ -21,9 +21,10 @@ from compressor.model.checkpoint import load_processor, read_task
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import read_manifest
 from compressor.model.sources import Source, describe_source
+from compressor.run.candidates import Candidate
 from compressor.run.machine import machine
 from compressor.run.methods import load_method
-from compressor.run.rounds import Candidate, Round, Turns, median, no_turns, take_turns
+from compressor.run.rounds import Round, Turns, median, no_turns, take_turns
 from compressor.training.workbench import Workbench
 
 VERSION = 1

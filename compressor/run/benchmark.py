@@ -14,14 +14,13 @@ from compressor.model.manifest import Manifest
 from compressor.model.sources import read_config
 from compressor.options import nearest
 from compressor.run.bench import MEASURES, fingerprint, measure_candidates
-from compressor.run.candidates import find_candidates
+from compressor.run.candidates import Candidate, find_candidates
 from compressor.run.machine import machine, packages
 from compressor.run.methods import method_names
 from compressor.run.outputs import claim, write_files
 from compressor.run.page import html
 from compressor.run.profile import Profile
 from compressor.run.report import markdown, presentable
-from compressor.run.rounds import Candidate
 from compressor.run.setting import Setting
 from compressor.run.tables import facts
 from compressor.screen import Screen, Silent
@@ -29,7 +28,7 @@ from compressor.screen import Screen, Silent
 RESULT = "bench.json"
 REPORT = ("report.md", "report.html")
 DEFAULT_TEXT = "stdlib:pydoc_data.topics"
-TEXT_TASKS = ("causal-lm", "feature-extraction", "fill-mask", "text-classification", "seq2seq-lm")
+TEXT_TASKS = ("causal-lm", "feature-extraction", "fill-mask", "text-classification")
 BY_TASK = {"causal-lm": ("perplexity",), "feature-extraction": ("batch_sensitivity",)}
 
 

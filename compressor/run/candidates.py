@@ -2,13 +2,21 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import CompressError
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.sources import resolve
 from compressor.run.layout import SOURCE, stage_directories
-from compressor.run.rounds import Candidate
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A directory to measure and what tables call it."""
+
+    name: str
+    path: Path
 
 
 def find_candidates(names: Sequence[str]) -> list[Candidate]:

@@ -9,8 +9,8 @@ from pydantic import TypeAdapter
 
 from compressor.model.manifest import Artifact, file_digest
 from compressor.run.bench import VERSION, measure_candidates
+from compressor.run.candidates import Candidate
 from compressor.run.layout import stage_directories, stage_name
-from compressor.run.rounds import Candidate
 from compressor.run.setting import Setting
 
 STORED = "bench.json"

@@ -20,6 +20,7 @@ from compressor.run.scatter import (
     Point,
     chart,
 )
+from compressor.run.tables import threads
 
 STYLE = """
 main{max-width:76rem}.pick{font-size:1.35rem;line-height:1.4;margin:1rem 0 1.6rem;
@@ -179,7 +180,7 @@ def _circumstances(found: dict[str, Any]) -> list[str]:
     shared: dict[str, list[str]] = {}
     for run in found["runs"]:
         text = (
-            f"{run['task']}, {run['rounds']} rounds on {run['threads']} thread(s) of "
+            f"{run['task']}, {run['rounds']} rounds on {threads(run['threads'])} of "
             f"{run['machine']['cpu']}, quality on held-out text of {run['data']['name']}."
         )
         shared.setdefault(text, []).append(run["name"])

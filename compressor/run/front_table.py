@@ -21,7 +21,7 @@ def front_table(found: dict[str, Any]) -> Table:
     rows = [
         (
             f"{c['name']}{'  ←' if c['name'] == found['picked'] else ''}",
-            ENGINES.get(c["engine"], c["engine"]),
+            ENGINES.get(c["engine"]) or str(c["engine"]),
             millions(c["parameters"]),
             megabytes(c["bytes"]),
             significant((c["latency_ms"] or {}).get("p50")),

@@ -13,7 +13,7 @@ from typing import Any
 from compressor.errors import CompressError
 from compressor.run.candidates import short_names
 from compressor.run.layout import SOURCE
-from compressor.run.tables import quality_names
+from compressor.run.tables import quality_names, threads
 
 # one of these is what a comparison is about: what a task asks for before mere likeness
 PREFERRED = ("accuracy", "spearman", "perplexity", "bits_per_byte", "cosine", "top1_agreement")
@@ -154,7 +154,7 @@ def no_common_speed(runs: Sequence[Measured]) -> str:
 
 
 def _where(bench: dict[str, Any]) -> str:
-    return f"{bench['threads']} thread(s) of {bench['machine']['cpu']}"
+    return f"{threads(bench['threads'])} of {bench['machine']['cpu']}"
 
 
 def noisy_ones(runs: Sequence[Measured]) -> list[str]:

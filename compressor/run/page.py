@@ -5,7 +5,8 @@ from typing import Any
 
 from compressor.run.figures import figures
 from compressor.run.plots import STYLE as PLOT_STYLE
-from compressor.run.tables import Table, report_tables
+from compressor.run.report_tables import report_tables
+from compressor.run.tables import Table
 from compressor.run.verdict import verdict
 
 STYLE = """

@@ -7,7 +7,7 @@ milliseconds (bytes alone where speed is not compared) is picked.
 from typing import Any
 
 from compressor.run.tables import interval
-from compressor.run.verdict import differences, listed, spoken
+from compressor.run.verdict import SAME, differences, listed, spoken
 
 LOSS = 0.05
 
@@ -30,15 +30,24 @@ def pick(candidates: list[Entry], key: str, lower: bool) -> tuple[str | None, st
         return alone["name"], f"{spoken(alone)} is alone: there is nothing to compare it with."
     best = (min if lower else max)(known, key=_quality)
     close = [c for c in known if _loss(c, best, lower) <= LOSS]
-    chosen = min(close, key=_cost(known))
-    first = known[0]
-    if chosen is not first:
+    first, cost = known[0], _cost(known)
+    chosen = min(close, key=cost)
+    if first not in close or cost(first) > cost(chosen) * (1 + SAME):
         return chosen["name"], _reason(chosen, first, best, key)
-    cheaper = [c for c in known if c is not first and c["bytes"] < first["bytes"]]
+    return first["name"], _keep(first, known, best, key, lower)
+
+
+def _keep(first: Entry, known: list[Entry], best: Entry, key: str, lower: bool) -> str:
+    """Why to stay with the first: nothing is smaller, or it costs speed, or it costs quality."""
+    cheaper = [c for c in known if c["bytes"] * (1 + SAME) < first["bytes"]]
     if not cheaper:
-        return first["name"], f"Keep {spoken(first)}: nothing here is smaller."
+        timed = " or faster" if all(c["latency_ms"] for c in known) else ""
+        return f"Keep {spoken(first)}: nothing as good is smaller{timed}."
     nearest = min(cheaper, key=lambda c: _loss(c, best, lower))
-    return first["name"], (
+    if _loss(nearest, best, lower) <= LOSS:
+        gains = listed(_compared(nearest, first))
+        return f"Keep {spoken(first)}: {spoken(nearest)} is {gains}, on balance no gain."
+    return (
         f"Keep {spoken(first)}: nothing smaller stays within {LOSS:.0%} of the best {key}; the "
         f"nearest, {spoken(nearest)}, is {listed(_compared(nearest, first))}, with "
         f"{_shown(nearest)} against {_shown(first)}."
@@ -83,7 +92,7 @@ def _beats(winner: Entry, loser: Entry, lower: bool) -> bool:
 
 def _not_better(candidate: Entry, rival: Entry) -> list[str]:
     said = []
-    if candidate["bytes"] >= rival["bytes"] / 1.03:
+    if candidate["bytes"] * (1 + SAME) >= rival["bytes"]:
         said.append("not smaller")
     if any("NOT faster" in d or "not measurably" in d for d in _compared(candidate, rival)):
         said.append("not faster")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor.run.page import html, title, usage_code
-from compressor.run.tables import Table, report_tables
+from compressor.run.report_tables import report_tables
+from compressor.run.tables import Table
 from compressor.run.verdict import verdict
 
 # an absolute path of two parts or more, not the tail of a URL or of a relative path

@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,20 +19,13 @@ from compressor.measure import latency
 from compressor.measure.inputs import heldout
 from compressor.measure.process import Worker
 from compressor.measure.worker import save_rows
+from compressor.run.candidates import Candidate
 from compressor.training.workbench import Workbench
 
 TWICE = 0.05
 SPREAD = 0.15
 
 Round = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A directory to measure and what tables call it."""
-
-    name: str
-    path: Path
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from compressor.errors import CompressError
 from compressor.measure import latency
 from compressor.measure.process import Worker
 from compressor.run.bench import measure_candidates
-from compressor.run.rounds import SPREAD, TWICE, Candidate, Turns, order
+from compressor.run.candidates import Candidate
+from compressor.run.rounds import SPREAD, TWICE, Turns, order
 
 KEYS = {"version", "machine", "threads", "rounds", "noisy", "candidates"}
 CANDIDATE = {"name", "path", "engine", "parameters", "bytes", "peak_memory_bytes", "latency_ms"}

@@ -124,6 +124,20 @@ def test_keep_what_there_is_when_nothing_is_good_enough(runs):
     ).replace("17x", "16.7x")
 
 
+def test_no_gain_is_no_reason_to_change(make_run):
+    alike = make_run("alike", TORCH, ours(23.3, 2.75, 25.8, "a"))
+    assert compressor.compare([alike])["pick"] == (
+        "Keep original (torch): nothing as good is smaller or faster."
+    )
+    slow = make_run("slow", TORCH, ours(11.7, 8.4, 25.9, "s"))
+    found = compressor.compare([slow])
+    assert found["pick"] == (
+        "Keep original (torch): ours (onnx) is 2.0x smaller and NOT faster (3.0x slower), on "
+        "balance no gain."
+    )
+    assert found["truths"] == ["ours (onnx) is not faster than original (torch)."]
+
+
 def test_what_is_neither_smaller_nor_faster_is_said(make_run):
     run = make_run("large", TORCH, FLOAT, ours(24.0, 1.2, 25.9, "l"))
     assert compressor.compare([run])["truths"][0] == (
@@ -147,8 +161,8 @@ def test_a_slower_day_slows_the_yardstick_too(make_run):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"threads": 2}, "half was timed with 1 thread(s) of made-up, other with 2"),
-        ({"machine": {"cpu": "another"}}, "other with 1 thread(s) of another"),
+        ({"threads": 2}, "half was timed with 1 thread of made-up, other with 2 threads"),
+        ({"machine": {"cpu": "another"}}, "other with 1 thread of another"),
         ({"measures": MEASURES | {"latency": {"length": 64}}}, "timed different shapes"),
         ({"measures": {"size": {}, "perplexity": MEASURES["perplexity"]}}, "other did not measure"),
     ],
@@ -167,6 +181,8 @@ def test_noisy_speeds_are_left_out_and_others_stay(runs, make_run):
     assert found["noisy: ours, onnx"]["latency_ms"] is None
     assert found["half: ours, onnx"]["latency_ms"]["p50"] == pytest.approx(0.32)
     assert "busy while noisy" in compressor.compare([runs[0], noisy])["notes"][0]
+    found = by_name(compressor.compare([noisy, runs[0]]))  # the original is known from both
+    assert found["original, torch"]["latency_ms"]["p50"] == pytest.approx(2.8)
 
 
 def test_likeness_to_another_original_is_no_common_quality(make_run):

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from compressor.run.bench_tables import comparison
 from compressor.run.figures import figures
 from compressor.run.report import presentable, write_report
-from compressor.run.tables import clock, comparison, significant
+from compressor.run.tables import clock, significant
 from compressor.run.verdict import verdict
 
 

@@ -1,0 +1,97 @@
+"""What a run did as tables: stages, checks of the exports, circumstances."""
+
+from typing import Any
+
+from compressor.run.bench_tables import bench_tables
+from compressor.run.tables import (
+    FIDELITY,
+    MISSING,
+    Table,
+    clock,
+    facts,
+    interval,
+    megabytes,
+    millions,
+    significant,
+    threads,
+)
+
+
+def stages(report: dict[str, Any]) -> Table:
+    """What each stage took against what preflight had planned."""
+    header = ("stage", "params", "MB", "time", "planned", "peak MB", "planned")
+    rows = [_stage_row(stage) for stage in report["stages"]]
+    return Table("Stages", header, rows)
+
+
+def _stage_row(stage: dict[str, Any]) -> tuple[str, ...]:
+    planned = stage.get("planned") or {}
+    reused = " (reused)" if stage.get("skipped") else ""
+    return (
+        f"{stage['name']}{reused}",
+        millions(stage.get("parameters")),
+        megabytes(stage.get("bytes")),
+        clock(stage.get("seconds")),
+        clock(planned.get("seconds")),
+        megabytes(stage.get("peak_memory_bytes")),
+        megabytes(planned.get("peak_memory_bytes")),
+    )
+
+
+def gates(report: dict[str, Any]) -> Table:
+    """The two checks of every export: agreement with our reference, fidelity to the float model."""
+    header = ("export", "result", "agreement", "tolerance", "fidelity")
+    rows = [
+        (
+            str(gate["name"]),
+            "passed" if gate["ok"] else "REFUSED",
+            facts(gate.get("agreement")),
+            facts(gate.get("tolerance")),
+            _fidelity(gate.get("fidelity") or {}),
+        )
+        for gate in report.get("gates") or []
+    ]
+    return Table("Checks of the exports", header, rows, prose=True)
+
+
+def _fidelity(found: dict[str, Any]) -> str:
+    """`cosine 0.943 [0.938, 0.951]` from {cosine, cosine_low, cosine_high, ...}."""
+    shown = []
+    for name in (key for key in FIDELITY if key in found):
+        ends = {end: found.get(f"{name}_{end}") for end in ("low", "high")}
+        shown.append(f"{name} {interval({'value': found[name]} | ends)}")
+    return ", ".join(shown) or MISSING
+
+
+def circumstances(report: dict[str, Any]) -> Table:
+    """Model, machine, packages and seed: what a second run would have to share."""
+    machine = report["machine"]
+    memory = significant((machine.get("memory_bytes") or 0) / 1e9)
+    rows = [_model_row(report["model"])] if "model" in report else []
+    rows += [
+        ("machine", f"{machine.get('cpu')}, {threads(machine.get('threads'))}, {memory} GB"),
+        ("packages", facts(report.get("packages") or {})),
+        *((key, facts(report[key])) for key in ("seed", "data", "speed") if key in report),
+        ("time of this run", clock(report.get("seconds"))),
+    ]
+    notes = [(s["name"], facts(s["notes"]["training"])) for s in report["stages"] if _trained(s)]
+    return Table("Circumstances", ("", ""), rows + notes, prose=True)
+
+
+def _model_row(model: dict[str, Any]) -> tuple[str, str]:
+    embedding = millions(model.get("embedding_parameters"))
+    total = millions(model.get("parameters"))
+    text = f"{model['id']} ({model['family']}, {total} parameters, {embedding} embedding)"
+    return "model", text
+
+
+def _trained(stage: dict[str, Any]) -> bool:
+    return bool((stage.get("notes") or {}).get("training"))
+
+
+def report_tables(report: dict[str, Any]) -> list[Table]:
+    """Every table of a report that has rows, in reading order."""
+    bench = report.get("bench")
+    found = bench_tables(bench) if bench else []
+    found += [stages(report), gates(report), circumstances(report)]
+    return [table for table in found if table and table.rows]
