@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
 from compressor.errors import CompressError
 from compressor.training.workbench import Batch
 
-_FAILURE = "failure"
+_WORD, _FAILURE = "compress/word", "compress/failure"  # keys of the store
 _PATIENCE = 2.0  # seconds until a process that fails has said so
 _POLL = 0.05
 
@@ -49,7 +50,7 @@ class Team:
         """The leader's word to all who `hear`; nothing when there is nobody."""
         assert self.leads
         if self.size > 1:
-            self._store.set(f"word {next(self._numbers)}", word)
+            self._store.set(f"{_WORD}/{next(self._numbers)}", word)
 
     def hear(self) -> str:
         """Wait for the leader's next word.
@@ -57,7 +58,7 @@ class Team:
         Raises:
             CompressError: a process failed.
         """
-        name = f"word {next(self._numbers)}"
+        name = f"{_WORD}/{next(self._numbers)}"
         while not self._store.check([name]):
             failed = self._failure()
             if failed is not None:
@@ -187,13 +188,12 @@ def joined() -> Iterator[Team]:
 def _join(size: int) -> Team:
     from accelerate import Accelerator
 
-    store, rank, _ = next(distributed.rendezvous("env://"))
-    words = distributed.PrefixStore("compress", store)
+    store, rank, _ = next(rendezvous("env://"))
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
     accelerator = Accelerator(cpu=True)
     # a configuration that accelerate misreads gives that many trainings instead of one
     assert accelerator.num_processes == size, "accelerate does not see torchrun's processes"
-    return Team(rank, size, words, accelerator)
+    return Team(rank, size, store, accelerator)
 
 
 def _lost_connection(error: Exception) -> bool:
