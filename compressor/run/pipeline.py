@@ -109,7 +109,7 @@ def lead(
 ) -> RunResult:
     """The run itself: lock, check, make what is missing, measure, report."""
     with (
-        shortages(home.name),
+        shortages(home.name, "free memory, or give less text"),
         locked(home) as lock,
         logged(home / "log.txt") as log,
     ):

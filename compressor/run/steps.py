@@ -72,6 +72,7 @@ def run_stage(
 def _make(
     setting: Setting, home: Path, number: int, stage: Stage, parent: Checkpoint
 ) -> Checkpoint:
+    """Make a stage; where an earlier run of it was stopped, from what that left in scratch."""
     name, wanted = stage_name(number, stage.method), _record(setting, stage, parent)
     target = home / name
     place = target.relative_to(setting.home)

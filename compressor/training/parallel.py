@@ -12,17 +12,19 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
 from compressor.errors import CompressError
 from compressor.training.workbench import Batch
 
-_FAILURE = "failure"
+_WORD, _FAILURE = "compress/word", "compress/failure"  # keys of the store
 _PATIENCE = 2.0  # seconds until a process that fails has said so
 _POLL = 0.05
+_NUMBERS = itertools.count()  # of words; a second run of this process does not hear the first's
 
 
 @dataclass
@@ -38,7 +40,6 @@ class Team:
     size: int = 1
     _store: Any = None
     _accelerator: Any = None
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def leads(self) -> bool:
@@ -49,7 +50,7 @@ class Team:
         """The leader's word to all who `hear`; nothing when there is nobody."""
         assert self.leads
         if self.size > 1:
-            self._store.set(f"word {next(self._numbers)}", word)
+            self._store.set(f"{_WORD}/{next(_NUMBERS)}", word)
 
     def hear(self) -> str:
         """Wait for the leader's next word.
@@ -57,7 +58,7 @@ class Team:
         Raises:
             CompressError: a process failed.
         """
-        name = f"word {next(self._numbers)}"
+        name = f"{_WORD}/{next(_NUMBERS)}"
         while not self._store.check([name]):
             failed = self._failure()
             if failed is not None:
@@ -171,29 +172,31 @@ def joined() -> Iterator[Team]:
     if size == 1:
         yield _current
         return
-    _current = _join(size)
+    _current, linger = _join(size), 0.0
     try:
         yield _current
     except Exception as error:
         explained = _current.explain(error)
+        # torchrun ends all as soon as one has ended: process 0 shall say why before
+        linger = 0.0 if _current.leads else _PATIENCE
         if explained is error:
             raise
         raise explained from error
     finally:
         _current = Team()
         distributed.destroy_process_group()
+        time.sleep(linger)
 
 
 def _join(size: int) -> Team:
     from accelerate import Accelerator
 
-    store, rank, _ = next(distributed.rendezvous("env://"))
-    words = distributed.PrefixStore("compress", store)
+    store, rank, _ = next(rendezvous("env://"))
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
     accelerator = Accelerator(cpu=True)
     # a configuration that accelerate misreads gives that many trainings instead of one
     assert accelerator.num_processes == size, "accelerate does not see torchrun's processes"
-    return Team(rank, size, words, accelerator)
+    return Team(rank, size, store, accelerator)
 
 
 def _lost_connection(error: Exception) -> bool:

@@ -22,13 +22,19 @@ def resume():
     return module
 
 
-def test_kill_9_and_the_same_command_give_the_same_bits(resume, tmp_path):
+def in_this_process(folder, profile, out):
+    """The command that continues, without the seconds that a new process takes to import."""
+    arguments = {"model": str(folder / "pico"), "data": str(folder / "words.txt"), "out": out}
+    compressor.run(folder / f"{profile}.yaml", **arguments)
+
+
+def test_kill_9_and_the_same_command_give_the_same_bits(resume, tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "finish", in_this_process)
     resume.build(tmp_path)
     references = resume.reference_runs(tmp_path, ["short"])
     for number, target in enumerate(["training kd", "saving prune", "exporting"]):
         cell = resume.trial(tmp_path, number, references, "short", target)
-        assert cell["killed"], "the run had ended before it was killed"
-        assert cell["identical"], cell
+        assert cell["identical"] and cell["killed"], cell
 
 
 class Said(Silent):
