@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
-from families import CONFIGS, pico, random_inputs
 
 from compressor.engines.generate import generate
 from compressor.engines.onnxruntime import OnnxRuntimeEngine
@@ -38,6 +37,7 @@ from compressor.run.gate import check_agreement
 from compressor.run.machine import machine, packages
 from compressor.screen import Silent
 from compressor.training.workbench import Workbench
+from families import CONFIGS, pico, random_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "docs" / "results" / "families.jsonl"
