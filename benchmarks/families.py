@@ -254,7 +254,7 @@ LEGEND = """\
   head included, with activations left in float: the gate allows 1e-4.
 - **served**: the same files as they are served, activations rounded to 8 bits per block; **dynamic
   int8** rounds activations once per tensor. The gate allows 1e-1. Weights are random and 32 wide.
-- **seconds**: all checks of a family, on one core that other work shared."""
+- **seconds**: all checks of a family, on a core that other work shared: an upper bound."""
 
 
 def page(cells):
@@ -295,6 +295,7 @@ def main():
             print(cell["cell"], cell["seconds"], cell["found"], flush=True)
             with CELLS.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(cell) + "\n")
+            PAGE.write_text(page(cells), encoding="utf-8")
     PAGE.write_text(page(cells), encoding="utf-8")
 
 
