@@ -17,6 +17,7 @@ from compressor.model import forward
 from compressor.model.checkpoint import load_directory
 from compressor.model.model import Model
 
+_SOURCE = ("input_ids", "input_features", "attention_mask")
 _GENERATE = ("causal-lm", "seq2seq-lm", "speech-seq2seq")
 
 
@@ -95,8 +96,7 @@ class TorchEngine:
     def _read_source(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         if not self._prefix:
             return {}
-        names = (self.model.module.main_input_name, "attention_mask")
-        given = {name: batch[name] for name in names if name in batch}
+        given = {name: batch[name] for name in _SOURCE if name in batch}
         encoded = self.model.base.get_submodule("encoder")(**given)
         kept = {name: mask for name, mask in given.items() if name == "attention_mask"}
         return kept | {"encoder_outputs": encoded}

@@ -40,7 +40,8 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     tokenizer and probe into a directory; large graphs get a NAME.onnx.data beside them.
 
     Raises:
-        CompressError: a module's groups cannot be expressed by ONNX Runtime's nodes.
+        CompressError: a module's groups cannot be expressed by ONNX Runtime's nodes, or an
+            encoder-decoder has no head.
     """
     twin = make_twin(model)
     batches = probe_batches(model)

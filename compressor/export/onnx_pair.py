@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import CompressError
 from compressor.export.onnx_forward import (
     BEFORE,
     PAST,
@@ -59,7 +60,6 @@ class _Target(nn.Module):
     def __init__(self, model: Model, names: Sequence[str]) -> None:
         super().__init__()
         self.module, self.names = model.module, names
-        self.output = "last_hidden_state" if model.task == "feature-extraction" else "logits"
 
     def forward(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         from transformers import EncoderDecoderCache
@@ -76,11 +76,20 @@ class _Target(nn.Module):
             encoder_outputs=hidden, **tokens, past_key_values=cache, use_cache=True
         )
         present = (t for layer in own.layers for t in (layer.keys, layer.values))
-        return getattr(result, self.output), *present
+        return result.logits, *present
 
 
 def wrap_pair(model: Model) -> list[Graph]:
-    """The graphs of an encoder-decoder."""
+    """The graphs of an encoder-decoder.
+
+    Raises:
+        CompressError: it has no head, so that its decoder could not say anything.
+    """
+    if model.task == "feature-extraction":
+        raise CompressError(
+            f"this {model.family.model_type} has no head, so no text could be made with it",
+            "use a checkpoint with its head (ForConditionalGeneration), or export.safetensors",
+        )
     sizes = model.sizes
     layers, heads, width = sizes["decoder_layers"], sizes["heads"], sizes["head_dim"]
     source = _source(model)
@@ -89,7 +98,7 @@ def wrap_pair(model: Model) -> list[Graph]:
     target |= cache_inputs("past_key_values", layers, heads, width, BEFORE, PAST)
     encoder, decoder = _Source(model, list(source)), _Target(model, list(target))
     given = ["last_hidden_state", *parts("cross", layers)]
-    made = [decoder.output, *parts("present", layers)]
+    made = ["logits", *parts("present", layers)]
     return [
         Graph("encoder_model.onnx", encoder.eval(), source, given),
         Graph("decoder_model.onnx", decoder.eval(), target, made),

@@ -87,8 +87,8 @@ class _Embedding(nn.Module):
 
     def __init__(self, embedding: QuantEmbedding, blocks: _Blocks) -> None:
         super().__init__()
-        self.columns, self.bits = embedding.embedding_dim, blocks.bits
-        self.factor = embedding.factor
+        self.num_embeddings, self.columns = embedding.num_embeddings, embedding.embedding_dim
+        self.bits, self.factor = blocks.bits, embedding.factor
         self.register_buffer("packed", blocks.packed)
         self.register_buffer("scale", blocks.scale.unsqueeze(-1))
         self.register_buffer("zero", None if blocks.zero is None else blocks.zero.unsqueeze(-1))

@@ -1,9 +1,8 @@
 """The model card of an artefact: what was done, what was measured, how to load it."""
 
-from typing import Any
-
 import yaml
 
+from compressor.model.families import find_family
 from compressor.model.manifest import Manifest, StageRecord
 
 ENCODER_USAGE = """\
@@ -64,14 +63,17 @@ _USAGES = {
 }
 
 
-def usage(engine: str, task: str, outputs: dict[str, Any]) -> str:
+def usage(manifest: Manifest, task: str) -> str:
     """A few lines of working Python that use an artefact; DIR stands for its folder."""
     auto, exported, plain = _USAGES[task]
-    if engine == "torch":
+    if find_family(manifest.family).sizes.vocabulary is None:  # also without a head
+        exported, plain = IMAGE_USAGE, TORCH_IMAGE_USAGE
+    if manifest.engine == "torch":
         call = "model.generate" if task == "seq2seq-lm" else "model"
         return plain.format(auto=auto, call=call)
     names = ("sentence_embedding", "last_hidden_state", "logits")
-    return exported.format(output=next(name for name in names if name in outputs))
+    found = manifest.metrics["agreement"]
+    return exported.format(output=next(name for name in names if name in found))
 
 
 def model_card(manifest: Manifest, method: str, task: str, stages: list[StageRecord]) -> str:
@@ -93,7 +95,7 @@ def model_card(manifest: Manifest, method: str, task: str, stages: list[StageRec
         f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
         *_fidelity(manifest.metrics["fidelity"]),
         "Every option, seed and digest is in `manifest.json`.",
-        "```python\n" + usage(str(manifest.engine), task, manifest.metrics["agreement"]) + "\n```",
+        "```python\n" + usage(manifest, task) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
 

@@ -68,8 +68,7 @@ def _gate(name: str, manifest: Manifest) -> dict[str, Any]:
 
 def _artifact(setting: Setting, name: str, manifest: Manifest) -> dict[str, Any]:
     engine = str(manifest.engine)
-    lines = usage(engine, setting.task, manifest.metrics["agreement"])
-    return {"name": name, "engine": engine, "usage": lines}
+    return {"name": name, "engine": engine, "usage": usage(manifest, setting.task)}
 
 
 def _domain(setting: Setting) -> str:

@@ -1,0 +1,45 @@
+"""The lines of a model card run as they stand; those of exported files run in tests/export."""
+
+import json
+import warnings
+
+import pytest
+import transformers
+
+from compressor.model.manifest import Manifest
+from compressor.run.card import usage
+from conftest import character_tokenizer
+from families import pico
+
+READ_IMAGES = {
+    "image_processor_type": "ViTImageProcessorPil",
+    "size": {"height": 16, "width": 16},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {}),
+        ("bert", {}),
+        ("bert", {"head": False}),
+        ("t5", {}),
+        ("whisper", {"max_source_positions": 50}),
+        ("vit", {}),
+        ("vit", {"head": False}),
+    ],
+)
+def test_the_lines_for_plain_transformers_run(name, options, tmp_path, capsys):
+    model = pico(name, **options)
+    model.module.save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
+    if name == "whisper":
+        hear = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+        hear.save_pretrained(tmp_path)
+    if name == "vit":
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(READ_IMAGES))
+    manifest = Manifest("artifact", name, {}, engine="torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what transformers says of lengths and defaults
+        exec(usage(manifest, model.task), {"DIR": str(tmp_path)})
+    assert "tensor" in capsys.readouterr().out
