@@ -44,14 +44,15 @@ def _serve_onnxruntime(path: str, inputs: str, threads: int, prefill: bool) -> i
     baseline = _status("VmRSS")
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        f"{path}/model.onnx", settings, providers=["CPUExecutionProvider"]
-    )
-    feeds = {
-        needed.name: batch[needed.name] if needed.name in batch else _made_up(needed, batch)
-        for needed in session.get_inputs()
-    }
-    session.run(None, feeds)
+    pair = [Path(path) / f"{name}_model.onnx" for name in ("encoder", "decoder")]
+    graphs = pair if pair[0].is_file() else [Path(path) / "model.onnx"]
+    providers = ["CPUExecutionProvider"]
+    sessions = [onnxruntime.InferenceSession(str(g), settings, providers) for g in graphs]
+    for session in sessions:  # what the encoder gives, the decoder reads by the same names
+        given = session.get_inputs()
+        feeds = {n.name: batch[n.name] if n.name in batch else _made_up(n, batch) for n in given}
+        names = [output.name for output in session.get_outputs()]
+        batch |= dict(zip(names, session.run(names, feeds), strict=True))
     return baseline
 
 
@@ -59,14 +60,15 @@ def _made_up(needed: Any, batch: dict[str, Any]) -> Any:
     """An input of the graph that no batch carries: it follows from the token ids."""
     import numpy as np
 
-    rows, length = batch["input_ids"].shape
+    ids = batch.get("decoder_input_ids", batch.get("input_ids"))
+    assert ids is not None, f"the graph asks for {needed.name}"
     if needed.name.startswith("past_key_values."):
         _, heads, _, width = needed.shape
-        return np.zeros((rows, heads, 0, width), np.float32)
-    if needed.name == "position_ids":
-        return np.tile(np.arange(length), (rows, 1))
+        return np.zeros((len(ids), heads, 0, width), np.float32)
+    if needed.name.endswith("position_ids"):
+        return np.tile(np.arange(ids.shape[1]), (len(ids), 1))
     assert needed.name == "token_type_ids", f"the graph asks for {needed.name}"
-    return np.zeros((rows, length), np.int64)
+    return np.zeros_like(ids)
 
 
 def _status(key: str) -> int:

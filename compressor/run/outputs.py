@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from compressor.errors import CompressError
-from compressor.run.layout import disk_errors
+from compressor.run.shortage import shortages
 
 
 def claim(out: Path, names: Collection[str]) -> None:
@@ -25,13 +25,13 @@ def claim(out: Path, names: Collection[str]) -> None:
             f"'{out}' holds other files ({', '.join(strangers[:3])})",
             "give a new or empty --out directory",
         )
-    with disk_errors(out):
+    with shortages(out.name):
         out.mkdir(parents=True, exist_ok=True)
 
 
 def write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
     """Write every file under another name first, so that none is ever seen half-written."""
-    with disk_errors(out):
+    with shortages(out.name):
         for name, content in files.items():
             temporary = out / f".{name}.tmp"
             data = content.encode("utf-8") if isinstance(content, str) else content
