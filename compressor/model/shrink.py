@@ -50,15 +50,25 @@ class Kept:
     hidden: Sequence[int]
 
     @staticmethod
+    def first(model: Model, sizes: dict[str, int]) -> "Kept":
+        """Keep the first units of every axis, as many as `sizes` says."""
+        before, stacks = model.sizes, []
+        group, per_group = (
+            before["heads"] // before["kv_heads"],
+            sizes["heads"] // sizes["kv_heads"],
+        )
+        chosen = [g * group + h for g in range(sizes["kv_heads"]) for h in range(per_group)]
+        for number, stack in enumerate(model.family.stacks):
+            depth = before[depth_axis(number)]
+            heads, neurons = [chosen] * depth, [range(sizes["mlp"])] * depth
+            layers = range(sizes[depth_axis(number)])
+            stacks.append(KeptStack(neurons, heads, layers, heads if stack.cross_qkv else None))
+        return Kept(tuple(stacks), range(sizes["hidden"]))
+
+    @staticmethod
     def everything(model: Model) -> "Kept":
         """Keep all units of a model."""
-        sizes, found = model.sizes, []
-        for number, stack in enumerate(model.family.stacks):
-            layers = range(sizes[depth_axis(number)])
-            heads = [range(sizes["heads"]) for _ in layers]
-            neurons = [range(sizes["mlp"]) for _ in layers]
-            found.append(KeptStack(neurons, heads, layers, heads if stack.cross_qkv else None))
-        return Kept(tuple(found), range(sizes["hidden"]))
+        return Kept.first(model, model.sizes)
 
 
 def shrink(model: Model, kept: Kept, rescale: bool = False) -> None:

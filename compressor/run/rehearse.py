@@ -14,7 +14,8 @@ from compressor.model.budget import sizes_for
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
 from compressor.model.families import find_family
 from compressor.model.model import Model
-from compressor.model.shapes import config_of, empty_model, model_class, resized
+from compressor.model.shapes import config_of, empty_model, model_class
+from compressor.model.shrink import Kept, shrink
 from compressor.model.sources import read_config, resolve
 from compressor.prune import minitron
 from compressor.quantize import rtn
@@ -95,9 +96,11 @@ def empty(path: Any) -> Model:
 
 
 def _pruned(model: Model, options: minitron.Options) -> Model:
+    """The model without its weights, cut by the very code that will cut it."""
     sizes = sizes_for(model.family, model.config, options)
-    config = resized(model.family, model.config, sizes)
-    return replace(model, module=empty_model(type(model.module), config))
+    pruned = replace(model, module=empty_model(type(model.module), model.config))
+    shrink(pruned, Kept.first(pruned, sizes), options.rescale)
+    return pruned
 
 
 def _teacher(name: str, made: list[Model]) -> Model:

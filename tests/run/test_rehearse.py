@@ -3,9 +3,11 @@
 import pytest
 
 from compressor.errors import CompressError
+from compressor.model.checkpoint import save
 from compressor.run.loading import load_profile
 from compressor.run.rehearse import rehearse
 from compressor.run.setting import open_source
+from families import CONFIGS, pico
 
 
 @pytest.fixture
@@ -95,3 +97,19 @@ def test_a_measure_of_another_task(measure, head, refused, pico_bert, source, pr
 
 def test_a_decoder_has_all_measures(pico_llama, source, profile):
     rehearse(profile(EXPORT, "measures: [perplexity, accuracy]"), source(pico_llama()))
+
+
+def test_what_a_cut_refuses_is_refused_on_the_empty_model(pico_bert, source, profile):
+    sizes = "{hidden: 24, heads: 3}"
+    stages = f"stages: [prune.minitron: {{sizes: {sizes}, length: 16, rescale: true}}]"
+    with pytest.raises(CompressError, match="rescale works for RMSNorm; bert has LayerNorm"):
+        rehearse(profile(stages, SHORT), source(pico_bert()))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_is_cut_without_weights(name, tmp_path, profile):
+    model = pico(name)
+    (tmp_path / "model").mkdir()
+    save(model, tmp_path / "model", tmp_path)
+    stages = "stages: [prune.minitron: {parameters: 0.6, multiple: 4, length: 16}]"
+    rehearse(profile(stages, SHORT), open_source(str(tmp_path / "model")))
