@@ -19,14 +19,14 @@ RESULTS = ROOT / "docs" / "results"
 
 
 class Cells:
-    """The cells of one page; a cell is a dict with the key `cell`."""
+    """The cells of one page; a cell is a dict with its name, or number, under the key `cell`."""
 
     def __init__(self, name: str, folder: Path = RESULTS) -> None:
         self.file, self.page = folder / f"{name}.jsonl", folder / f"{name}.md"
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []
-        self.found: dict[str, dict[str, Any]] = {c["cell"]: c for c in map(json.loads, lines)}
+        self.found: dict[str | int, dict[str, Any]] = {c["cell"]: c for c in map(json.loads, lines)}
 
-    def run(self, cell: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def run(self, cell: str | int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The cell of that name, made and stored unless it is there."""
         if cell in self.found:
             print(f"{cell}: present, skipped", flush=True)
@@ -42,19 +42,21 @@ class Cells:
         return made
 
     def where(self) -> str:
-        """A sentence for the page: dates, machine, versions of all cells."""
-        if not self.found:
-            return "not run"
-        dates = sorted({c["date"] for c in self.found.values()})
-        shown = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-        seconds = sum(c["cell_seconds"] for c in self.found.values())
-        last = list(self.found.values())[-1]
-        has = last["machine"]
-        versions = ", ".join(f"{k} {v}" for k, v in last["packages"].items())
-        return (
-            f"{shown}; {len(self.found)} cells in {seconds / 60:.0f} minutes; {has['cpu']}, "
-            f"{has['threads']} threads, {has['memory_bytes'] / 2**30:.0f} GiB; {versions}"
-        )
+        """Paragraphs for the page: dates, machine and versions, one for each set of them."""
+        found: dict[str, list[str]] = {}
+        for cell in self.found.values():
+            found.setdefault(place(cell["machine"], cell["packages"]), []).append(cell["date"])
+        spans = {text: dict.fromkeys((min(days), max(days))) for text, days in found.items()}
+        lines = [f"{' to '.join(days)}; {text}" for text, days in spans.items()]
+        return "\n\n".join(lines) or "not run"
+
+
+def place(has: dict[str, Any], versions: dict[str, str]) -> str:
+    """A machine and the versions of packages, for a page."""
+    threads = f"{has['threads']} thread{'s' if has['threads'] != 1 else ''}"
+    memory = f"{has['memory_bytes'] / 2**30:.0f} GiB"
+    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{has['cpu']}, {threads}, {memory}; {shown}"
 
 
 def circumstances() -> dict[str, Any]:

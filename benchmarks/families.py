@@ -8,16 +8,16 @@ ones of tests/families.py: random weights, two or three layers.
 """
 
 import argparse
-import datetime
-import json
 import sys
 import tempfile
-import time
 import warnings
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from cells import ROOT, Cells, table
+
+sys.path.insert(0, str(ROOT / "tests"))
 
 import torch
 
@@ -34,14 +34,10 @@ from compressor.model.probe import largest_difference
 from compressor.prune import minitron
 from compressor.quantize import rtn
 from compressor.run.gate import check_agreement
-from compressor.run.machine import machine, packages
 from compressor.screen import Silent
 from compressor.training.workbench import Workbench
 from families import CONFIGS, pico, random_inputs
 
-ROOT = Path(__file__).resolve().parent.parent
-CELLS = ROOT / "docs" / "results" / "families.jsonl"
-PAGE = CELLS.with_suffix(".md")
 CHECKS = ("pruned", "float", "int8", "int4", "dynamic")
 SHAPES = ((1, 1), (1, 7), (3, 11))
 PROMPT, TOTAL = 10, 24  # tokens; the sliding windows of the pico models are 8 wide
@@ -186,19 +182,9 @@ def check_quantized(name, check):
 
 def run_cell(name, check):
     """One family through one check."""
-    start = time.perf_counter()
     if check in QUANTIZATION:
-        found = check_quantized(name, check)
-    else:
-        found = {"pruned": check_pruned, "float": check_float}[check](name)
-    return {
-        "cell": f"{name} {check}",
-        "date": datetime.date.today().isoformat(),
-        "seconds": round(time.perf_counter() - start, 1),
-        "found": found,
-        "machine": machine(),
-        "packages": packages(),
-    }
+        return {"found": check_quantized(name, check)}
+    return {"found": {"pruned": check_pruned, "float": check_float}[check](name)}
 
 
 def show(value):
@@ -225,18 +211,22 @@ COLUMNS = {
 }
 
 
-def table(cells):
+def results(found):
     """One row per family; a cell that was not run says so."""
-    rows = ["| family | " + " | ".join(COLUMNS) + " | seconds |"]
-    rows.append("| --- |" + " ---: |" * (len(COLUMNS) + 1))
+    rows = []
     for name in CONFIGS:
-        row = []
-        for check, key in COLUMNS.values():
-            cell = cells.get(f"{name} {check}")
-            row.append("not run" if cell is None else show(cell["found"][key]))
-        done = [cells[f"{name} {c}"]["seconds"] for c in CHECKS if f"{name} {c}" in cells]
-        rows.append(f"| {name} | " + " | ".join(row) + f" | {sum(done):.0f} |")
-    return "\n".join(rows)
+        cells = {check: found.get(f"{name} {check}") for check in CHECKS}
+        row = [
+            "not run" if cells[check] is None else show(cells[check]["found"][key])
+            for check, key in COLUMNS.values()
+        ]
+        rows.append([name, *row, f"{sum(seconds(c) for c in cells.values() if c):.0f}"])
+    return table(["family", *COLUMNS, "seconds"], rows)
+
+
+def seconds(cell):
+    """Seconds of a cell; the first ones were stored under another key."""
+    return cell["cell_seconds"] if "cell_seconds" in cell else cell["seconds"]
 
 
 LEGEND = """\
@@ -262,22 +252,12 @@ LEGEND = """\
 
 def page(cells):
     """The results page."""
-    first = next(iter(cells.values()))
-    where, versions = first["machine"], first["packages"]
-    days = sorted({cell["date"] for cell in cells.values()})
-    return (
-        "\n\n".join(
-            [
-                "# Families: pruning, saving and ONNX Runtime",
-                "```\npython benchmarks/families.py\n```",
-                f"{' to '.join(dict.fromkeys((days[0], days[-1])))}; {where['cpu']}, 1 thread; "
-                + ", ".join(f"{k} {v}" for k, v in versions.items()),
-                table(cells),
-                LEGEND,
-            ]
-        )
-        + "\n"
-    )
+    blocks = [
+        "# Families: pruning, saving and ONNX Runtime",
+        "```\npython benchmarks/families.py\n```",
+        *(cells.where(), results(cells.found), LEGEND),
+    ]
+    return "\n\n".join(blocks) + "\n"
 
 
 def main():
@@ -287,19 +267,12 @@ def main():
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    lines = CELLS.read_text(encoding="utf-8").splitlines() if CELLS.is_file() else []
-    cells = {cell["cell"]: cell for cell in map(json.loads, lines)}
+    cells = Cells("families")
     for check in [chosen.check] if chosen.check else CHECKS:
         for name in [chosen.only] if chosen.only else CONFIGS:
-            if f"{name} {check}" in cells:
-                print(f"{name} {check}: present, skipped")
-                continue
-            cell = cells[f"{name} {check}"] = run_cell(name, check)
-            print(cell["cell"], cell["seconds"], cell["found"], flush=True)
-            with CELLS.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(cell) + "\n")
-            PAGE.write_text(page(cells), encoding="utf-8")
-    PAGE.write_text(page(cells), encoding="utf-8")
+            cell = cells.run(f"{name} {check}", partial(run_cell, name, check))
+            print(f"  {cell['found']}", flush=True)
+            cells.page.write_text(page(cells), encoding="utf-8")
 
 
 if __name__ == "__main__":

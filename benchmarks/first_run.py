@@ -8,23 +8,20 @@ About 8 minutes for the demo and 5 to 15 for each decoder on two free cores.
 """
 
 import argparse
-import datetime
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+
+from cells import DATA, Cells, place
 
 import compressor
 from compressor.model.checkpoint import load_processor
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("COMPRESS_TEST_DATA", ROOT.parent / "shared"))
-CELLS = ROOT / "docs" / "results" / "first-run.jsonl"
-PAGE = CELLS.with_suffix(".md")
 COMMANDS = {
     "demo": ["run", "demo"],
     "stories260K": [
@@ -59,9 +56,7 @@ def run_cell(name):
     seconds = time.perf_counter() - start
     report = (out / "report.md").read_text(encoding="utf-8")
     cell = {
-        "cell": name,
         "command": " ".join(["compress", *COMMANDS[name], "--out", f"out/{name}"]),
-        "date": datetime.date.today().isoformat(),
         "wall_seconds": round(seconds),
         "report": json.loads((out / "report.json").read_text(encoding="utf-8")),
         "tables": report.partition("## Resolved profile")[0],
@@ -85,18 +80,16 @@ def page(cells):
     """The results page: per model the command, the machine, the tables, the text."""
     blocks = ["# First run: the main job on three real models", __doc__.split("\n\n")[2].strip()]
     for name in COMMANDS:
-        cell = cells.get(name)
+        cell = cells.found.get(name)
         blocks.append(f"## {name}")
         if cell is None:
             blocks.append("not run")
             continue
         report = cell["report"]
-        machine, versions = report["machine"], report["packages"]
         blocks += [
             f"```\n{cell['command']}\n```",
-            f"{cell['date']}, {cell['wall_seconds']} s in all; {machine['cpu']}, "
-            f"{machine['threads']} threads, {machine['memory_bytes'] / 2**30:.0f} GiB; "
-            + ", ".join(f"{k} {v}" for k, v in versions.items()),
+            f"{cell['date']}, {cell['wall_seconds']} s in all; "
+            + place(report["machine"], report["packages"]),
             cell["tables"].replace("\n## ", "\n### ").partition("\n\n")[2].strip(),
         ]
         if name in CAVEATS:
@@ -110,16 +103,10 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=COMMANDS)
     only = parser.parse_args().only
-    lines = CELLS.read_text(encoding="utf-8").splitlines() if CELLS.is_file() else []
-    cells = {cell["cell"]: cell for cell in map(json.loads, lines)}
+    cells = Cells("first-run")
     for name in [only] if only else COMMANDS:
-        if name in cells:
-            print(f"{name}: present, skipped")
-            continue
-        cells[name] = run_cell(name)
-        with CELLS.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(cells[name]) + "\n")
-    PAGE.write_text(page(cells), encoding="utf-8")
+        cells.run(name, partial(run_cell, name))
+    cells.page.write_text(page(cells), encoding="utf-8")
 
 
 if __name__ == "__main__":

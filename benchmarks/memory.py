@@ -9,18 +9,14 @@ is done and skipped when it is there; docs/results/memory.md is made from all of
 """
 
 import argparse
-import datetime
-import json
 import multiprocessing
 import tempfile
-from pathlib import Path
+from functools import partial
 
 import memory_worker
 import torch
+from cells import Cells, table
 
-ROOT = Path(__file__).resolve().parent.parent
-CELLS = ROOT / "docs" / "results" / "memory.jsonl"
-PAGE = CELLS.with_suffix(".md")
 SIZES = tuple(memory_worker.SIZES)
 ACTIONS = (
     *("load float32", "load float32, transformers"),
@@ -55,7 +51,7 @@ seconds of one pass, on one thread."""
 
 def checkpoint_cells(size, cells):
     """All actions on one size; its checkpoints are made once, and deleted again."""
-    missing = [action for action in ACTIONS if f"{size} {action}" not in cells]
+    missing = [action for action in ACTIONS if f"{size} {action}" not in cells.found]
     if not missing:
         print(f"{size}: present, skipped")
         return
@@ -63,8 +59,8 @@ def checkpoint_cells(size, cells):
         alone(memory_worker.make, "0.03M", tiny)
         made = alone(memory_worker.make, size, folder)
         for action in missing:
-            found = alone(both, action, tiny, folder)
-            keep(cells, f"{size} {action}", made | found)
+            measure = partial(alone, both, action, tiny, folder)
+            run(cells, f"{size} {action}", lambda measure=measure: made | measure())
 
 
 def both(action, tiny, folder):
@@ -79,8 +75,8 @@ def kl_cells(cells):
         for length in LENGTHS:
             for how in KL:
                 name = f"kl {how} {vocabulary} {length}"
-                if name not in cells and not (how == "naive" and vocabulary * length > 2**27):
-                    keep(cells, name, alone(memory_worker.kl, how, vocabulary, length))
+                if not (how == "naive" and vocabulary * length > 2**27):
+                    run(cells, name, partial(alone, memory_worker.kl, how, vocabulary, length))
 
 
 def alone(measure, *arguments):
@@ -89,12 +85,10 @@ def alone(measure, *arguments):
         return pool.apply(measure, arguments)
 
 
-def keep(cells, name, found):
-    """Append a finished cell to the file."""
-    cells[name] = {"cell": name, "date": datetime.date.today().isoformat()} | found
-    with CELLS.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(cells[name]) + "\n")
-    print(f"{name}: {extra(cells[name]):.0f} MB, {found['seconds']:.1f} s", flush=True)
+def run(cells, name, measure):
+    """A cell, and its outcome on the screen."""
+    cell = cells.run(name, measure)
+    print(f"  {extra(cell):.0f} MB, {cell['seconds']:.1f} s", flush=True)
 
 
 def extra(cell):
@@ -106,57 +100,41 @@ def extra(cell):
 def page(cells):
     """The results page: command, machine, a table per size, the table of the KL."""
     blocks = ["# Memory of checkpoints and of distillation on logits"]
-    blocks += [f"```\n{__doc__.split(chr(10) * 2)[1].strip()}\n```", *about(cells), EXPLAINED]
+    blocks += [f"```\n{__doc__.split(chr(10) * 2)[1].strip()}\n```", cells.where(), EXPLAINED]
     for size in SIZES:
-        found = {a: cells[f"{size} {a}"] for a in ACTIONS if f"{size} {a}" in cells}
+        names = {a: f"{size} {a}" for a in ACTIONS}
+        found = {a: cells.found[name] for a, name in names.items() if name in cells.found}
         count = next((f", {c['parameters']:,} parameters" for c in found.values()), ": not run")
         blocks += [f"## {size}{count}", *([checkpoint_table(found)] if found else [])]
-    blocks += ["## Chunked KL", EXPLAINED_KL, kl_table(cells)]
+    blocks += ["## Chunked KL", EXPLAINED_KL, kl_table(cells.found)]
     return "\n\n".join(blocks) + "\n"
-
-
-def about(cells):
-    """One paragraph per machine and set of versions that the cells come from."""
-    found = {}
-    for cell in cells.values():
-        machine = cell["machine"]
-        facts = [machine["cpu"], "1 thread", f"{machine['memory_bytes'] / 2**30:.0f} GiB"]
-        facts += [f"{name} {version}" for name, version in cell["packages"].items()]
-        found.setdefault(", ".join(facts), set()).add(cell["date"])
-    return [f"{' and '.join(sorted(dates))}; {text}" for text, dates in found.items()]
 
 
 def checkpoint_table(found):
     """The actions on one size."""
-    lines = ["| action | model MB | file MB | extra MB | s | MB/s |", "|---|--:|--:|--:|--:|--:|"]
+    rows = []
     for action in ACTIONS:
         if action not in found:
-            lines.append(f"| {action} | not run | | | | |")
+            rows.append([action, "not run", "", "", "", ""])
             continue
         cell = found[action]
         file, seconds = cell["file"] / 1e6, cell["seconds"]
-        speed = f"{file / seconds:.0f}" if file else ""
-        lines.append(
-            f"| {action} | {cell['model'] / 1e6:.1f} | {f'{file:.1f}' if file else ''} | "
-            f"{extra(cell):.1f} | {seconds:.2f} | {speed} |"
-        )
-    return "\n".join(lines)
+        written = [f"{file:.1f}", f"{file / seconds:.0f}"] if file else ["", ""]
+        rows.append([action, f"{cell['model'] / 1e6:.1f}", written[0], f"{extra(cell):.1f}"])
+        rows[-1] += [f"{seconds:.2f}", written[1]]
+    return table(["action", "model MB", "file MB", "extra MB", "s", "MB/s"], rows)
 
 
-def kl_table(cells):
+def kl_table(found):
     """Extra memory per vocabulary and length."""
-    lines = ["| vocabulary | length | one logits tensor | chunked | full logits |"]
-    lines.append("|--:|--:|--:|--:|--:|")
+    rows = []
     for vocabulary in VOCABULARIES:
         for length in LENGTHS:
-            names = [f"kl {how} {vocabulary} {length}" for how in KL]
-            values = [
-                f"{extra(cells[n]):.0f} ({cells[n]['seconds']:.1f} s)" if n in cells else "not run"
-                for n in names
-            ]
+            cells = [found.get(f"kl {how} {vocabulary} {length}") for how in KL]
+            values = [f"{extra(c):.0f} ({c['seconds']:.1f} s)" if c else "not run" for c in cells]
             logits = vocabulary * length * 4 / 1e6
-            lines.append(f"| {vocabulary} | {length} | {logits:.0f} | {' | '.join(values)} |")
-    return "\n".join(lines)
+            rows.append([str(vocabulary), str(length), f"{logits:.0f}", *values])
+    return table(["vocabulary", "length", "one logits tensor", "chunked", "full logits"], rows)
 
 
 def main():
@@ -164,13 +142,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=[*SIZES, "kl"])
     only = parser.parse_args().only
-    lines = CELLS.read_text(encoding="utf-8").splitlines() if CELLS.is_file() else []
-    cells = {cell["cell"]: cell for cell in map(json.loads, lines)}
+    cells = Cells("memory")
     for size in [only] if only in SIZES else () if only else SIZES:
         checkpoint_cells(size, cells)
     if only in (None, "kl"):
         kl_cells(cells)
-    PAGE.write_text(page(cells), encoding="utf-8")
+    cells.page.write_text(page(cells), encoding="utf-8")
 
 
 if __name__ == "__main__":

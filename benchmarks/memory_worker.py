@@ -18,7 +18,7 @@ from compressor.model.families import find_family
 from compressor.model.manifest import Manifest, write_manifest
 from compressor.model.model import Model
 from compressor.quantize import rtn
-from compressor.run.machine import machine, packages, peak_memory, reset_peak_memory
+from compressor.run.machine import peak_memory, reset_peak_memory
 from compressor.run.steps import save_and_prove
 from compressor.screen import Silent
 from compressor.training.losses import divergence
@@ -120,8 +120,8 @@ def checkpoint(action, folder):
         if plain:
             acts["save"] = lambda: save_plain(model.module, getattr(torch, form), files)
         found, _ = measured(acts[kind])
-    found |= {"model": held, "file": sum(f.stat().st_size for f in files.glob("*.safetensors"))}
-    return found | {"machine": machine(), "packages": packages()}
+    size = sum(f.stat().st_size for f in files.glob("*.safetensors"))
+    return found | {"model": held, "file": size}
 
 
 def own(model):
@@ -170,7 +170,7 @@ def kl(how, vocabulary, length):
     short = {name: tensor[:, :8] for name, tensor in batch.items()}
     objective(short).backward()  # gradients exist from here on
     found, _ = measured(lambda: objective(batch).backward())
-    return found | {"machine": machine(), "packages": packages()}
+    return found
 
 
 def full_logits(student, teacher):

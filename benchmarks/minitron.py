@@ -109,7 +109,9 @@ def cell(name, share, arm, calibration, held, seed):
 
 def page(cells):
     """One table for each model: arms by loss after pruning, mean and range over seeds."""
+    minutes = sum(c["cell_seconds"] for c in cells.found.values()) / 60
     blocks = ["# Minitron", f"{__doc__.partition('Zero-shot')[0].strip()}", cells.where()]
+    blocks.append(f"{len(cells.found)} cells in {minutes:.0f} minutes.")
     for name, share in itertools.product(MODELS, SHARES):
         found = {
             arm: [c["after"] for s in SEEDS if (c := cells.found.get(key(name, share, arm, s)))]

@@ -13,7 +13,6 @@ docs/results/resume.md from all of them. About 20 seconds a trial.
 
 import argparse
 import collections
-import datetime
 import hashlib
 import json
 import os
@@ -25,14 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-import compressor
-from compressor.run.machine import machine, packages
+from cells import Cells, place, table
 
-ROOT = Path(__file__).resolve().parent.parent
-CELLS = ROOT / "docs" / "results" / "resume.jsonl"
-PAGE = CELLS.with_suffix(".md")
+import compressor
+
 WORDS = ["stone", "river", "bread", "cloud", "lamp", "ship", "garden", "wolf", "paper", "song"]
 PROFILE = """\
 name: resume
@@ -235,7 +233,6 @@ def trial(folder, number, references, profile, target):
     wrong += [f for f in weights(out) if f not in weights(reference)]
     artefacts = [path for path in out.rglob("*-export.*") if path.is_dir()]
     cell = {
-        "cell": number,
         "profile": profile,
         "target": aim,
         "killed": phases,
@@ -262,24 +259,24 @@ def reference_runs(folder, profiles):
     return found
 
 
-def page(cells, facts):
+def page(cells):
     """The results page: the command, the machine, and kills per phase."""
+    cells = [cells.found[number] for number in sorted(cells.found)]
+    machine = cells[-1]["machine"] | {"threads": 1}  # of the runs, not of this script
     killed = collections.Counter(phase for c in cells for phase in c["killed"])
     failed = collections.Counter(p for c in cells if not c["identical"] for p in c["killed"])
     seconds = [c["seconds"] for c in cells]
-    rows = [f"| {p} | {n} | {n - failed[p]} | {failed[p]} |" for p, n in sorted(killed.items())]
-    versions = ", ".join(f"{k} {v}" for k, v in facts["packages"].items())
+    rows = [[p, str(n), str(n - failed[p]), str(failed[p])] for p, n in sorted(killed.items())]
     blocks = [
         "# Resume: kill -9 at any moment, the same command again",
         "```\npython benchmarks/resume.py\n```",
-        f"{facts['date']}; {facts['machine']['cpu']}, "
-        f"{facts['machine']['memory_bytes'] / 2**30:.0f} GiB, one thread; {versions}",
+        f"{cells[-1]['date']}; {place(machine, cells[-1]['packages'])}",
         __doc__.split("\n\n")[2],
         f"**{sum(c['identical'] for c in cells)} of {len(cells)} trials are identical**: "
         f"{sum(killed.values())} kills, {statistics.median(seconds):.0f} s a trial (median; "
         f"longest {max(seconds):.0f} s), {sum(c['files'] for c in cells):,} files compared by "
         "sha256. A trial that was killed twice counts once for each phase.",
-        "| killed in | kills | identical | failures |\n|---|---:|---:|---:|\n" + "\n".join(rows),
+        table(["killed in", "kills", "identical", "failures"], rows),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -291,26 +288,17 @@ def main():
     given = parser.parse_args()
     folder = given.out or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    lines = CELLS.read_text(encoding="utf-8").splitlines() if CELLS.is_file() else []
-    cells = {cell["cell"]: cell for cell in map(json.loads, lines)}
-    missing = [n for n in range(given.trials) if n not in cells]
+    cells = Cells("resume")
+    missing = [n for n in range(given.trials) if n not in cells.found]
     if missing:
         build(folder)
         references = reference_runs(folder, PROFILES)
     for number in missing:
-        cell = trial(folder, number, references, *plan(number))
-        cells[number] = cell | {
-            "date": datetime.date.today().isoformat(),
-            "machine": machine(),
-            "packages": packages(),
-        }
-        with CELLS.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(cells[number]) + "\n")
+        cell = cells.run(number, partial(trial, folder, number, references, *plan(number)))
         said = "identical" if cell["identical"] else f"DIFFERENT {cell}"
-        print(f"{number}: {cell['seconds']} s, killed in {cell['killed']}: {said}", flush=True)
-    done = [cells[n] for n in sorted(cells)]
-    PAGE.write_text(page(done, done[-1]), encoding="utf-8")
-    sys.exit(not all(cell["identical"] for cell in done))
+        print(f"  killed in {cell['killed']}: {said}", flush=True)
+    cells.page.write_text(page(cells), encoding="utf-8")
+    sys.exit(not all(cell["identical"] for cell in cells.found.values()))
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ class Readable(Protocol):
 
 
 class Batches(Sequence[Batch]):
-    """`n` batches; `members(i)` are the rows of batch i."""
+    """`n` batches, made when asked for; `make(i)` is batch i, 0 <= i < n."""
 
-    def __init__(self, rows: Readable, n: int, members: Callable[[int], Members]) -> None:
-        self.rows, self.n, self.members = rows, n, members
+    def __init__(self, n: int, make: Callable[[int], Batch]) -> None:
+        self.n, self.make = n, make
 
     def __len__(self) -> int:
         return self.n
@@ -38,7 +38,12 @@ class Batches(Sequence[Batch]):
             return [self[i] for i in range(*index.indices(self.n))]
         if not -self.n <= index < self.n:
             raise IndexError(index)
-        return self.rows.read(self.members(index % self.n))
+        return self.make(index % self.n)
+
+
+def mapped(batches: Sequence[Batch], change: Callable[[Batch], Batch]) -> Batches:
+    """The same batches, each changed when it is asked for."""
+    return Batches(len(batches), lambda i: change(batches[i]))
 
 
 def in_order(rows: Readable, n: int | None, batch: int) -> Batches:
@@ -48,7 +53,7 @@ def in_order(rows: Readable, n: int | None, batch: int) -> Batches:
     def members(index: int) -> Members:
         return np.arange(index * batch, min((index + 1) * batch, len(rows)))
 
-    return Batches(rows, whole if n is None else min(n, whole), members)
+    return Batches(whole if n is None else min(n, whole), lambda i: rows.read(members(i)))
 
 
 def shuffled(rows: Readable, n: int | None, batch: int, seed: int) -> Batches:
@@ -69,6 +74,7 @@ def shuffled(rows: Readable, n: int | None, batch: int, seed: int) -> Batches:
             pool[:] = pool[np.argsort(lengths[pool], kind="stable")]
         return draw.permutation(order.reshape(per_epoch, batch))
 
-    return Batches(
-        rows, per_epoch if n is None else n, lambda i: plan(i // per_epoch)[i % per_epoch]
-    )
+    def members(index: int) -> Members:
+        return plan(index // per_epoch)[index % per_epoch]
+
+    return Batches(per_epoch if n is None else n, lambda i: rows.read(members(i)))

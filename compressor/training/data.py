@@ -16,7 +16,7 @@ from compressor.training.audio import AudioRows, refuse_long_clips
 from compressor.training.batches import Readable, in_order, shuffled
 from compressor.training.documents import Document
 from compressor.training.images import ImageRows, class_names
-from compressor.training.masking import Masked
+from compressor.training.masking import masked
 from compressor.training.pairs import answer_rows, pair_rows
 from compressor.training.reading import TEXT, Reading
 from compressor.training.rows import packed_rows, paragraph_rows, stream_of
@@ -174,7 +174,7 @@ def make_batches(
             "give more text, or lower batch or length",
         )
     found = shuffled(rows, n, batch, seed) if split == "train" else in_order(rows, n, batch)
-    return Masked(found, processor, seed) if task == "fill-mask" else found
+    return masked(found, processor, seed) if task == "fill-mask" else found
 
 
 def _listed(sources: list[str] | str | None) -> list[str]:

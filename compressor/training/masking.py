@@ -10,38 +10,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from compressor.errors import CompressError
+from compressor.training.batches import Batches
 from compressor.training.pairs import IGNORED
+from compressor.training.workbench import Batch
 
 SHARE, MASKED, RANDOM = 0.15, 0.8, 0.1
 _STREAM = 15  # keeps these draws apart from those that shuffle with the same seed
 
 
-class Masked(Sequence[dict[str, Tensor]]):
-    """The same batches with hidden tokens in input_ids, and labels int64 [B, S]."""
+def masked(batches: Sequence[Batch], processor: Any, seed: int) -> Batches:
+    """The same batches with hidden tokens in input_ids, and labels int64 [B, S].
 
-    def __init__(self, batches: Sequence[dict[str, Tensor]], processor: Any, seed: int) -> None:
-        if processor.mask_token_id is None:
-            raise CompressError(
-                "a masked language model needs a mask token and the tokenizer has none",
-                "set mask_token in tokenizer_config.json",
-            )
-        self.batches, self.processor, self.seed = batches, processor, seed
+    Raises:
+        CompressError: the tokenizer has no mask token.
+    """
+    if processor.mask_token_id is None:
+        raise CompressError(
+            "a masked language model needs a mask token and the tokenizer has none",
+            "set mask_token in tokenizer_config.json",
+        )
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def make(index: int) -> Batch:
+        return hide(batches[index], processor, np.random.default_rng([seed, _STREAM, index]))
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        batch = self.batches[index]
-        draw = np.random.default_rng([self.seed, _STREAM, index % len(self)])
-        return hide(batch, self.processor, draw)
+    return Batches(len(batches), make)
 
 
-def hide(batch: dict[str, Tensor], processor: Any, draw: np.random.Generator) -> dict[str, Tensor]:
+def hide(batch: Batch, processor: Any, draw: np.random.Generator) -> Batch:
     """A batch with some of its tokens hidden; labels are -100 where nothing is to be guessed.
 
     Raises:

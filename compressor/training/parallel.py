@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
 from compressor.errors import CompressError
+from compressor.training.batches import mapped
 from compressor.training.workbench import Batch
 
 _WORD, _FAILURE = "compress/word", "compress/failure"  # keys of the store
@@ -82,7 +84,9 @@ class Team:
 
     def share(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """This process's rows of every batch."""
-        return batches if self.size == 1 else _Share(batches, self.rank, self.size)
+        if self.size == 1:
+            return batches
+        return mapped(batches, partial(_share, rank=self.rank, size=self.size))
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by their means over the processes, in place."""
@@ -122,23 +126,12 @@ class Team:
         return failed
 
 
-class _Share(Sequence[Batch]):
-    """Rows rank * n to (rank + 1) * n of batches with size * n rows."""
-
-    def __init__(self, batches: Sequence[Batch], rank: int, size: int) -> None:
-        self.batches, self.rank, self.size = batches, rank, size
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        batch = self.batches[index]
-        rows, rest = divmod(len(batch["row"]), self.size)
-        assert rest == 0, "batches that do not divide are refused before the run"
-        own = slice(self.rank * rows, (self.rank + 1) * rows)
-        return {key: value[own] for key, value in batch.items()}
+def _share(batch: Batch, rank: int, size: int) -> Batch:
+    """Rows rank * n to (rank + 1) * n of a batch with size * n rows."""
+    rows, rest = divmod(len(batch["row"]), size)
+    assert rest == 0, "batches that do not divide are refused before the run"
+    own = slice(rank * rows, (rank + 1) * rows)
+    return {key: value[own] for key, value in batch.items()}
 
 
 _current = Team()

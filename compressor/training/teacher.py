@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import CompressError
+from compressor.training.batches import mapped
 from compressor.training.parallel import team
 from compressor.training.snapshot import digest, flush
 from compressor.training.workbench import Batch, Workbench
@@ -48,35 +50,6 @@ def given_outputs(batch: Batch) -> dict[str, Tensor]:
     return {k.removeprefix(PREFIX): v for k, v in batch.items() if k.startswith(PREFIX)}
 
 
-class Answered(Sequence[Batch]):
-    """Batches with the teacher's outputs in them."""
-
-    def __init__(
-        self, batches: Sequence[Batch], places: dict[int, int], widths: dict[str, int], file: Path
-    ) -> None:
-        total = sum(widths.values())
-        self.batches, self.places, self.widths = batches, places, widths
-        self.stored = np.memmap(file, np.float16, mode="r").reshape(-1, total)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        batch = self.batches[index]
-        keep = batch["attention_mask"].bool()
-        rows = zip(batch["row"].tolist(), keep.sum(dim=1).tolist(), strict=True)
-        found = [self.stored[self.places[r] : self.places[r] + size] for r, size in rows]
-        flat = torch.from_numpy(np.concatenate(found).astype(np.float32))
-        parts = flat.split(list(self.widths.values()), dim=-1)
-        filled = {}
-        for name, part in zip(self.widths, parts, strict=True):
-            filled[PREFIX + name] = part.new_zeros(*keep.shape, part.shape[-1])
-            filled[PREFIX + name][keep] = part
-        return batch | filled
-
-
 def with_outputs(
     batches: Sequence[Batch], objective: AsksTeacher, teacher: torch.nn.Module, work: Workbench
 ) -> Sequence[Batch]:
@@ -99,7 +72,24 @@ def with_outputs(
         if done["batches"] < len(batches):
             _refuse_small_disk((tokens - done["tokens"]) * row, work)
             _fill(batches, objective, work, identity, done)
-    return Answered(batches, places, widths, work.scratch / _DATA)
+    stored = np.memmap(work.scratch / _DATA, np.float16, mode="r")
+    return mapped(batches, partial(_answer, stored=stored, places=places, widths=widths))
+
+
+def _answer(
+    batch: Batch, stored: NDArray[np.float16], places: dict[int, int], widths: dict[str, int]
+) -> Batch:
+    """A batch with the teacher's outputs in it."""
+    stored = stored.reshape(-1, sum(widths.values()))
+    keep = batch["attention_mask"].bool()
+    rows = zip(batch["row"].tolist(), keep.sum(dim=1).tolist(), strict=True)
+    found = [stored[places[row] : places[row] + size] for row, size in rows]
+    flat = torch.from_numpy(np.concatenate(found).astype(np.float32))
+    filled = {}
+    for name, part in zip(widths, flat.split(list(widths.values()), dim=-1), strict=True):
+        filled[PREFIX + name] = part.new_zeros(*keep.shape, part.shape[-1])
+        filled[PREFIX + name][keep] = part
+    return batch | filled
 
 
 def _known(scratch: Path, identity: dict[str, Any]) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Three killed runs end with the bits of one that nobody interrupted (benchmarks/resume.py)."""
 
 import importlib.util
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,9 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "resume.py"
 
 
 @pytest.fixture
-def resume():
-    """The benchmark as a module."""
+def resume(monkeypatch):
+    """The benchmark as a module, which finds the scripts beside it."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(SCRIPT.parent)])
     found = importlib.util.spec_from_file_location("resume", SCRIPT)
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
