@@ -128,7 +128,7 @@ class Team:
 
 def _share(batch: Batch, rank: int, size: int) -> Batch:
     """Rows rank * n to (rank + 1) * n of a batch with size * n rows."""
-    rows, rest = divmod(len(batch["row"]), size)
+    rows, rest = divmod(len(next(iter(batch.values()))), size)
     assert rest == 0, "batches that do not divide are refused before the run"
     own = slice(rank * rows, (rank + 1) * rows)
     return {key: value[own] for key, value in batch.items()}
