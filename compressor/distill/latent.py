@@ -163,7 +163,7 @@ class _Representations(nn.Module):
             own = self.lift(states[stack][below]).float()[real]
             terms.append(weight * _relative(own, target[f"{stack}.{above}"][real]))
             name = f"state {below}" if len(masks) == 1 else f"state {stack}.{below}"
-            self.parts[name] = terms[-1].detach()
+            self.parts[name] = self.parts.get(name, 0) + terms[-1].detach()
         pooling = self.student.pooling
         if self.options.sentence and pooling is not None:
             mask = batch["attention_mask"]
@@ -186,10 +186,12 @@ class _Representations(nn.Module):
         """Mean KL between attention rows of real tokens, over heads and mapped layers."""
         above, total = self._teacher_maps(batch), maps[0].new_zeros((), dtype=torch.float32)
         rows = real[:, None, :].expand(maps[0].shape[:3])
+        count = rows.sum().float()
+        team().average([count])  # a mean over the rows of all processes
         for teacher, student in self.pairs:
             target, own = above[teacher - 1].float()[rows], maps[student - 1].float()[rows]
             log_ratio = (target.clamp(min=1e-9) / own.clamp(min=1e-9)).log()
-            total = total + (target * log_ratio).sum(-1).mean()
+            total = total + (target * log_ratio).sum() / count
         return total / len(self.pairs)
 
 

@@ -73,9 +73,9 @@ def _refuse_long_rows(model: Model, length: int) -> None:
 
 def _choose_weights(model: Model, freeze_embeddings: bool) -> None:
     model.module.requires_grad_(True)
-    if freeze_embeddings:
-        for name in model.family.embeddings:
-            model.base.get_submodule(name).requires_grad_(False)
+    frozen = model.family.embeddings if freeze_embeddings else ()
+    for name in (*model.family.fixed, *frozen):
+        model.base.get_submodule(name).requires_grad_(False)
 
 
 def refuse_other_vocabulary(student: Model, teacher: Model) -> None:

@@ -75,6 +75,16 @@ class _Dense(nn.Module):
         super().__init__()
         self.table, self.dtype = table, dtype
 
+    @property
+    def weight(self) -> Tensor:
+        """For code that asks for its dtype (T5); never for values."""
+        return self.table.scale_OG.float()
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the table, which Whisper asks for."""
+        return self.table.codes_OI.shape[0]
+
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.table, QuantLinear):
             return linear(x, self.table.weight.to(self.dtype).float(), self.table.bias)

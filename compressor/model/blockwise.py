@@ -5,6 +5,8 @@ forward pass. Blocks are then replayed: a block reads what the block before it g
 whatever the caller did to it, and the recorded masks, positions and biases. So nothing here knows
 about masks, rotary tables, relative position bias or cross attention. The stacks of an
 encoder-decoder go one after the other, and the second is recorded when the first is finished.
+What a block hands to later ones beside the stream is replayed as recorded: T5's position bias, so
+whoever changes that table sees it in the next forward pass only.
 
 Legend: B rows, S tokens, H width of the residual stream.
 """
@@ -71,7 +73,8 @@ def walk(model: Model, batches: Sequence[dict[str, Tensor]]) -> Iterator[Step]:
         for index, block in enumerate(model.blocks(stack)):
             step = Step(stack, index, block, streams, [given[index] for given in arguments])
             yield step
-            streams = [_checked(step, i) for i in range(len(batches))]
+            for i in range(len(batches)):  # in place: one stream per batch is alive
+                streams[i] = _checked(step, i)
 
 
 def _checked(step: Step, batch: int) -> Tensor:

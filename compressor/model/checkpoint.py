@@ -22,7 +22,7 @@ from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Manifest, WeightFormat, read_manifest
 from compressor.model.model import Model, task_of
 from compressor.model.pooling import fit_pooling, read_pooling
-from compressor.model.shapes import config_of, model_class
+from compressor.model.shapes import config_of, drop_extras, model_class
 from compressor.model.side_files import copy_side_files
 from compressor.model.sources import FLOAT, PACKED, read_config, weight_files
 from compressor.model.stored import float_state, quantized_state
@@ -139,9 +139,7 @@ def _complete(path: Path, family: Family, module: Any, missing: set[str], wrong:
 
 def _drop_unstored(module: Any, family: Family, stored: Collection[str]) -> None:
     """Remove the extra modules (a pooler) of which nothing is stored."""
-    for name in (extra.split(".")[0] for extra in family.extras):
-        if not any(f"{name}." in key for key in stored):
-            setattr(module.base_model, name, None)
+    drop_extras(module, family, lambda name: not any(f"{name}." in key for key in stored))
 
 
 def _load_quantized(
@@ -225,8 +223,8 @@ def write_float(
 ) -> None:
     """Write what `save_pretrained` would write of a module, with `state` for its weights."""
     write_config(module, directory, dtype)
-    if module.can_generate():
-        module.generation_config.save_pretrained(directory)
+    if module.can_generate() and not (directory / "generation_config.json").is_file():
+        module.generation_config.save_pretrained(directory)  # else the parent's was copied
     turned = turned_names(module)  # GPT-2's, whose names on disk are those in memory
     state = {name: lazy.turned() if name in turned else lazy for name, lazy in state.items()}
     write_tensors(directory, Path(FLOAT).stem, state, shard)

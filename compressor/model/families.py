@@ -77,6 +77,7 @@ class Family:
         hidden_scale: what the code multiplies by a power of the hidden size: the output of the
             embeddings (by its root) or the input of a tied head (by one over its root).
         extras: other Linears on the residual stream, e.g. a pooler.
+        fixed: modules that are never trained, e.g. a table of sinusoids.
     """
 
     model_type: str
@@ -92,6 +93,7 @@ class Family:
     head_norms: tuple[str, ...] = ()
     hidden_scale: Literal["none", "embeddings", "tied head"] = "none"
     extras: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
 
     def read_sizes(self, config: Any) -> dict[str, int]:
         """Sizes of a config: {hidden, layers, heads, kv_heads, head_dim, mlp, vocabulary}.

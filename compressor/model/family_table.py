@@ -245,6 +245,7 @@ WHISPER = Family(
         mlp=("encoder_ffn_dim", "decoder_ffn_dim"),
     ),
     shape_rule="hidden = heads x head_dim",
+    fixed=("encoder.embed_positions",),
 )
 
 VIT = Family(

@@ -5,7 +5,7 @@ Everything here works from a config and a row of the family table; no weight is 
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -145,6 +145,13 @@ def empty_model(cls: type[nn.Module], config: Any) -> nn.Module:
     """A model on the meta device: every name, shape and tie, no memory, milliseconds."""
     with torch.device("meta"):
         return to_linear(cls(copy.deepcopy(config)))
+
+
+def drop_extras(module: Any, family: Family, absent: Callable[[str], bool]) -> None:
+    """Remove extra modules of a family (a pooler) for whose name `absent` holds."""
+    for name in {extra.partition(".")[0] for extra in family.extras}:
+        if absent(name):
+            setattr(module.base_model, name, None)
 
 
 def count(family: Family, config: Any, sizes: dict[str, int]) -> int:

@@ -21,7 +21,13 @@ from compressor.errors import CompressError
 from compressor.model.families import Stack, present
 from compressor.model.hidden import compensate, rescale_norms
 from compressor.model.model import Model
-from compressor.model.shapes import depth_axis, empty_model, resize_config, resized
+from compressor.model.shapes import (
+    depth_axis,
+    drop_extras,
+    empty_model,
+    resize_config,
+    resized,
+)
 
 
 @dataclass(frozen=True)
@@ -92,12 +98,14 @@ def shrink(model: Model, kept: Kept, rescale: bool = False) -> None:
     if rescale and after["hidden"] < before["hidden"]:
         rescale_norms(model, config, before["hidden"] / after["hidden"])
     twin = empty_model(type(model.module), config)
+    drop_extras(twin, model.family, lambda name: getattr(model.base, name, None) is None)
     for stack, chosen in zip(model.family.stacks, kept.stacks, strict=True):
         _cut_stack(model, stack, chosen, before)
     _cut_hidden(model.module, twin, kept.hidden)
     _copy_attributes(model.module, twin)
     resize_config(model.family, model.config, after, layers)
-    setattr(model.config, model.family.eps, getattr(config, model.family.eps, None))
+    if hasattr(config, model.family.eps):  # changed by rescale
+        setattr(model.config, model.family.eps, getattr(config, model.family.eps))
     if after["hidden"] < before["hidden"]:
         compensate(model, before["hidden"])
 

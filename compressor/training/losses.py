@@ -87,7 +87,7 @@ def chunked(
         weights: parameters inside `loss`; only these get a gradient.
 
     Returns:
-        A scalar. Memory is that of one chunk and of one gradient of every stream and weight.
+        A scalar. Memory is that of one chunk and of two gradients of every stream and weight.
     """
     keep = mask.bool()
     real = [stream[keep] for stream in streams]
@@ -122,6 +122,7 @@ class _Chunks(torch.autograd.Function):
                     gradients[i][rows] = found
                 else:
                     gradients[i] += found
+                found = None  # else it would live beside the next chunk's
         ctx.size = 3 + len(tensors)
         ctx.places = [3 + i for i in wanted]
         ctx.save_for_backward(*gradients.values())

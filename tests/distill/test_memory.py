@@ -60,4 +60,4 @@ def test_four_times_the_length_needs_no_more_memory():
     assert done.returncode == 0, done.stderr
     peaks = json.loads(done.stdout.splitlines()[-1])
     one_logits_tensor_more = (2048 - 512) * 32768 * 4
-    assert peaks["2048"] - peaks["512"] < one_logits_tensor_more / 5, peaks
+    assert peaks["2048"] - peaks["512"] < one_logits_tensor_more / 3, peaks

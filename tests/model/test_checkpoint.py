@@ -10,8 +10,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from compressor.errors import CompressError
 from compressor.model.checkpoint import load_directory, save
 from compressor.model.model import Pooling, pool
+from compressor.model.shrink import Kept, shrink
 from compressor.model.side_files import copy_side_files
 from compressor.quantize import rtn
+from families import pico
 
 
 def stored(model, folder):
@@ -156,3 +158,27 @@ def test_private_files_of_the_parent_stay_where_they_are(pico_bert, tmp_path):
     assert copied == {"2_Normalize/config.json", "chat_template.jinja"} | {
         *("tokenizer.json", "tokenizer_config.json")
     }
+
+
+def test_a_strict_generation_config_is_no_obstacle(pico_llama, tmp_path):
+    """Real checkpoints carry settings that transformers loads and refuses to save."""
+    parent, target = tmp_path / "parent", tmp_path / "target"
+    model = pico_llama()
+    model.module.save_pretrained(parent)
+    odd = {"temperature": 0.9, "top_p": 0.6}
+    (parent / "generation_config.json").write_text(json.dumps(odd))
+    target.mkdir()
+    save(load_directory(parent), target, parent)
+    assert json.loads((target / "generation_config.json").read_text()) == odd
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_a_model_without_its_pooler_can_be_cut(name, tmp_path):
+    model = pico(name, head=False)
+    model.base.pooler = None
+    model.module.save_pretrained(tmp_path)
+    loaded = load_directory(tmp_path)
+    assert loaded.base.pooler is None
+    sizes = loaded.sizes | {"layers": 2, "mlp": 24}
+    shrink(loaded, Kept.first(loaded, sizes))
+    assert loaded.sizes == sizes
