@@ -15,7 +15,9 @@ def bench(
     data: Data = None,
     measure: Annotated[
         list[str] | None,
-        typer.Option("--measure", metavar="NAME", help="Only these measures, and size."),
+        typer.Option(
+            "--measure", metavar="NAME", help="Only these (size, latency, memory, fidelity, ...)."
+        ),
     ] = None,
     threads: Annotated[
         int, typer.Option("--threads", metavar="N", help="Threads of speed and memory.")

@@ -4,14 +4,17 @@ from typing import Annotated
 
 import typer
 
-from .flags import Out, Set
+from .flags import Out
 
 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Directory or model.")],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="onnx or safetensors.")],
     out: Out,
-    set_: Set = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=V", help="Option of the exporter, e.g. opset=20."),
+    ] = None,
 ) -> None:
     """Export a checkpoint and prove it.
 

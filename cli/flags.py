@@ -39,7 +39,9 @@ Teacher = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="F", help=".txt, .jsonl, .csv or stdlib:MODULE."),
+    typer.Option(
+        "--data", metavar="F", help=".txt, .jsonl, .csv, folder of images or stdlib:MODULE."
+    ),
 ]
 Set = Annotated[
     list[str] | None,

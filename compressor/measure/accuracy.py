@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressor.engines import Engine
 from compressor.errors import CompressError
-from compressor.measure.inputs import documents, fitting_length, heldout
+from compressor.measure.inputs import documents, fitting_length, heldout, refuse_nan
 from compressor.measure.interval import estimate
 from compressor.model.checkpoint import read_task
 from compressor.options import options
@@ -51,7 +51,8 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
     length = fitting_length(engine.path, options.length)
     right, answers, owners, seen = [], [], [], 0
     for batch in heldout(work, options.rows, options.batch, length):
-        right_B, answers_B = score(engine.outputs(batch)["logits"], batch)
+        logits = refuse_nan(engine.path, engine.outputs(batch)["logits"], batch)
+        right_B, answers_B = score(logits, batch)
         right.append(right_B)
         answers.append(answers_B)
         owners.append(documents(batch, seen))

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compressor.engines import Engine
-from compressor.measure.inputs import documents, fitting_length, heldout
+from compressor.measure.inputs import documents, fitting_length, heldout, refuse_nan
 from compressor.measure.interval import estimate
 from compressor.model.forward import output_mask
 from compressor.options import options
@@ -61,6 +61,8 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
             shape = "nothing" if got is None else list(got.shape)
             work.log(f"fidelity: {name} is {list(wanted.shape)} and {shape}: not comparable")
             return {}
+        refuse_nan(work.reference.path if made_by else engine.path, wanted, batch)
+        refuse_nan(engine.path, got, batch)
         compare = _divergence if name == "logits" else _cosine
         rows = [compare(*pair) for pair in _positions(wanted, got, output_mask(batch))]
         sums.append(torch.stack([total for total, _ in rows]))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import CompressError
+from compressor.model.forward import output_mask
 from compressor.model.shapes import config_of
 from compressor.model.sources import read_config
 from compressor.training.reading import most_tokens
@@ -31,6 +32,20 @@ def heldout(work: Workbench, rows: int, batch: int, length: int) -> list[Batch]:
         raise CompressError("the held-out split has no rows", "give more documents with --data")
     wanted = min(len(found), -(-rows // batch))
     return [found[i * len(found) // wanted] for i in range(wanted)]
+
+
+def refuse_nan(path: Path, values: Tensor, batch: Batch) -> Tensor:
+    """The outputs `values` of the model in `path`, unless a real position has NaN.
+
+    Raises:
+        CompressError: it has; scores of NaN would look like any other.
+    """
+    mask = output_mask(batch)
+    whole = mask is None or values.shape[:2] != mask.shape
+    real = values if whole or mask is None else values[mask.bool()]
+    if bool(real.isnan().any()):
+        raise CompressError(f"'{path.name}' gives NaN", "make it again; its log.txt may say why")
+    return values
 
 
 def documents(batch: Batch, start: int) -> Tensor:

@@ -34,7 +34,7 @@ from torch.nn.functional import cross_entropy
 
 from compressor.engines import Engine
 from compressor.errors import CompressError
-from compressor.measure.inputs import documents, fitting_length, heldout
+from compressor.measure.inputs import documents, fitting_length, heldout, refuse_nan
 from compressor.measure.interval import estimate
 from compressor.model.checkpoint import load_processor, read_task
 from compressor.options import options
@@ -72,7 +72,9 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
     processor = load_processor(engine.path)
     nats, tokens, sizes, owners, seen = [], [], [], [], 0
     for batch in heldout(work, options.rows, options.batch, length):
-        nats_B, tokens_B = _score(engine.outputs(batch)["logits"], batch)
+        nats_B, tokens_B = _score(
+            refuse_nan(engine.path, engine.outputs(batch)["logits"], batch), batch
+        )
         nats.append(nats_B)
         tokens.append(tokens_B)
         if processor is not None:

@@ -45,6 +45,10 @@ def resolve(source: str) -> Source:
             f"model '{source}' does not exist",
             "give a directory, a hub id (owner/name) or package:NAME",
         )
+    if (path.parent / "00-source").is_dir():
+        raise CompressError(
+            f"'{source}' is no finished stage of '{path.parent}'", "finish it with compress run"
+        )
     return Source(_download(source), source)
 
 

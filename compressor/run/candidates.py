@@ -28,7 +28,7 @@ def find_candidates(names: Sequence[str]) -> list[Candidate]:
     """
     paths = []
     for name in names:
-        _refuse_run(name)
+        refuse_run(name, "bench")
         paths.append(resolve(name).path)
     return [Candidate(short, path) for short, path in zip(short_names(names), paths, strict=True)]
 
@@ -58,8 +58,12 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.removeprefix("package:").split("/") if part)
 
 
-def _refuse_run(name: str) -> None:
-    """A directory of `compress run` holds candidates and is none; so does an unfinished stage."""
+def refuse_run(name: str, command: str) -> None:
+    """Refuse the directory of a whole run, which holds checkpoints and is none.
+
+    Raises:
+        CompressError: names what is inside, and the command for the last of it.
+    """
     path = Path(name).expanduser()
     if (path / SOURCE).is_dir() or (path / "profile.yaml").is_file():
         found = [str(Path(name) / d.name) for d in stage_directories(path)]
@@ -71,7 +75,7 @@ def _refuse_run(name: str) -> None:
         inside = ", ".join(Path(f).name for f in found)
         raise CompressError(
             f"'{name}' is the directory of a whole run; it holds {inside}",
-            f"compress bench {found[-1]}",
+            f"compress {command} {found[-1]}",
         )
     if (path / "model.onnx").is_file() and not (path / MANIFEST).is_file():
         raise CompressError(

@@ -11,6 +11,8 @@ from compressor.model.manifest import Artifact, file_digest
 from compressor.run.bench import VERSION, measure_candidates
 from compressor.run.candidates import Candidate
 from compressor.run.layout import stage_directories, stage_name
+from compressor.run.machine import machine, packages
+from compressor.run.report import presentable
 from compressor.run.setting import Setting
 
 STORED = "bench.json"
@@ -34,7 +36,7 @@ def compare(setting: Setting, artifacts: list[Artifact]) -> dict[str, Any] | Non
             return content["result"]  # a noisy one is measured again
     setting.screen.say("measuring " + ", ".join(c.name for c in candidates))
     result = measure_candidates(candidates, setting.measuring(), measures)
-    result["data"] = setting.data_record
+    result = presentable(result | {"data": setting.data_record})
     temporary = stored.with_suffix(".tmp")
     temporary.write_text(json.dumps({"identity": identity, "result": result}), encoding="utf-8")
     temporary.rename(stored)
@@ -59,6 +61,7 @@ def _short(path: Path) -> str:
 
 def _identity(setting: Setting, candidates: list[Candidate]) -> str:
     parts: list[Any] = [VERSION, setting.data_record, setting.profile.seed]
+    parts += [machine(), packages()]  # times of another machine are not ours
     for name, options in setting.profile.measures.items():
         parts.append([name, TypeAdapter(type(options)).dump_python(options, mode="json")])
     for candidate in candidates:

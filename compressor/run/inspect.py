@@ -10,6 +10,7 @@ from compressor.model.families import find_family
 from compressor.model.manifest import NAME, Manifest, read_manifest
 from compressor.model.shapes import config_of
 from compressor.model.sources import read_config, resolve
+from compressor.run.candidates import refuse_run
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -18,6 +19,7 @@ def inspect(path: str) -> dict[str, Any]:
     Args:
         path: a directory, a hub id or package:NAME.
     """
+    refuse_run(str(path), "inspect")
     source = resolve(str(path))
     raw = read_config(source.path)
     family = find_family(raw["model_type"])

@@ -30,6 +30,11 @@ class Lock:
     handle: int
     killed_in: str
 
+    @property
+    def place(self) -> str:
+        """What is noted."""
+        return os.pread(self.handle, 1000, 0).decode().partition("\n")[0].partition(" ")[2]
+
     def note(self, place: str) -> None:
         """Say what is being done, for whoever finds the lock."""
         text = f"{os.getpid()} {place}\n".encode()
@@ -69,11 +74,14 @@ def locked(out: Path) -> Iterator[Lock]:
             ) from error
         lock = Lock(handle, place)
         with shortages(".lock"):
-            lock.note("")
+            lock.note(place)  # kept by a command that is refused before it does anything
+        ended = False
         try:
             yield lock
+            ended = True
         finally:
-            os.ftruncate(handle, 0)
+            if ended or lock.place != place:
+                os.ftruncate(handle, 0)
     finally:
         os.close(handle)
 

@@ -19,7 +19,8 @@ def claim(out: Path, names: Collection[str]) -> None:
     """
     if out.exists() and not out.is_dir():
         raise CompressError(f"'{out}' is a file", "give a directory with --out")
-    strangers = sorted(p.name for p in out.iterdir() if p.name not in names) if out.exists() else []
+    ours = {*names, *(f".{name}.tmp" for name in names)}  # a killed one leaves these
+    strangers = sorted(p.name for p in out.iterdir() if p.name not in ours) if out.exists() else []
     if strangers:
         raise CompressError(
             f"'{out}' holds other files ({', '.join(strangers[:3])})",

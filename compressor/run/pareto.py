@@ -102,7 +102,7 @@ def _candidates(runs: Sequence[Measured], key: str) -> tuple[list[dict[str, Any]
                 "made": any(c is j for j in judged),
                 **{k: c[k] for k in ("engine", "parameters", "bytes", "peak_memory_bytes")},
                 "latency_ms": speed and _scaled(speed, by[run.name]),
-                "quality": c["quality"].get(key),
+                "quality": _known(c["quality"].get(key)),
             }
             same = c["fingerprint"], c["engine"], c["bytes"]
             known = found.setdefault(same, entry)
@@ -132,6 +132,11 @@ def _on_front(
         return False
     others = [p for c in everyone if c is not candidate and (p := _position(c, cost, lower))]
     return not any(o[0] <= mine[0] and o[1] <= mine[1] and o != mine for o in others)
+
+
+def _known(quality: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A quality that is a number; NaN is stored as null."""
+    return quality if quality and quality["value"] is not None else None
 
 
 def _position(candidate: dict[str, Any], cost: str, lower: bool) -> tuple[float, float] | None:

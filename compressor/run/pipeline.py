@@ -20,7 +20,7 @@ from compressor.run.layout import SCRATCH, SOURCE, locked, stage_name
 from compressor.run.loading import load_profile
 from compressor.run.logs import logged
 from compressor.run.preflight import plan_run, refuse_if_too_big
-from compressor.run.profile import Profile
+from compressor.run.profile import Profile, resolved_text
 from compressor.run.report import write_report
 from compressor.run.setting import Setting, open_source
 from compressor.run.shortage import shortages
@@ -59,7 +59,7 @@ def prepare(
     loaded = dataclasses.replace(loaded, **changes)
     if not loaded.model:
         raise CompressError(f"profile '{loaded.name}' names no model", "add --model CHECKPOINT")
-    return loaded
+    return dataclasses.replace(loaded, text=resolved_text(loaded))
 
 
 def run(

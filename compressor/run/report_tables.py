@@ -26,9 +26,8 @@ def stages(report: dict[str, Any]) -> Table:
 
 def _stage_row(stage: dict[str, Any]) -> tuple[str, ...]:
     planned = stage.get("planned") or {}
-    reused = " (reused)" if stage.get("skipped") else ""
     return (
-        f"{stage['name']}{reused}",
+        str(stage["name"]),
         millions(stage.get("parameters")),
         megabytes(stage.get("bytes")),
         clock(stage.get("seconds")),

@@ -10,6 +10,7 @@ from pathlib import Path
 from compressor.errors import CompressError
 from compressor.model.manifest import Artifact, StageRecord, list_files, write_manifest
 from compressor.options import nearest
+from compressor.run.candidates import refuse_run
 from compressor.run.export import export_into
 from compressor.run.fingerprint import with_fingerprint
 from compressor.run.layout import landing, rejecting
@@ -46,6 +47,7 @@ def export_checkpoint(
     target = Path(out)
     if target.exists():
         raise CompressError(f"'{out}' exists already", "give a new --out directory")
+    refuse_run(checkpoint, "export")
     stage = _stage(to, set)
     parent = open_source(checkpoint)
     with shortages(target.name):

@@ -6,6 +6,7 @@ from typing import Any
 
 from compressor.errors import CompressError
 from compressor.model.manifest import Manifest, file_digest, read_manifest
+from compressor.run.candidates import refuse_run
 from compressor.run.gate import open_and_check
 from compressor.run.steps import WEIGHTS_REMOVED
 
@@ -22,7 +23,13 @@ def verify(path: str | Path) -> dict[str, Any]:
         CompressError: the directory has no readable manifest.
     """
     directory = Path(path)
+    refuse_run(str(path), "verify")
     manifest = read_manifest(directory)
+    if not manifest.files and not manifest.stages:
+        raise CompressError(
+            f"'{path}' only says what a run started from; it holds no weights",
+            "verify a stage of the run, e.g. 01-...",
+        )
     checks = list(_files(directory, manifest))
     if manifest.metrics.get(WEIGHTS_REMOVED):
         checks.append({"name": "probe", "ok": True, "detail": "weights removed by keep: last"})
