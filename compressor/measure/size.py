@@ -17,8 +17,7 @@ from compressor.engines import Engine
 from compressor.errors import CompressError
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import read_manifest
-from compressor.model.side_files import side_files
-from compressor.model.sources import weight_files
+from compressor.model.sources import deployed_bytes, model_files
 from compressor.options import options
 from compressor.training.workbench import Workbench
 
@@ -37,17 +36,12 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
     Raises:
         CompressError: the directory holds no weights.
     """
-    weights = _weights(engine.path)
-    deployed = {engine.path / "config.json", *side_files(engine.path), *weights}
+    weights = model_files(engine.path)
     return {
         "parameters": _parameters(engine.path, weights),
-        "bytes": sum(file.stat().st_size for file in deployed),
+        "bytes": deployed_bytes(engine.path),
         "weights_bytes": sum(file.stat().st_size for file in weights),
     }
-
-
-def _weights(path: Path) -> list[Path]:
-    return sorted(path.glob("*.onnx*")) or weight_files(path)
 
 
 def _parameters(path: Path, weights: list[Path]) -> int:

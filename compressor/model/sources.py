@@ -40,14 +40,14 @@ def resolve(source: str) -> Source:
         return Source(path, path.resolve().name)
     if path.exists():
         raise CompressError(f"'{source}' is a file, not a checkpoint directory", "name its folder")
+    if (path.parent / "00-source").is_dir():
+        raise CompressError(
+            f"'{source}' is no finished stage of '{path.parent}'", "finish it with compress run"
+        )
     if not HUB_ID.fullmatch(source) or source.startswith("."):
         raise CompressError(
             f"model '{source}' does not exist",
             "give a directory, a hub id (owner/name) or package:NAME",
-        )
-    if (path.parent / "00-source").is_dir():
-        raise CompressError(
-            f"'{source}' is no finished stage of '{path.parent}'", "finish it with compress run"
         )
     return Source(_download(source), source)
 
@@ -143,6 +143,17 @@ def weight_files(path: Path) -> list[Path]:
     for file in files:
         check_safetensors(file)
     return files
+
+
+def model_files(path: Path) -> list[Path]:
+    """The weight files of a checkpoint or an exported directory."""
+    return sorted(path.glob("*.onnx*")) or weight_files(path)
+
+
+def deployed_bytes(path: Path) -> int:
+    """Bytes of all files a deployment copies: weights, config, tokenizer; no card, no probe."""
+    files = {path / "config.json", *side_files(path), *model_files(path)}
+    return sum(file.stat().st_size for file in files)
 
 
 def _index_names(index: Path) -> list[str]:

@@ -9,7 +9,7 @@ from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.families import find_family
 from compressor.model.manifest import NAME, Manifest, read_manifest
 from compressor.model.shapes import config_of
-from compressor.model.sources import read_config, resolve
+from compressor.model.sources import deployed_bytes, read_config, resolve
 from compressor.run.candidates import refuse_run
 
 
@@ -32,7 +32,7 @@ def inspect(path: str) -> dict[str, Any]:
         "engine": manifest.engine if manifest else None,
         "family": family.model_type,
         **found,
-        "bytes": sum(f.stat().st_size for f in source.path.rglob("*") if f.is_file()),
+        "bytes": deployed_bytes(source.path),
         "dtype": raw.get("dtype") or raw.get("torch_dtype") or "float32",
         "sizes": family.read_sizes(config_of(raw)),
         "formats": {k: asdict(v) for k, v in manifest.formats.items()} if manifest else {},

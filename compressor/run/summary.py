@@ -4,11 +4,14 @@ from typing import Any
 
 from compressor.model.count import count_embedding_parameters, count_parameters
 from compressor.model.manifest import Manifest, read_manifest
+from compressor.model.probe import NAME as PROBE
 from compressor.run.card import usage
 from compressor.run.layout import stage_name
 from compressor.run.machine import machine, packages
 from compressor.run.rehearse import empty
 from compressor.run.setting import Setting
+
+NOT_DEPLOYED = (PROBE, "README.md")  # so that a stage has the size that bench gives it
 
 
 def summary(
@@ -54,7 +57,7 @@ def _stage(name: str, manifest: Manifest, planned: dict[str, Any] | None) -> dic
         "seconds": record.seconds,
         "peak_memory_bytes": record.peak_memory_bytes,
         "parameters": manifest.metrics.get("parameters"),
-        "bytes": sum(file["bytes"] for file in manifest.files.values()),
+        "bytes": sum(f["bytes"] for n, f in manifest.files.items() if n not in NOT_DEPLOYED),
         "planned": planned,
         "notes": manifest.metrics.get("notes", {}),
     }

@@ -10,6 +10,7 @@ import torch
 import compressor
 from compressor.errors import CompressError
 from compressor.model.manifest import read_manifest
+from compressor.run.layout import locked
 
 STAGES = ["01-prune.minitron", "02-distill.kd", "03-quantize.rtn", "04-export.onnx"]
 
@@ -409,3 +410,26 @@ def test_a_method_for_another_task_fails_before_any_work(chain, pico_bert, text_
     with pytest.raises(CompressError, match="needs a model that predicts"):
         compressor.run(chain, model=str(tmp_path / "bert"), data=str(text_file), out=out)
     assert not list(out.glob("0[1-9]-*"))
+
+
+def test_a_refused_command_keeps_the_note_of_a_killed_run(tmp_path):
+    (tmp_path / ".lock").write_text("1 02-distill.kd\n")  # what a kill leaves
+    with pytest.raises(CompressError), locked(tmp_path) as lock:
+        assert lock.killed_in == "02-distill.kd"
+        raise CompressError("another model", "")
+    with locked(tmp_path) as lock:
+        assert lock.killed_in == "02-distill.kd"
+        lock.note("03-quantize.rtn")
+    with locked(tmp_path) as lock:
+        assert lock.killed_in == ""
+
+
+def test_a_whole_run_is_named_as_such(finished):
+    home = finished[0].path
+    for call in (compressor.inspect, compressor.verify):
+        with pytest.raises(CompressError, match="directory of a whole run; it holds 01-prune"):
+            call(str(home))
+    with pytest.raises(CompressError, match="only says what a run started from"):
+        compressor.verify(home / "00-source")
+    with pytest.raises(CompressError, match="no finished stage"):
+        compressor.inspect(str(home / "07-absent"))

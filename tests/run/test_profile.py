@@ -1,6 +1,7 @@
 """Every mistake in a profile is one sentence with file, line and the nearest valid name."""
 
 import pytest
+import yaml
 
 from compressor.errors import CompressError
 from compressor.run.loading import load_profile, shipped_profiles
@@ -180,3 +181,12 @@ def test_missing_profile_names_the_nearest():
         load_profile("demoo")
     with pytest.raises(CompressError, match="cannot be read"):
         load_profile("nowhere.yaml")
+
+
+def test_the_resolved_profile_names_what_the_command_line_gave(llama_folder, text_file, chain):
+    from compressor.run.pipeline import prepare
+
+    loaded = prepare(chain, str(llama_folder), "input", str(text_file), ())
+    again = yaml.safe_load(loaded.text)
+    assert again["model"] == str(llama_folder)
+    assert again["data"] == {"train": [str(text_file)]}
