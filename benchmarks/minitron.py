@@ -5,7 +5,7 @@
 Zero-shot: a decoder is pruned in width (layers stay) and its loss on held-out text is measured
 without any retraining, for the nine pairs of aggregations over batch and sequence, for random
 scores and for weight magnitude. Seeds choose the calibration text. About 2 seconds a cell on
-stories260K and 10 on novels-llama.
+stories260K and up to a minute on novels-llama.
 """
 
 import itertools
