@@ -249,6 +249,35 @@ def test_pairs_become_source_and_shifted_answer(tmp_path, suffix, names):
     assert held and not held & {d.content for d in corpus.documents["train"]}
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_all_answers_to_a_text_stay_in_one_split(tmp_path, given):
+    def write(name, texts, answers):
+        rows = [{"source": f"text {i}", "target": f"{j} of {i}"} for i in texts for j in answers]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        return [str(tmp_path / name)]
+
+    spec = DataSpec(write("a.jsonl", range(200), range(3)))
+    if given:
+        spec = DataSpec(spec.train, heldout=write("b.jsonl", range(40), [7]))
+    found = load_corpus(spec, T5, "pairs").documents
+    texts = [{d.text for d in found[s]} for s in ("train", "validation", "heldout")]
+    assert all(texts) and sum(map(len, texts)) == 200 == len(set.union(*texts))
+    assert len(found["heldout"]) == (40 if given else 48)
+    assert len(found["train"]) == 3 * len(texts[0])
+
+
+def test_a_text_with_most_of_the_answers_leaves_some_for_every_split(tmp_path):
+    rows = [("often", f"answer {j}") for j in range(300)] + [(f"text {i}", "one") for i in range(3)]
+    path = tmp_path / "a.csv"
+    path.write_text("source,target\n" + "\n".join(map(",".join, rows)))
+    found = load_corpus(DataSpec([str(path)]), T5, "pairs").documents
+    texts = [{d.text for d in found[s]} for s in ("train", "validation", "heldout")]
+    assert all(texts) and sum(map(len, texts)) == 4 == len(set.union(*texts))
+    path.write_text("source,target\n" + "\n".join(map(",".join, rows[:301])))
+    with pytest.raises(CompressError, match=r"2 distinct documents \(of 301, answers aside\)"):
+        load_corpus(DataSpec([str(path)]), T5, "pairs")
+
+
 def test_the_decoder_reads_what_transformers_would_feed_it():
     model = pico("t5")
     rows = Rows(np.arange(5, 12, dtype=np.int32), np.array([0, 4, 7]), np.arange(2))
@@ -310,6 +339,15 @@ def test_clips_become_features_and_words(clips):
     with torch.no_grad():
         inputs = {k: v for k, v in batch.items() if k not in ("row", "document")}
         assert torch.isfinite(model.module(**inputs).loss)
+
+
+def test_all_words_of_a_clip_stay_in_one_split(clips):
+    names = [f"{i}.{'wav' if i % 2 else 'flac'}" for i in range(12)]
+    rows = [f"{name},words {i}" for name in names for i in range(5)]
+    clips.write_text("audio,text\n" + "\n".join(rows))
+    found = load_corpus(DataSpec([str(clips)]), WHISPER, "audio").documents
+    heard = [{d.media.sha256 for d in found[s]} for s in ("train", "validation", "heldout")]
+    assert all(heard) and sum(map(len, heard)) == 12 == len(set.union(*heard))
 
 
 def test_real_speech_gives_the_features_of_transformers(shared_data):
