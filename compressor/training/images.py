@@ -149,7 +149,7 @@ def pixels(image: Image.Image, plan: ImagePlan) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
-def read_images(path: Path) -> list[Document]:
+def read_images(path: Path, classes: dict[str, int] | None = None) -> list[Document]:
     """Documents of a folder of images or of an MNIST idx file with its labels beside it.
 
     Raises:
@@ -163,7 +163,8 @@ def read_images(path: Path) -> list[Document]:
         raise CompressError(f"'{path}' {what}{nearest(path.name, siblings)}", _HINT)
     names = class_names(path)
     if names:
-        files = [(file, i) for i, name in enumerate(names) for file in _files(path / name)]
+        number = _numbers(path, names, classes or {})
+        files = [(file, number[name]) for name in names for file in _files(path / name)]
         if _files(path):
             raise CompressError(
                 f"'{path}' has images in subfolders and images without a class", _HINT
@@ -176,8 +177,25 @@ def read_images(path: Path) -> list[Document]:
 
 
 def class_names(path: Path) -> list[str]:
-    """The classes of a folder, in the order of their numbers: its subfolders, sorted."""
+    """The classes of a folder: its subfolders, sorted."""
     return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _numbers(path: Path, names: list[str], classes: dict[str, int]) -> dict[str, int]:
+    """{folder: class number}: the model's where it names its classes, else in sorted order."""
+    if not classes:
+        return {name: i for i, name in enumerate(names)}
+    if unknown := [name for name in names if name not in classes]:
+        raise CompressError(
+            f"'{path.name}' has the class folders {_few(unknown)}, and the model has the classes "
+            f"{_few(list(classes))}{nearest(unknown[0], list(classes))}",
+            "name the folders as config.json does in id2label, or write images and labels.csv",
+        )
+    return {name: classes[name] for name in names}
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -62,6 +62,21 @@ def test_folders_are_classes_in_alphabetical_order(folder):
     assert sum(len(s) for s in splits) == 48 == len(set.union(*splits))
 
 
+def test_folders_have_the_numbers_of_a_model_that_names_its_classes(folder, tmp_path):
+    names = ["dog", "cat", "bee", "emu", "ant"]
+    pico("vit", id2label=dict(enumerate(names))).config.save_pretrained(tmp_path)
+    classes = reading_of(tmp_path).classes
+    corpus = load_corpus(DataSpec([str(folder)]), VIT, "images", classes)
+    for document in corpus.documents["train"]:
+        assert names[document.label] == document.media.path.parent.name
+    (folder / "bee").rename(folder / "wasp")
+    wanted = "'images' has the class folders wasp, and the model has the classes dog, cat, bee"
+    with pytest.raises(CompressError, match=wanted):
+        load_corpus(DataSpec([str(folder)]), VIT, "images", classes)
+    pico("vit").config.save_pretrained(tmp_path)
+    assert reading_of(tmp_path).classes == {}
+
+
 def test_pixels_are_numpy_s_and_batches_pure(folder):
     corpus = load_corpus(DataSpec([str(folder)]), VIT, "images")
     batches = batches_of(corpus, VIT, IMAGES, n=30)
@@ -202,6 +217,11 @@ def test_damaged_images_other_classes_and_channels(folder, tmp_path):
     (tmp_path / "other" / "dog" / "1.png").write_bytes((folder / "cat" / "1.png").read_bytes())
     with pytest.raises(CompressError, match="'other' has the classes ant, bee, dog and 'images'"):
         spec = DataSpec([str(folder)], heldout=[str(tmp_path / "other")])
+        load_corpus(spec, VIT, "images")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "other").rename(tmp_path / "deep" / "images")
+    with pytest.raises(CompressError, match="'images' has the classes .* dog and 'images' ant"):
+        spec = DataSpec([str(folder)], heldout=[str(tmp_path / "deep" / "images")])
         load_corpus(spec, VIT, "images")
     for file in folder.rglob("*.png"):
         file.write_bytes(file.read_bytes()[:200])
