@@ -41,8 +41,8 @@ class AudioPlan:
         return (self.frames, str(self.extractor.to_dict()))
 
 
-def audio_plan(config: Any, path: Path | None) -> AudioPlan:
-    """The plan of a model's config; `path` holds a preprocessor_config.json, or is None.
+def audio_plan(config: Any, given: dict[str, Any]) -> AudioPlan:
+    """The plan of a model's config and of its preprocessor_config.json ({} without one).
 
     Raises:
         CompressError: the file asks for another number of mel bands than the model reads.
@@ -50,10 +50,7 @@ def audio_plan(config: Any, path: Path | None) -> AudioPlan:
     from transformers import WhisperFeatureExtractor
 
     bands = config.num_mel_bins
-    if path is None:
-        extractor = WhisperFeatureExtractor(feature_size=bands)
-    else:
-        extractor = WhisperFeatureExtractor.from_pretrained(path, local_files_only=True)
+    extractor = WhisperFeatureExtractor.from_dict(given or {"feature_size": bands})
     if extractor.feature_size != bands:
         raise CompressError(
             f"preprocessor_config.json makes {extractor.feature_size} mel bands and the model "

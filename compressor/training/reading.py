@@ -1,6 +1,5 @@
-"""What a model reads, as its config and preprocessor_config.json say; the tokenizer aside."""
+"""What a model reads, as its config and its preprocessing file say; the tokenizer aside."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,8 @@ from compressor.model.shapes import config_of
 from compressor.model.sources import read_config
 from compressor.training.audio import AudioPlan, audio_plan
 from compressor.training.images import ImagePlan, image_plan
+from compressor.training.preprocessing import preprocessing_of
 from compressor.training.sources import Kind
-
-_FILE = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,9 @@ def reading_of(path: Path) -> Reading:
             no start token.
     """
     config = config_of(read_config(path))
-    kind, file = kind_of(config), path / _FILE
+    kind = kind_of(config)
     if kind == "images":
-        given = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        given = preprocessing_of(path, "image_processor")
         return Reading(kind, image=image_plan(config, given), classes=_classes(config))
     if kind == "text":
         return TEXT
@@ -67,7 +65,9 @@ def reading_of(path: Path) -> Reading:
         )
     if kind == "pairs":
         return Reading(kind, start)
-    return Reading(kind, start, audio=audio_plan(config, path if file.is_file() else None))
+    return Reading(
+        kind, start, audio=audio_plan(config, preprocessing_of(path, "feature_extractor"))
+    )
 
 
 def kind_of(config: Any) -> Kind:

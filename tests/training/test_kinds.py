@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTConfig, WhisperConfig, WhisperFeatureExtractor
+from transformers import ViTConfig, WhisperConfig, WhisperFeatureExtractor, WhisperProcessor
 
 from compressor.errors import CompressError
+from compressor.model.side_files import side_files
 from compressor.training.audio import AudioPlan, audio_plan, features, resample
 from compressor.training.data import DataSpec, load_corpus, make_batches
 from compressor.training.images import image_plan, pixels
@@ -339,7 +340,7 @@ def clips(tmp_path):
 def test_clips_become_features_and_words(clips):
     soundfile = pytest.importorskip("soundfile", reason="reading sound needs soundfile")
     model, tokenizer = pico("whisper"), character_tokenizer()
-    reading = Reading("audio", start=2, audio=audio_plan(model.config, None))
+    reading = Reading("audio", start=2, audio=audio_plan(model.config, {}))
     corpus = load_corpus(DataSpec([str(clips)]), WHISPER, "audio")
     batch = batches_of(corpus, WHISPER, reading, tokenizer, n=3)[1]
     assert batch["input_features"].shape == (4, 16, 40)
@@ -375,7 +376,7 @@ def test_real_speech_gives_the_features_of_transformers(shared_data):
     samples, rate = soundfile.read(shared_data / "data" / "jfk.flac")
     speech = resample(samples.mean(axis=1), rate, 16000).astype(np.float32)
     assert len(speech) == 176000
-    plan = audio_plan(WhisperConfig(), None)
+    plan = audio_plan(WhisperConfig(), {})
     wanted = WhisperFeatureExtractor()(speech, sampling_rate=16000, return_tensors="pt")
     assert torch.equal(features([speech], plan), wanted["input_features"])
 
@@ -399,7 +400,7 @@ def test_bad_clips_are_one_sentence(clips, tmp_path, monkeypatch):
     short = AudioPlan(WhisperFeatureExtractor(feature_size=16), 20)
     with pytest.raises(CompressError, match=r"is 0.3 s long and the model hears 0.2 s"):
         batches_of(corpus, WHISPER, Reading("audio", 2, audio=short), tokenizer)
-    plan = Reading("audio", 2, audio=audio_plan(model.config, None))
+    plan = Reading("audio", 2, audio=audio_plan(model.config, {}))
     with monkeypatch.context() as patch:
         patch.setitem(__import__("sys").modules, "soundfile", None)
         with pytest.raises(CompressError, match="needs the package soundfile"):
@@ -410,9 +411,28 @@ def test_bad_clips_are_one_sentence(clips, tmp_path, monkeypatch):
     (tmp_path / "3.wav").unlink()
     with pytest.raises(CompressError, match=r"clips.csv:5: there is no audio file '3.wav'"):
         load_corpus(DataSpec([str(clips)]), WHISPER, "audio")
-    WhisperFeatureExtractor(feature_size=80).save_pretrained(tmp_path)
     with pytest.raises(CompressError, match="makes 80 mel bands and the model reads 16"):
-        audio_plan(model.config, tmp_path)
+        audio_plan(model.config, WhisperFeatureExtractor(feature_size=80).to_dict())
+
+
+def test_a_processor_saved_by_transformers_is_read_and_carried(tmp_path):
+    pico("whisper").config.save_pretrained(tmp_path)
+    extractor = WhisperFeatureExtractor(feature_size=16, n_fft=200, hop_length=80)
+    WhisperProcessor(extractor, character_tokenizer()).save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    plan = reading_of(tmp_path).audio
+    clip = np.random.default_rng(0).uniform(-0.5, 0.5, 2000).astype(np.float32)
+    wanted = extractor(clip, sampling_rate=16000, max_length=3200, return_tensors="pt")
+    assert plan.samples == 3200
+    assert torch.equal(features([clip], plan), wanted["input_features"])
+    assert "processor_config.json" in {file.name for file in side_files(tmp_path)}
+
+
+def test_an_image_processor_may_lie_in_processor_config(tmp_path):
+    pico("vit").config.save_pretrained(tmp_path)
+    entry = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": entry}))
+    assert reading_of(tmp_path).image.mean == (0.1, 0.2, 0.3)
 
 
 @pytest.fixture
