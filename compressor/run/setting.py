@@ -58,7 +58,10 @@ class Setting:
         data = self.profile.data
         if not data:
             return None
-        return load_corpus(DataSpec(**data), self.task, self.reading.kind, self.reading.classes)
+        reading = self.reading
+        corpus = load_corpus(DataSpec(**data), self.task, reading.kind, reading.classes)
+        corpus.check(reading)
+        return corpus
 
     @property
     def readable(self) -> bool:

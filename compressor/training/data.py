@@ -12,7 +12,7 @@ from typing import Any
 
 from compressor.errors import CompressError
 from compressor.training import splits
-from compressor.training.audio import AudioRows, refuse_long_clips
+from compressor.training.audio import AudioRows, refuse_bad_clips
 from compressor.training.batches import Readable, in_order, shuffled
 from compressor.training.documents import Document
 from compressor.training.images import ImageRows, class_names
@@ -64,8 +64,20 @@ class Corpus:
             for name, found in self.documents.items()
         }
 
+    def check(self, reading: Reading) -> None:
+        """Look at the clips of every split, once.
+
+        Raises:
+            CompressError: one is empty, unreadable, or longer than the model hears.
+        """
+        plan = reading.audio
+        if plan is not None and ("checked", plan.key) not in self._made:
+            refuse_bad_clips((d for found in self.documents.values() for d in found), plan)
+            self._made["checked", plan.key] = True
+
     def rows(self, split: str, processor: Any, length: int, reading: Reading = TEXT) -> Readable:
         """Rows of a split; kept, so that every stage of a run tokenizes once."""
+        self.check(reading)
         documents = self.documents[split]
         same = "train" if documents is self.documents["train"] else split
         vocabulary = processor.get_vocab() if processor is not None else {}
@@ -88,7 +100,6 @@ def _rows(documents: list[Document], processor: Any, length: int, reading: Readi
         return paragraph_rows(documents, processor, length)
     if reading.audio is None:
         return pair_rows(documents, processor, length, reading.start)
-    refuse_long_clips(documents, reading.audio)
     answers = answer_rows(documents, processor, length, reading.start)
     return AudioRows(documents, answers, reading.audio, reading.start)
 

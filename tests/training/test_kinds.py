@@ -221,7 +221,7 @@ def test_damaged_images_other_classes_and_channels(folder, tmp_path):
         load_corpus(spec, VIT, "images")
     (tmp_path / "deep").mkdir()
     (tmp_path / "other").rename(tmp_path / "deep" / "images")
-    with pytest.raises(CompressError, match="'images' has the classes .* dog and 'images' ant"):
+    with pytest.raises(CompressError, match=r"'images' has the classes .* dog and 'images' ant"):
         spec = DataSpec([str(folder)], heldout=[str(tmp_path / "deep" / "images")])
         load_corpus(spec, VIT, "images")
     for file in folder.rglob("*.png"):
@@ -413,6 +413,25 @@ def test_bad_clips_are_one_sentence(clips, tmp_path, monkeypatch):
         load_corpus(DataSpec([str(clips)]), WHISPER, "audio")
     with pytest.raises(CompressError, match="makes 80 mel bands and the model reads 16"):
         audio_plan(model.config, WhisperFeatureExtractor(feature_size=80).to_dict())
+
+
+def test_bad_clips_of_any_split_are_found_when_rows_are_first_read(clips, tmp_path):
+    soundfile = pytest.importorskip("soundfile", reason="reading sound needs soundfile")
+    tokenizer = character_tokenizer()
+    reading = Reading("audio", 2, audio=audio_plan(pico("whisper").config, {}))
+    held, clip = tmp_path / "held.csv", tmp_path / "held.wav"
+    held.write_text("audio,text\nheld.wav,words")
+    for seconds, message in ((0, "holds no sound"), (5, "is 5.0 s long and the model hears")):
+        soundfile.write(clip, np.zeros(16000 * seconds), 16000)
+        corpus = load_corpus(DataSpec([str(clips)], heldout=[str(held)]), WHISPER, "audio")
+        with pytest.raises(CompressError, match=message):
+            batches_of(corpus, WHISPER, reading, tokenizer, split="train")
+    soundfile.write(clip, np.zeros(1600), 16000)
+    corpus = load_corpus(DataSpec([str(clips)], heldout=[str(held)]), WHISPER, "audio")
+    found = batches_of(corpus, WHISPER, reading, tokenizer, split="heldout")
+    clip.write_text("no sound")
+    with pytest.raises(CompressError, match="is no sound that can be read"):
+        list(found)
 
 
 def test_a_processor_saved_by_transformers_is_read_and_carried(tmp_path):
