@@ -19,6 +19,7 @@ from torch import Tensor
 from compressor.errors import CompressError
 from compressor.training.documents import Document, Media
 from compressor.training.pairs import decoder_inputs
+from compressor.training.preprocessing import damaged
 from compressor.training.rows import Rows
 from compressor.training.tables import read_records
 
@@ -45,12 +46,15 @@ def audio_plan(config: Any, given: dict[str, Any]) -> AudioPlan:
     """The plan of a model's config and of its preprocessor_config.json ({} without one).
 
     Raises:
-        CompressError: the file asks for another number of mel bands than the model reads.
+        CompressError: the file is damaged, or asks for other mel bands than the model reads.
     """
     from transformers import WhisperFeatureExtractor
 
     bands = config.num_mel_bins
-    extractor = WhisperFeatureExtractor.from_dict(given or {"feature_size": bands})
+    try:
+        extractor = WhisperFeatureExtractor.from_dict(given or {"feature_size": bands})
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        raise damaged(error) from error
     if extractor.feature_size != bands:
         raise CompressError(
             f"preprocessor_config.json makes {extractor.feature_size} mel bands and the model "

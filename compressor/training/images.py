@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ from torch import Tensor
 from compressor.errors import CompressError
 from compressor.options import nearest
 from compressor.training.documents import Document, Media
+from compressor.training.preprocessing import damaged
 from compressor.training.tables import decode
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -53,8 +55,16 @@ def image_plan(config: Any, given: dict[str, Any]) -> ImagePlan:
     """The plan of a model's config and of its preprocessor_config.json ({} without one).
 
     Raises:
-        CompressError: they do not fit together, or the channels are neither grey nor colours.
+        CompressError: they do not fit together, the file is damaged, or the channels are neither
+            grey nor colours.
     """
+    try:
+        return _plan(config, given)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise damaged(error) from error
+
+
+def _plan(config: Any, given: dict[str, Any]) -> ImagePlan:
     height, width = _pair(config.image_size)
     patch, channels = _pair(config.patch_size), config.num_channels
     if channels not in (1, 3):
@@ -64,7 +74,7 @@ def image_plan(config: Any, given: dict[str, Any]) -> ImagePlan:
         )
     size = given.get("size", config.image_size)
     resize = size.get("shortest_edge") if isinstance(size, dict) else None
-    resize = resize or _pair(size)
+    resize = _edge(resize) if resize else _pair(size)
     mean, std = (given.get(key) or [0.5] * channels for key in ("image_mean", "image_std"))
     if not given.get("do_normalize", True):
         mean, std = [0.0] * channels, [1.0] * channels
@@ -80,17 +90,24 @@ def image_plan(config: Any, given: dict[str, Any]) -> ImagePlan:
         patches=(height // patch[0]) * (width // patch[1]) + 1,
         resize=resize if given.get("do_resize", True) else None,
         crop=given.get("do_center_crop", False),
-        resample=given.get("resample", Image.Resampling.BILINEAR),
-        factor=given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1.0,
-        mean=tuple(mean),
-        std=tuple(std),
+        resample=Image.Resampling(given.get("resample", Image.Resampling.BILINEAR)),
+        factor=float(given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1),
+        mean=tuple(float(value) for value in mean),
+        std=tuple(float(value) for value in std),
     )
 
 
 def _pair(size: Any) -> tuple[int, int]:
     if isinstance(size, dict):
-        return size["height"], size["width"]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+        size = size["height"], size["width"]
+    high, wide = (size, size) if isinstance(size, int) else size
+    return _edge(high), _edge(wide)
+
+
+def _edge(pixels: Any) -> int:
+    if not isinstance(pixels, int) or pixels < 1:
+        raise ValueError(f"{pixels!r} is no number of pixels")
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -271,7 +288,7 @@ def _idx(path: Path, axes: int) -> NDArray[np.uint8]:
         raw = gzip.decompress(path.read_bytes())
         magic, *shape = struct.unpack_from(f">{axes + 1}I", raw)
         values = np.frombuffer(raw, np.uint8, offset=4 * (axes + 1)).reshape(shape)
-    except (OSError, EOFError, struct.error, ValueError) as error:
+    except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
         raise CompressError(f"'{path}' is damaged ({error})", "get the file again") from error
     if magic != 0x800 + axes:
         raise CompressError(f"'{path}' is no idx file of {axes} axes", "get the file again")

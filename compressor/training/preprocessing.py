@@ -28,6 +28,14 @@ def preprocessing_of(path: Path, entry: str) -> dict[str, Any]:
     return read_json_object(file) if file.is_file() else {}
 
 
+def damaged(error: Exception) -> CompressError:
+    """What to raise when the values of a preprocessing file lead to `error`."""
+    return CompressError(
+        f"{FILE} or {NESTED} has values that cannot be used ({type(error).__name__}: {error})",
+        "restore the file",
+    )
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file.
 

@@ -447,6 +447,37 @@ def test_a_processor_saved_by_transformers_is_read_and_carried(tmp_path):
     assert "processor_config.json" in {file.name for file in side_files(tmp_path)}
 
 
+@pytest.mark.parametrize("name", ["vit", "whisper"])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "wrong values"])
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_damaged_preprocessing_is_one_sentence(name, content, file, tmp_path):
+    pico(name).config.save_pretrained(tmp_path)
+    values = [{"size": {"longest_edge": 32}}, {"image_mean": 0.5}, {"size": "16"}, {"resample": 9}]
+    if name == "whisper":
+        values = [{"feature_size": "16"}, {"hop_length": 0}]
+    if file == "processor_config.json":
+        entry = "image_processor" if name == "vit" else "feature_extractor"
+        values = [{entry: value} for value in values]
+    texts = list(map(json.dumps, values)) if content == "wrong values" else [content]
+    for text in texts:
+        (tmp_path / file).write_text(text)
+        with pytest.raises(CompressError, match=r"processor_config\.json") as caught:
+            reading_of(tmp_path)
+        assert caught.value.hint
+
+
+def test_a_damaged_idx_file_is_one_sentence(tmp_path):
+    draw = np.random.default_rng(0)
+    raw = np.array([0x803, 50, 4, 4], ">u4").tobytes() + draw.bytes(800)
+    file = tmp_path / "t-images-idx3-ubyte.gz"
+    packed = bytearray(gzip.compress(raw))
+    packed[10:40] = b"\xff" * 30
+    file.write_bytes(packed)
+    (tmp_path / "t-labels-idx1-ubyte.gz").write_bytes(b"")
+    with pytest.raises(CompressError, match="is damaged"):
+        load_corpus(DataSpec([str(file)]), VIT, "images")
+
+
 def test_an_image_processor_may_lie_in_processor_config(tmp_path):
     pico("vit").config.save_pretrained(tmp_path)
     entry = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
