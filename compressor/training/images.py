@@ -42,7 +42,7 @@ class ImagePlan:
     height: int
     width: int
     channels: int
-    patches: int  # positions of the model's output: one for each patch, and one for the class
+    patches: int  # positions of the model's output: one a patch, class, and DeiT's teacher
     resize: tuple[int, int] | int | None  # (height, width), or the shorter edge
     crop: bool
     resample: int
@@ -87,7 +87,8 @@ def _plan(config: Any, given: dict[str, Any]) -> ImagePlan:
         height=height,
         width=width,
         channels=channels,
-        patches=(height // patch[0]) * (width // patch[1]) + 1,
+        patches=(height // patch[0]) * (width // patch[1])
+        + (2 if config.model_type == "deit" else 1),
         resize=resize if given.get("do_resize", True) else None,
         crop=given.get("do_center_crop", False),
         resample=Image.Resampling(given.get("resample", Image.Resampling.BILINEAR)),
@@ -145,8 +146,7 @@ def pixels(image: Image.Image, plan: ImagePlan) -> Tensor:
     """
     image = image.convert("RGB" if plan.channels == 3 else "L")
     if isinstance(plan.resize, int):
-        scale = plan.resize / min(image.size)
-        wide, high = (max(plan.resize, int(side * scale)) for side in image.size)
+        wide, high = (int(plan.resize * side / min(image.size)) for side in image.size)
         image = image.resize((wide, high), plan.resample)
     elif plan.resize is not None:
         high, wide = plan.resize
@@ -181,6 +181,7 @@ def read_images(path: Path, classes: dict[str, int] | None = None) -> list[Docum
     names = class_names(path)
     if names:
         number = _numbers(path, names, classes or {})
+        _refuse_other_files([path / name for name in names])
         files = [(file, number[name]) for name in names for file in _files(path / name)]
         if _files(path):
             raise CompressError(
@@ -209,6 +210,17 @@ def _numbers(path: Path, names: list[str], classes: dict[str, int]) -> dict[str,
             "name the folders as config.json does in id2label, or write images and labels.csv",
         )
     return {name: classes[name] for name in names}
+
+
+def _refuse_other_files(folders: list[Path]) -> None:
+    """A class may be empty, but not because nothing in its folder is an image."""
+    for folder in folders:
+        others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if others and not _files(folder):
+            raise CompressError(
+                f"'{folder}' holds {_few(others)}, and no {', '.join(SUFFIXES)} image",
+                "convert its images, or empty it",
+            )
 
 
 def _few(names: list[str]) -> str:

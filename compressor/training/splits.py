@@ -23,7 +23,7 @@ SHORTEST = 20  # characters of a paragraph worth a row
 
 
 def digest(text: str) -> str:
-    """Content hash of a text with normalized white space."""
+    """SHA-256 of a text as it is; callers normalize white space."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

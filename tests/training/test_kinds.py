@@ -1,13 +1,20 @@
 """Pairs, images, clips and masked tokens: what becomes a document, a row, a batch, a sentence."""
 
 import gzip
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTConfig, WhisperConfig, WhisperFeatureExtractor, WhisperProcessor
+from transformers import (
+    DeiTConfig,
+    ViTConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperProcessor,
+)
 
 from compressor.errors import CompressError
 from compressor.model.side_files import side_files
@@ -133,6 +140,23 @@ def test_a_shorter_edge_and_a_crop():
         np.testing.assert_allclose(channel, wanted, atol=1e-6)
 
 
+def test_a_shorter_edge_has_the_sizes_of_transformers():
+    from transformers.image_transforms import get_resize_output_image_size
+
+    for edge, wide, high in itertools.product((30, 32, 37), range(31, 90, 7), range(33, 90, 5)):
+        image = Image.new("L", (wide, high))
+        size = get_resize_output_image_size(
+            np.zeros((high, wide, 3), np.uint8), edge, default_to_square=False
+        )
+        config = ViTConfig(image_size=size, patch_size=4)
+        plan = image_plan(config, {"size": {"shortest_edge": edge}})
+        assert pixels(image, plan).shape[1:] == size  # another size would be refused
+
+
+def test_deit_has_a_token_more():
+    assert image_plan(DeiTConfig(image_size=8, patch_size=4), {}).patches == 6
+
+
 def test_mnist_is_read_as_numpy_reads_it(shared_data):
     file = shared_data / "data" / "t10k-images-idx3-ubyte.gz"
     raw = np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=16)
@@ -180,6 +204,9 @@ def break_folder(case, folder, tmp_path):
     elif case == "empty":
         (tmp_path / "empty").mkdir()
         return tmp_path / "empty"
+    elif case == "suffix":
+        for file in (folder / "ant").iterdir():
+            file.rename(file.with_suffix(".bmp"))
     elif case == "text":
         (folder / "ant" / "bad.png").write_text("no image")
     elif case == "table":
@@ -197,6 +224,7 @@ def break_folder(case, folder, tmp_path):
     [
         ("half", "images in subfolders and images without a class"),
         ("empty", "holds no .png, .jpg, .jpeg image"),
+        ("suffix", "and no .png, .jpg, .jpeg image"),
         ("text", "is no image that can be read"),
         ("table", "labels.csv has no class number for"),
         ("missing", "does not exist, did you mean images"),
