@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 SIDE_FILES = (
-    *("generation_config.json", "preprocessor_config.json"),
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    "normalizer.json",
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model"),
     *("sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json"),

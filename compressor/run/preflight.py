@@ -74,7 +74,7 @@ def plan_run(setting: Setting) -> dict[str, Any]:
         CompressError: a stage could not work, or the data cannot be read.
     """
     rehearse(setting.profile, setting.source)
-    if setting.profile.floor and setting.corpus is None:
+    if setting.corpus is None and setting.profile.floor:  # reads the data, with a floor or not
         raise CompressError(
             "the profile sets a floor for fidelity and names no data", "add --data FILE"
         )

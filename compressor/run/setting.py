@@ -56,7 +56,12 @@ class Setting:
     def corpus(self) -> Corpus | None:
         """The data of the profile, split by document; None when the profile names none."""
         data = self.profile.data
-        return load_corpus(DataSpec(**data), self.task, self.reading.kind) if data else None
+        if not data:
+            return None
+        reading = self.reading
+        corpus = load_corpus(DataSpec(**data), self.task, reading.kind, reading.classes)
+        corpus.check(reading)
+        return corpus
 
     @property
     def readable(self) -> bool:

@@ -7,7 +7,7 @@ padded to, the new highest frequency, so nothing folds back.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from compressor.errors import CompressError
 from compressor.training.documents import Document, Media
 from compressor.training.pairs import decoder_inputs
+from compressor.training.preprocessing import damaged
 from compressor.training.rows import Rows
 from compressor.training.tables import read_records
 
@@ -41,19 +42,19 @@ class AudioPlan:
         return (self.frames, str(self.extractor.to_dict()))
 
 
-def audio_plan(config: Any, path: Path | None) -> AudioPlan:
-    """The plan of a model's config; `path` holds a preprocessor_config.json, or is None.
+def audio_plan(config: Any, given: dict[str, Any]) -> AudioPlan:
+    """The plan of a model's config and of its preprocessor_config.json ({} without one).
 
     Raises:
-        CompressError: the file asks for another number of mel bands than the model reads.
+        CompressError: the file is damaged, or asks for other mel bands than the model reads.
     """
     from transformers import WhisperFeatureExtractor
 
     bands = config.num_mel_bins
-    if path is None:
-        extractor = WhisperFeatureExtractor(feature_size=bands)
-    else:
-        extractor = WhisperFeatureExtractor.from_pretrained(path, local_files_only=True)
+    try:
+        extractor = WhisperFeatureExtractor.from_dict(given or {"feature_size": bands})
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        raise damaged(error) from error
     if extractor.feature_size != bands:
         raise CompressError(
             f"preprocessor_config.json makes {extractor.feature_size} mel bands and the model "
@@ -125,31 +126,43 @@ def read_clips(path: Path) -> list[Document]:
     return found
 
 
-def refuse_long_clips(documents: Sequence[Document], plan: AudioPlan) -> None:
-    """Raise CompressError for a clip that is longer than the model hears at once."""
-    most = plan.samples / plan.extractor.sampling_rate
+def refuse_bad_clips(documents: Iterable[Document], plan: AudioPlan) -> None:
+    """Raise CompressError for a clip that is empty, or longer than the model hears at once."""
+    rate = plan.extractor.sampling_rate
+    most = plan.samples / rate
     for document in documents:
         assert document.media is not None
-        seconds = _open(document.media.path).duration
+        path = document.media.path
+        seconds = _sound(path, "info").duration
+        if round(seconds * rate) < 1:
+            raise _empty(path)
         if seconds > most:
             raise CompressError(
-                f"'{document.media.path}' is {seconds:.1f} s long and the model hears {most:g} s",
+                f"'{path}' is {seconds:.1f} s long and the model hears {most:g} s",
                 "cut the clip, and its text, into shorter ones",
             )
 
 
-def _open(path: Path) -> Any:
+def _sound(path: Path, call: str, **given: Any) -> Any:
+    """What soundfile's info or read gives."""
     soundfile = _soundfile()
     try:
-        return soundfile.info(path)
+        return getattr(soundfile, call)(path, **given)
     except soundfile.LibsndfileError as error:
         raise CompressError(f"'{path}' is no sound that can be read", "use wav or flac") from error
+
+
+def _empty(path: Path) -> CompressError:
+    return CompressError(f"'{path}' holds no sound", "remove its line from the table")
 
 
 def _samples(document: Document, plan: AudioPlan) -> NDArray[np.float32]:
     """Samples [T] of a clip at the model's rate."""
     assert document.media is not None
-    x_TC, rate = _soundfile().read(document.media.path, dtype="float64", always_2d=True)
+    path = document.media.path
+    x_TC, rate = _sound(path, "read", dtype="float64", always_2d=True)
+    if not len(x_TC):  # a damaged file may hold less than its header says
+        raise _empty(path)
     x_T, wanted = x_TC.mean(axis=1), plan.extractor.sampling_rate
     return (x_T if rate == wanted else resample(x_T, rate, wanted)).astype(np.float32)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from compressor.errors import CompressError
 from compressor.training import splits
-from compressor.training.audio import AudioRows, refuse_long_clips
+from compressor.training.audio import AudioRows, refuse_bad_clips
 from compressor.training.batches import Readable, in_order, shuffled
 from compressor.training.documents import Document
 from compressor.training.images import ImageRows, class_names
@@ -64,8 +64,20 @@ class Corpus:
             for name, found in self.documents.items()
         }
 
+    def check(self, reading: Reading) -> None:
+        """Look at the clips of every split, once.
+
+        Raises:
+            CompressError: one is empty, unreadable, or longer than the model hears.
+        """
+        plan = reading.audio
+        if plan is not None and ("checked", plan.key) not in self._made:
+            refuse_bad_clips((d for found in self.documents.values() for d in found), plan)
+            self._made["checked", plan.key] = True
+
     def rows(self, split: str, processor: Any, length: int, reading: Reading = TEXT) -> Readable:
         """Rows of a split; kept, so that every stage of a run tokenizes once."""
+        self.check(reading)
         documents = self.documents[split]
         same = "train" if documents is self.documents["train"] else split
         vocabulary = processor.get_vocab() if processor is not None else {}
@@ -88,12 +100,13 @@ def _rows(documents: list[Document], processor: Any, length: int, reading: Readi
         return paragraph_rows(documents, processor, length)
     if reading.audio is None:
         return pair_rows(documents, processor, length, reading.start)
-    refuse_long_clips(documents, reading.audio)
     answers = answer_rows(documents, processor, length, reading.start)
     return AudioRows(documents, answers, reading.audio, reading.start)
 
 
-def load_corpus(spec: DataSpec, task: str, kind: Kind = "text") -> Corpus:
+def load_corpus(
+    spec: DataSpec, task: str, kind: Kind = "text", classes: dict[str, int] | None = None
+) -> Corpus:
     """Read, deduplicate and split the data of a profile.
 
     Args:
@@ -101,6 +114,8 @@ def load_corpus(spec: DataSpec, task: str, kind: Kind = "text") -> Corpus:
         task: causal-lm packs documents into windows; other tasks take a paragraph, or a whole
             labelled document, as a row.
         kind: what the model reads; a pair, an image or a clip is a document and a row.
+        classes: {name: number} of a model that names its classes; otherwise folders of images
+            are numbered in sorted order.
 
     Raises:
         CompressError: a source cannot be read, or there is too little distinct data.
@@ -110,14 +125,14 @@ def load_corpus(spec: DataSpec, task: str, kind: Kind = "text") -> Corpus:
         raise CompressError("data names no text to train on", "data: {train: [FILE]}")
     sources = dict.fromkeys(source for group in named.values() for source in group)
     given = {
-        split: [document for source in group for document in read_source(source, kind)]
+        split: [document for source in group for document in read_source(source, kind, classes)]
         for split, group in named.items()
         if group
     }
     labelled = _labelled(given, task, kind)
     if not labelled:  # labels are for classifiers; the others read the text
         given = {k: [replace(d, label=None) for d in found] for k, found in given.items()}
-    if kind == "images":
+    if kind == "images" and not classes:
         _refuse_other_classes([Path(source) for source in sources])
     documents = splits.split(given)
     if kind == "text" and task != "causal-lm":
@@ -194,14 +209,14 @@ def _labelled(given: dict[str, list[Document]], task: str, kind: Kind) -> bool:
 
 
 def _refuse_other_classes(folders: list[Path]) -> None:
-    """Classes are numbered by name, so all folders must have the same ones."""
-    known = {path.name: class_names(path) for path in folders if path.is_dir()}
-    for name, classes in known.items():
+    """Classes are numbered in sorted order, so all folders must have the same ones."""
+    known = {path: class_names(path) for path in folders if path.is_dir()}
+    for path, classes in known.items():
         first = next(iter(known))
         if classes != known[first]:
             raise CompressError(
-                f"'{first}' has the classes {', '.join(known[first]) or 'of labels.csv'} and "
-                f"'{name}' {', '.join(classes) or 'those of labels.csv'}",
+                f"'{first.name}' has the classes {', '.join(known[first]) or 'of labels.csv'} and "
+                f"'{path.name}' {', '.join(classes) or 'those of labels.csv'}",
                 "give both the same subfolders; they may be empty",
             )
 

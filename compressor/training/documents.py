@@ -42,3 +42,8 @@ class Document:
         """What makes two documents the same: texts with white space normalized, hash of media."""
         parts = [self.text, self.target or ""] + ([self.media.sha256] if self.media else [])
         return " ".join(" ".join(parts).split())
+
+    @property
+    def source(self) -> str:
+        """What is read, without the answer: whatever shares it belongs into one split."""
+        return self.media.sha256 if self.media else " ".join(self.text.split())

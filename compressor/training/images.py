@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ from torch import Tensor
 from compressor.errors import CompressError
 from compressor.options import nearest
 from compressor.training.documents import Document, Media
+from compressor.training.preprocessing import damaged
 from compressor.training.tables import decode
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -40,7 +42,7 @@ class ImagePlan:
     height: int
     width: int
     channels: int
-    patches: int  # positions of the model's output: one for each patch, and one for the class
+    patches: int  # positions of the model's output: one a patch, class, and DeiT's teacher
     resize: tuple[int, int] | int | None  # (height, width), or the shorter edge
     crop: bool
     resample: int
@@ -53,8 +55,16 @@ def image_plan(config: Any, given: dict[str, Any]) -> ImagePlan:
     """The plan of a model's config and of its preprocessor_config.json ({} without one).
 
     Raises:
-        CompressError: they do not fit together, or the channels are neither grey nor colours.
+        CompressError: they do not fit together, the file is damaged, or the channels are neither
+            grey nor colours.
     """
+    try:
+        return _plan(config, given)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise damaged(error) from error
+
+
+def _plan(config: Any, given: dict[str, Any]) -> ImagePlan:
     height, width = _pair(config.image_size)
     patch, channels = _pair(config.patch_size), config.num_channels
     if channels not in (1, 3):
@@ -64,7 +74,7 @@ def image_plan(config: Any, given: dict[str, Any]) -> ImagePlan:
         )
     size = given.get("size", config.image_size)
     resize = size.get("shortest_edge") if isinstance(size, dict) else None
-    resize = resize or _pair(size)
+    resize = _edge(resize) if resize else _pair(size)
     mean, std = (given.get(key) or [0.5] * channels for key in ("image_mean", "image_std"))
     if not given.get("do_normalize", True):
         mean, std = [0.0] * channels, [1.0] * channels
@@ -77,20 +87,28 @@ def image_plan(config: Any, given: dict[str, Any]) -> ImagePlan:
         height=height,
         width=width,
         channels=channels,
-        patches=(height // patch[0]) * (width // patch[1]) + 1,
+        patches=(height // patch[0]) * (width // patch[1])
+        + (2 if config.model_type == "deit" else 1),
         resize=resize if given.get("do_resize", True) else None,
         crop=given.get("do_center_crop", False),
-        resample=given.get("resample", Image.Resampling.BILINEAR),
-        factor=given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1.0,
-        mean=tuple(mean),
-        std=tuple(std),
+        resample=Image.Resampling(given.get("resample", Image.Resampling.BILINEAR)),
+        factor=float(given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1),
+        mean=tuple(float(value) for value in mean),
+        std=tuple(float(value) for value in std),
     )
 
 
 def _pair(size: Any) -> tuple[int, int]:
     if isinstance(size, dict):
-        return size["height"], size["width"]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+        size = size["height"], size["width"]
+    high, wide = (size, size) if isinstance(size, int) else size
+    return _edge(high), _edge(wide)
+
+
+def _edge(pixels: Any) -> int:
+    if not isinstance(pixels, int) or pixels < 1:
+        raise ValueError(f"{pixels!r} is no number of pixels")
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -128,8 +146,7 @@ def pixels(image: Image.Image, plan: ImagePlan) -> Tensor:
     """
     image = image.convert("RGB" if plan.channels == 3 else "L")
     if isinstance(plan.resize, int):
-        scale = plan.resize / min(image.size)
-        wide, high = (max(plan.resize, int(side * scale)) for side in image.size)
+        wide, high = (int(plan.resize * side / min(image.size)) for side in image.size)
         image = image.resize((wide, high), plan.resample)
     elif plan.resize is not None:
         high, wide = plan.resize
@@ -149,7 +166,7 @@ def pixels(image: Image.Image, plan: ImagePlan) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
-def read_images(path: Path) -> list[Document]:
+def read_images(path: Path, classes: dict[str, int] | None = None) -> list[Document]:
     """Documents of a folder of images or of an MNIST idx file with its labels beside it.
 
     Raises:
@@ -163,7 +180,9 @@ def read_images(path: Path) -> list[Document]:
         raise CompressError(f"'{path}' {what}{nearest(path.name, siblings)}", _HINT)
     names = class_names(path)
     if names:
-        files = [(file, i) for i, name in enumerate(names) for file in _files(path / name)]
+        number = _numbers(path, names, classes or {})
+        _refuse_other_files([path / name for name in names])
+        files = [(file, number[name]) for name in names for file in _files(path / name)]
         if _files(path):
             raise CompressError(
                 f"'{path}' has images in subfolders and images without a class", _HINT
@@ -176,8 +195,36 @@ def read_images(path: Path) -> list[Document]:
 
 
 def class_names(path: Path) -> list[str]:
-    """The classes of a folder, in the order of their numbers: its subfolders, sorted."""
+    """The classes of a folder: its subfolders, sorted."""
     return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _numbers(path: Path, names: list[str], classes: dict[str, int]) -> dict[str, int]:
+    """{folder: class number}: the model's where it names its classes, else in sorted order."""
+    if not classes:
+        return {name: i for i, name in enumerate(names)}
+    if unknown := [name for name in names if name not in classes]:
+        raise CompressError(
+            f"'{path.name}' has the class folders {_few(unknown)}, and the model has the classes "
+            f"{_few(list(classes))}{nearest(unknown[0], list(classes))}",
+            "name the folders as config.json does in id2label, or write images and labels.csv",
+        )
+    return {name: classes[name] for name in names}
+
+
+def _refuse_other_files(folders: list[Path]) -> None:
+    """A class may be empty, but not because nothing in its folder is an image."""
+    for folder in folders:
+        others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if others and not _files(folder):
+            raise CompressError(
+                f"'{folder}' holds {_few(others)}, and no {', '.join(SUFFIXES)} image",
+                "convert its images, or empty it",
+            )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -253,7 +300,7 @@ def _idx(path: Path, axes: int) -> NDArray[np.uint8]:
         raw = gzip.decompress(path.read_bytes())
         magic, *shape = struct.unpack_from(f">{axes + 1}I", raw)
         values = np.frombuffer(raw, np.uint8, offset=4 * (axes + 1)).reshape(shape)
-    except (OSError, EOFError, struct.error, ValueError) as error:
+    except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
         raise CompressError(f"'{path}' is damaged ({error})", "get the file again") from error
     if magic != 0x800 + axes:
         raise CompressError(f"'{path}' is no idx file of {axes} axes", "get the file again")

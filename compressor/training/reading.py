@@ -1,7 +1,7 @@
-"""What a model reads, as its config and preprocessor_config.json say; the tokenizer aside."""
+"""What a model reads, as its config and its preprocessing file say; the tokenizer aside."""
 
-import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,8 @@ from compressor.model.shapes import config_of
 from compressor.model.sources import read_config
 from compressor.training.audio import AudioPlan, audio_plan
 from compressor.training.images import ImagePlan, image_plan
+from compressor.training.preprocessing import preprocessing_of
 from compressor.training.sources import Kind
-
-_FILE = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,14 @@ class Reading:
         kind: text, pairs, audio or images.
         start: the token a decoder that answers begins with.
         image, audio: preprocessing of images and of clips.
+        classes: {name: number} of an image classifier that names its classes, else empty.
     """
 
     kind: Kind = "text"
     start: int | None = None
     image: ImagePlan | None = None
     audio: AudioPlan | None = None
+    classes: dict[str, int] = field(default_factory=dict)
 
     def positions(self, length: int) -> int:
         """Positions of the longest row, decoder included, when a text has `length` tokens."""
@@ -50,10 +51,10 @@ def reading_of(path: Path) -> Reading:
             no start token.
     """
     config = config_of(read_config(path))
-    kind, file = kind_of(config), path / _FILE
+    kind = kind_of(config)
     if kind == "images":
-        given = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return Reading(kind, image=image_plan(config, given))
+        given = preprocessing_of(path, "image_processor")
+        return Reading(kind, image=image_plan(config, given), classes=_classes(config))
     if kind == "text":
         return TEXT
     start = getattr(config, "decoder_start_token_id", None)
@@ -64,7 +65,9 @@ def reading_of(path: Path) -> Reading:
         )
     if kind == "pairs":
         return Reading(kind, start)
-    return Reading(kind, start, audio=audio_plan(config, path if file.is_file() else None))
+    return Reading(
+        kind, start, audio=audio_plan(config, preprocessing_of(path, "feature_extractor"))
+    )
 
 
 def kind_of(config: Any) -> Kind:
@@ -74,6 +77,15 @@ def kind_of(config: Any) -> Kind:
     if hasattr(config, "num_mel_bins"):
         return "audio"
     return "pairs" if getattr(config, "is_encoder_decoder", False) else "text"
+
+
+def _classes(config: Any) -> dict[str, int]:
+    """{name: number} where they have other names than transformers' LABEL_0, LABEL_1, ..."""
+    named = {name: number for number, name in (config.id2label or {}).items()}
+    for classes in (named, config.label2id or {}):
+        if any(not re.fullmatch(r"LABEL_\d+", str(name)) for name in classes):
+            return {str(name): int(number) for name, number in classes.items()}
+    return {}
 
 
 def most_tokens(config: Any) -> int | None:

@@ -25,15 +25,17 @@ _BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 _PAIRS = (("source", "target"), ("question", "answer"))
 
 
-def read_source(source: str, kind: Kind = "text") -> list[Document]:
-    """Read one source F.
+def read_source(
+    source: str, kind: Kind = "text", classes: dict[str, int] | None = None
+) -> list[Document]:
+    """Read one source; `classes` are the model's {name: number}, for folders of images.
 
     Raises:
         CompressError: missing, not UTF-8, malformed (with the line), without any content, or of
             another kind than the model reads.
     """
     if kind == "images":
-        return read_images(Path(source))
+        return read_images(Path(source), classes)
     if source.startswith(PREFIX) and kind == "text":
         found = [Document(text) for text in stdlib_texts(source.removeprefix(PREFIX))]
     elif kind == "text":

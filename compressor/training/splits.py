@@ -1,14 +1,16 @@
 """Divide documents into splits that share no text, image or clip.
 
-Duplicates go first. Documents are then ranked by the hash of their content: the last 8 % are
-held out, the 4 % before them validate, the rest trains, whatever order the files came in. One
-single document is cut into windows and divided by position instead.
+Duplicates go first. Documents are then ranked by the hash of what is read: the last 8 % are
+held out, the 4 % before them validate, the rest trains, whatever order the files came in. All
+answers to one text or clip stay together. One single document is cut into windows and divided by
+position instead.
 """
 
 import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable
+from itertools import groupby
 
 from compressor.errors import CompressError
 from compressor.training.documents import Document
@@ -21,7 +23,7 @@ SHORTEST = 20  # characters of a paragraph worth a row
 
 
 def digest(text: str) -> str:
-    """Content hash of a text with normalized white space."""
+    """SHA-256 of a text as it is; callers normalize white space."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
@@ -39,7 +41,7 @@ def split(given: dict[str, list[Document]]) -> dict[str, list[Document]]:
         if name == "calibration":  # last: what was taken out of train must not come back here
             _take_from_train(found)
         if name in given:
-            held = {digest(d.content) for share in SHARES for d in found.get(share, [])}
+            held = {digest(d.source) for share in SHARES for d in found.get(share, [])}
             found[name] = _fresh_documents(name, given[name], held)
     found.setdefault("calibration", found["train"])
     return found
@@ -86,27 +88,37 @@ def _fresh_documents(name: str, given: list[Document], held: set[str]) -> list[D
     """Distinct documents of a split, by hash; the windows of a single one, by position."""
     single = len(given) == 1 and given[0].target is None and given[0].media is None
     keyed = {digest(d.content): d for d in (_windows(given[0]) if single else given)}
-    fresh = {key: document for key, document in keyed.items() if key not in held}
+    fresh = {key: d for key, d in keyed.items() if digest(d.source) not in held}
     if not fresh:
         raise CompressError(
             f"nothing is left for the split '{name}' after removing duplicates",
             "give it documents that no other split has",
         )
-    return list(fresh.values()) if single else [fresh[key] for key in sorted(fresh)]
+    if single:
+        return list(fresh.values())
+    return [fresh[key] for key in sorted(fresh, key=lambda key: (digest(fresh[key].source), key))]
 
 
 def _take_from_train(found: dict[str, list[Document]]) -> None:
-    """Move the last documents of train to the splits that are missing."""
+    """Move the last documents of train to the splits that are missing, a source at a time."""
     missing = [name for name in SHARES if name not in found]
     total = len(found["train"])
-    if total <= len(missing):
+    groups = [list(group) for _, group in groupby(found["train"], key=lambda d: d.source)]
+    if len(groups) <= len(missing):
+        aside = "" if len(groups) == total else f" (of {total}, answers aside)"
         raise CompressError(
-            f"{total} distinct documents are too few for train, validation and held-out data",
+            f"{len(groups)} distinct documents{aside} are too few for train, validation and "
+            "held-out data",
             "give more documents, or name files for validation and heldout",
         )
-    for name in missing:
-        count = max(1, round(total * SHARES[name]))
-        found[name], found["train"] = found["train"][-count:], found["train"][:-count]
+    for left, name in zip(range(len(missing), 0, -1), missing, strict=True):
+        taken, size = [], 0
+        # one group stays for every split that follows, however large the groups are
+        while size < max(1, round(total * SHARES[name])) and len(groups) > left:
+            taken.append(groups.pop())
+            size += len(taken[-1])
+        found[name] = [document for group in reversed(taken) for document in group]
+    found["train"] = [document for group in groups for document in group]
 
 
 def _windows(document: Document) -> list[Document]:

@@ -76,8 +76,9 @@ def _jsonl(name: str, text: str, columns: Columns) -> Iterator[Record]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CompressError(f"{name}:{number}: not JSON ({error.msg})", hint) from error
+        except (ValueError, RecursionError) as error:  # a number or a nesting without end, too
+            why = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise CompressError(f"{name}:{number}: not JSON ({why})", hint) from error
         if not isinstance(value, dict):
             found = type(value).__name__
             raise CompressError(

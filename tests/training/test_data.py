@@ -206,6 +206,7 @@ BAD = {
     "two documents": ("a.txt", b"one\n\ntwo", "2 distinct documents are too few"),
     "duplicates": ("a.txt", b"one\n\none\n \none\n\none", "1 distinct documents are too few"),
     "no json": ("a.jsonl", b'{"text": "a"}\n{"text', "a.jsonl:2: not JSON"),
+    "deep json": ("a.jsonl", b'{"text": "a"}\n' + b"[" * 100_000, "a.jsonl:2: not JSON"),
     "no text": ("a.jsonl", b'{"text": "a"}\n\n{"texts": "b"}', 'a.jsonl:3: no "text"'),
     "label": ("a.jsonl", b'{"text": "a", "label": "good"}', "label 'good' is no class number"),
     "half a character": (

@@ -1,15 +1,23 @@
 """Pairs, images, clips and masked tokens: what becomes a document, a row, a batch, a sentence."""
 
 import gzip
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTConfig, WhisperConfig, WhisperFeatureExtractor
+from transformers import (
+    DeiTConfig,
+    ViTConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperProcessor,
+)
 
 from compressor.errors import CompressError
+from compressor.model.side_files import side_files
 from compressor.training.audio import AudioPlan, audio_plan, features, resample
 from compressor.training.data import DataSpec, load_corpus, make_batches
 from compressor.training.images import image_plan, pixels
@@ -60,6 +68,21 @@ def test_folders_are_classes_in_alphabetical_order(folder):
     }
     splits = [{d.content for d in corpus.documents[s]} for s in ("train", "validation", "heldout")]
     assert sum(len(s) for s in splits) == 48 == len(set.union(*splits))
+
+
+def test_folders_have_the_numbers_of_a_model_that_names_its_classes(folder, tmp_path):
+    names = ["dog", "cat", "bee", "emu", "ant"]
+    pico("vit", id2label=dict(enumerate(names))).config.save_pretrained(tmp_path)
+    classes = reading_of(tmp_path).classes
+    corpus = load_corpus(DataSpec([str(folder)]), VIT, "images", classes)
+    for document in corpus.documents["train"]:
+        assert names[document.label] == document.media.path.parent.name
+    (folder / "bee").rename(folder / "wasp")
+    wanted = "'images' has the class folders wasp, and the model has the classes dog, cat, bee"
+    with pytest.raises(CompressError, match=wanted):
+        load_corpus(DataSpec([str(folder)]), VIT, "images", classes)
+    pico("vit").config.save_pretrained(tmp_path)
+    assert reading_of(tmp_path).classes == {}
 
 
 def test_pixels_are_numpy_s_and_batches_pure(folder):
@@ -117,6 +140,23 @@ def test_a_shorter_edge_and_a_crop():
         np.testing.assert_allclose(channel, wanted, atol=1e-6)
 
 
+def test_a_shorter_edge_has_the_sizes_of_transformers():
+    from transformers.image_transforms import get_resize_output_image_size
+
+    for edge, wide, high in itertools.product((30, 32, 37), range(31, 90, 7), range(33, 90, 5)):
+        image = Image.new("L", (wide, high))
+        size = get_resize_output_image_size(
+            np.zeros((high, wide, 3), np.uint8), edge, default_to_square=False
+        )
+        config = ViTConfig(image_size=size, patch_size=4)
+        plan = image_plan(config, {"size": {"shortest_edge": edge}})
+        assert pixels(image, plan).shape[1:] == size  # another size would be refused
+
+
+def test_deit_has_a_token_more():
+    assert image_plan(DeiTConfig(image_size=8, patch_size=4), {}).patches == 6
+
+
 def test_mnist_is_read_as_numpy_reads_it(shared_data):
     file = shared_data / "data" / "t10k-images-idx3-ubyte.gz"
     raw = np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=16)
@@ -164,6 +204,9 @@ def break_folder(case, folder, tmp_path):
     elif case == "empty":
         (tmp_path / "empty").mkdir()
         return tmp_path / "empty"
+    elif case == "suffix":
+        for file in (folder / "ant").iterdir():
+            file.rename(file.with_suffix(".bmp"))
     elif case == "text":
         (folder / "ant" / "bad.png").write_text("no image")
     elif case == "table":
@@ -181,6 +224,7 @@ def break_folder(case, folder, tmp_path):
     [
         ("half", "images in subfolders and images without a class"),
         ("empty", "holds no .png, .jpg, .jpeg image"),
+        ("suffix", "and no .png, .jpg, .jpeg image"),
         ("text", "is no image that can be read"),
         ("table", "labels.csv has no class number for"),
         ("missing", "does not exist, did you mean images"),
@@ -202,6 +246,11 @@ def test_damaged_images_other_classes_and_channels(folder, tmp_path):
     (tmp_path / "other" / "dog" / "1.png").write_bytes((folder / "cat" / "1.png").read_bytes())
     with pytest.raises(CompressError, match="'other' has the classes ant, bee, dog and 'images'"):
         spec = DataSpec([str(folder)], heldout=[str(tmp_path / "other")])
+        load_corpus(spec, VIT, "images")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "other").rename(tmp_path / "deep" / "images")
+    with pytest.raises(CompressError, match=r"'images' has the classes .* dog and 'images' ant"):
+        spec = DataSpec([str(folder)], heldout=[str(tmp_path / "deep" / "images")])
         load_corpus(spec, VIT, "images")
     for file in folder.rglob("*.png"):
         file.write_bytes(file.read_bytes()[:200])
@@ -249,6 +298,35 @@ def test_pairs_become_source_and_shifted_answer(tmp_path, suffix, names):
     assert held and not held & {d.content for d in corpus.documents["train"]}
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_all_answers_to_a_text_stay_in_one_split(tmp_path, given):
+    def write(name, texts, answers):
+        rows = [{"source": f"text {i}", "target": f"{j} of {i}"} for i in texts for j in answers]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        return [str(tmp_path / name)]
+
+    spec = DataSpec(write("a.jsonl", range(200), range(3)))
+    if given:
+        spec = DataSpec(spec.train, heldout=write("b.jsonl", range(40), [7]))
+    found = load_corpus(spec, T5, "pairs").documents
+    texts = [{d.text for d in found[s]} for s in ("train", "validation", "heldout")]
+    assert all(texts) and sum(map(len, texts)) == 200 == len(set.union(*texts))
+    assert len(found["heldout"]) == (40 if given else 48)
+    assert len(found["train"]) == 3 * len(texts[0])
+
+
+def test_a_text_with_most_of_the_answers_leaves_some_for_every_split(tmp_path):
+    rows = [("often", f"answer {j}") for j in range(300)] + [(f"text {i}", "one") for i in range(3)]
+    path = tmp_path / "a.csv"
+    path.write_text("source,target\n" + "\n".join(map(",".join, rows)))
+    found = load_corpus(DataSpec([str(path)]), T5, "pairs").documents
+    texts = [{d.text for d in found[s]} for s in ("train", "validation", "heldout")]
+    assert all(texts) and sum(map(len, texts)) == 4 == len(set.union(*texts))
+    path.write_text("source,target\n" + "\n".join(map(",".join, rows[:301])))
+    with pytest.raises(CompressError, match=r"2 distinct documents \(of 301, answers aside\)"):
+        load_corpus(DataSpec([str(path)]), T5, "pairs")
+
+
 def test_the_decoder_reads_what_transformers_would_feed_it():
     model = pico("t5")
     rows = Rows(np.arange(5, 12, dtype=np.int32), np.array([0, 4, 7]), np.arange(2))
@@ -290,7 +368,7 @@ def clips(tmp_path):
 def test_clips_become_features_and_words(clips):
     soundfile = pytest.importorskip("soundfile", reason="reading sound needs soundfile")
     model, tokenizer = pico("whisper"), character_tokenizer()
-    reading = Reading("audio", start=2, audio=audio_plan(model.config, None))
+    reading = Reading("audio", start=2, audio=audio_plan(model.config, {}))
     corpus = load_corpus(DataSpec([str(clips)]), WHISPER, "audio")
     batch = batches_of(corpus, WHISPER, reading, tokenizer, n=3)[1]
     assert batch["input_features"].shape == (4, 16, 40)
@@ -312,12 +390,21 @@ def test_clips_become_features_and_words(clips):
         assert torch.isfinite(model.module(**inputs).loss)
 
 
+def test_all_words_of_a_clip_stay_in_one_split(clips):
+    names = [f"{i}.{'wav' if i % 2 else 'flac'}" for i in range(12)]
+    rows = [f"{name},words {i}" for name in names for i in range(5)]
+    clips.write_text("audio,text\n" + "\n".join(rows))
+    found = load_corpus(DataSpec([str(clips)]), WHISPER, "audio").documents
+    heard = [{d.media.sha256 for d in found[s]} for s in ("train", "validation", "heldout")]
+    assert all(heard) and sum(map(len, heard)) == 12 == len(set.union(*heard))
+
+
 def test_real_speech_gives_the_features_of_transformers(shared_data):
     soundfile = pytest.importorskip("soundfile", reason="reading sound needs soundfile")
     samples, rate = soundfile.read(shared_data / "data" / "jfk.flac")
     speech = resample(samples.mean(axis=1), rate, 16000).astype(np.float32)
     assert len(speech) == 176000
-    plan = audio_plan(WhisperConfig(), None)
+    plan = audio_plan(WhisperConfig(), {})
     wanted = WhisperFeatureExtractor()(speech, sampling_rate=16000, return_tensors="pt")
     assert torch.equal(features([speech], plan), wanted["input_features"])
 
@@ -341,7 +428,7 @@ def test_bad_clips_are_one_sentence(clips, tmp_path, monkeypatch):
     short = AudioPlan(WhisperFeatureExtractor(feature_size=16), 20)
     with pytest.raises(CompressError, match=r"is 0.3 s long and the model hears 0.2 s"):
         batches_of(corpus, WHISPER, Reading("audio", 2, audio=short), tokenizer)
-    plan = Reading("audio", 2, audio=audio_plan(model.config, None))
+    plan = Reading("audio", 2, audio=audio_plan(model.config, {}))
     with monkeypatch.context() as patch:
         patch.setitem(__import__("sys").modules, "soundfile", None)
         with pytest.raises(CompressError, match="needs the package soundfile"):
@@ -352,9 +439,78 @@ def test_bad_clips_are_one_sentence(clips, tmp_path, monkeypatch):
     (tmp_path / "3.wav").unlink()
     with pytest.raises(CompressError, match=r"clips.csv:5: there is no audio file '3.wav'"):
         load_corpus(DataSpec([str(clips)]), WHISPER, "audio")
-    WhisperFeatureExtractor(feature_size=80).save_pretrained(tmp_path)
     with pytest.raises(CompressError, match="makes 80 mel bands and the model reads 16"):
-        audio_plan(model.config, tmp_path)
+        audio_plan(model.config, WhisperFeatureExtractor(feature_size=80).to_dict())
+
+
+def test_bad_clips_of_any_split_are_found_when_rows_are_first_read(clips, tmp_path):
+    soundfile = pytest.importorskip("soundfile", reason="reading sound needs soundfile")
+    tokenizer = character_tokenizer()
+    reading = Reading("audio", 2, audio=audio_plan(pico("whisper").config, {}))
+    held, clip = tmp_path / "held.csv", tmp_path / "held.wav"
+    held.write_text("audio,text\nheld.wav,words")
+    for seconds, message in ((0, "holds no sound"), (5, "is 5.0 s long and the model hears")):
+        soundfile.write(clip, np.zeros(16000 * seconds), 16000)
+        corpus = load_corpus(DataSpec([str(clips)], heldout=[str(held)]), WHISPER, "audio")
+        with pytest.raises(CompressError, match=message):
+            batches_of(corpus, WHISPER, reading, tokenizer, split="train")
+    soundfile.write(clip, np.zeros(1600), 16000)
+    corpus = load_corpus(DataSpec([str(clips)], heldout=[str(held)]), WHISPER, "audio")
+    found = batches_of(corpus, WHISPER, reading, tokenizer, split="heldout")
+    clip.write_text("no sound")
+    with pytest.raises(CompressError, match="is no sound that can be read"):
+        list(found)
+
+
+def test_a_processor_saved_by_transformers_is_read_and_carried(tmp_path):
+    pico("whisper").config.save_pretrained(tmp_path)
+    extractor = WhisperFeatureExtractor(feature_size=16, n_fft=200, hop_length=80)
+    WhisperProcessor(extractor, character_tokenizer()).save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    plan = reading_of(tmp_path).audio
+    clip = np.random.default_rng(0).uniform(-0.5, 0.5, 2000).astype(np.float32)
+    wanted = extractor(clip, sampling_rate=16000, max_length=3200, return_tensors="pt")
+    assert plan.samples == 3200
+    assert torch.equal(features([clip], plan), wanted["input_features"])
+    assert "processor_config.json" in {file.name for file in side_files(tmp_path)}
+
+
+@pytest.mark.parametrize("name", ["vit", "whisper"])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "wrong values"])
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_damaged_preprocessing_is_one_sentence(name, content, file, tmp_path):
+    pico(name).config.save_pretrained(tmp_path)
+    values = [{"size": {"longest_edge": 32}}, {"image_mean": 0.5}, {"size": "16"}, {"resample": 9}]
+    if name == "whisper":
+        values = [{"feature_size": "16"}, {"hop_length": 0}]
+    if file == "processor_config.json":
+        entry = "image_processor" if name == "vit" else "feature_extractor"
+        values = [{entry: value} for value in values]
+    texts = list(map(json.dumps, values)) if content == "wrong values" else [content]
+    for text in texts:
+        (tmp_path / file).write_text(text)
+        with pytest.raises(CompressError, match=r"processor_config\.json") as caught:
+            reading_of(tmp_path)
+        assert caught.value.hint
+
+
+def test_a_damaged_idx_file_is_one_sentence(tmp_path):
+    draw = np.random.default_rng(0)
+    raw = np.array([0x803, 50, 4, 4], ">u4").tobytes() + draw.bytes(800)
+    file = tmp_path / "t-images-idx3-ubyte.gz"
+    packed = bytearray(gzip.compress(raw))
+    packed[10:40] = b"\xff" * 30
+    file.write_bytes(packed)
+    (tmp_path / "t-labels-idx1-ubyte.gz").write_bytes(b"")
+    with pytest.raises(CompressError, match="is damaged"):
+        load_corpus(DataSpec([str(file)]), VIT, "images")
+
+
+def test_an_image_processor_may_lie_in_processor_config(tmp_path):
+    pico("vit").config.save_pretrained(tmp_path)
+    entry = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": entry}))
+    assert reading_of(tmp_path).image.mean == (0.1, 0.2, 0.3)
 
 
 @pytest.fixture
