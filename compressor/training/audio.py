@@ -52,7 +52,7 @@ def audio_plan(config: Any, given: dict[str, Any]) -> AudioPlan:
 
     bands = config.num_mel_bins
     try:
-        extractor = WhisperFeatureExtractor.from_dict(given or {"feature_size": bands})
+        extractor: Any = WhisperFeatureExtractor.from_dict(given or {"feature_size": bands})
     except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise damaged(error) from error
     if extractor.feature_size != bands:
