@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 import tempfile
+import time
 import traceback
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ from compressor.options import nearest
 from . import bench, compare, export, inspect, methods, plan, profiles, run, verify
 
 INTERRUPTED = 130
+_STARTED = time.time()
 
 app = typer.Typer(
     name="compress",
@@ -101,8 +103,16 @@ def _interrupted(argv: list[str]) -> int:
         typer.echo("interrupted", err=True)
         return INTERRUPTED
     typer.echo("interrupted; finished stages are kept", err=True)
-    typer.echo(f"hint: {shlex.join(['compress', *_without_redo(argv)])}", err=True)
+    same = argv if _still_to_redo(argv) else _without_redo(argv)
+    typer.echo(f"hint: {shlex.join(['compress', *same])}", err=True)
     return INTERRUPTED
+
+
+def _still_to_redo(argv: list[str]) -> bool:
+    """Whether the stage that --redo names is still the one from before this process."""
+    number = _value_of(argv, "--redo")
+    found = Path(_value_of(argv, "--out")).glob(f"{number:0>2}-*") if number else ()
+    return any(directory.stat().st_mtime < _STARTED for directory in found)
 
 
 def _without_redo(argv: list[str]) -> list[str]:

@@ -135,6 +135,18 @@ def test_interrupt_prints_the_command_that_resumes(core, capsys):
     assert capsys.readouterr().err.endswith(f"hint: {expected}\n")
 
 
+def test_an_interrupt_before_the_stage_is_deleted_keeps_redo(core, capsys, tmp_path):
+    core("run", KeyboardInterrupt())
+    old = tmp_path / "02-distill.kd"
+    old.mkdir()
+    os.utime(old, (0, 0))  # of a run before this one
+    assert main.call(["run", "p.yaml", "--redo", "2", "--out", str(tmp_path)]) == 130
+    assert f"--redo 2 --out {tmp_path}" in capsys.readouterr().err
+    os.utime(old)  # made anew since
+    assert main.call(["run", "p.yaml", "--redo", "2", "--out", str(tmp_path)]) == 130
+    assert "--redo" not in capsys.readouterr().err
+
+
 def test_a_crash_is_one_line_and_the_traceback_is_in_the_log(core, capsys, tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("before\n")
