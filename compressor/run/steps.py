@@ -15,6 +15,7 @@ from compressor.errors import CompressError, Refused
 from compressor.model.checkpoint import Checkpoint, load_directory, save
 from compressor.model.count import count_parameters
 from compressor.model.forward import output_mask, outputs
+from compressor.model.layers import QuantTable
 from compressor.model.manifest import (
     Manifest,
     StageRecord,
@@ -262,8 +263,9 @@ def _tied(model: Model) -> bool:
     if head is None:
         return False
     inner = module.get_input_embeddings()
-    shared = getattr(head, "codes_OI", head.weight), getattr(inner, "codes_OI", inner.weight)
-    return shared[0].data_ptr() == shared[1].data_ptr()
+    # codes first: the weight of a quantized table is made anew whenever it is asked for
+    tables = [m.codes_OI if isinstance(m, QuantTable) else m.weight for m in (head, inner)]
+    return tables[0].data_ptr() == tables[1].data_ptr()
 
 
 def _export(
