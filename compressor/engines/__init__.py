@@ -11,6 +11,10 @@ if TYPE_CHECKING:  # a process that serves ONNX and never touches a tensor of to
     from torch import Tensor
 
 
+# what an engine may give; the first there is says the most about a model
+OUTPUTS = ("sentence_embedding", "last_hidden_state", "logits")
+
+
 class Engine(Protocol):
     """A loaded model.
 

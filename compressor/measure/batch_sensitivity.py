@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from compressor.engines import Engine
+from compressor.engines import OUTPUTS, Engine
 from compressor.errors import CompressError
 from compressor.measure.inputs import documents, fitting_length, heldout
 from compressor.measure.interval import estimate
@@ -27,7 +27,6 @@ from compressor.options import options
 from compressor.training.workbench import Batch, Workbench
 
 _ENCODERS = ("feature-extraction", "fill-mask", "text-classification")
-_OUTPUTS = ("sentence_embedding", "last_hidden_state", "logits")  # the first there is counts
 
 
 @options
@@ -99,7 +98,7 @@ def _padded(rows: list[Tensor], pad: int) -> Batch:
 def _vectors(engine: Engine, batch: Batch) -> list[Tensor]:
     """Per row what is compared [P, width], float64: one pooled vector, or its real tokens."""
     outputs = engine.outputs(batch)
-    value = outputs[next(name for name in _OUTPUTS if name in outputs)].double()
+    value = outputs[next(name for name in OUTPUTS if name in outputs)].double()
     if value.dim() == 2:
         return [row[None] for row in value]
     keep = batch["attention_mask"].bool()

@@ -19,14 +19,12 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from compressor.engines import Engine
+from compressor.engines import OUTPUTS, Engine
 from compressor.measure.inputs import documents, fitting_length, heldout, refuse_nan
 from compressor.measure.interval import estimate
 from compressor.model.forward import output_mask
 from compressor.options import options
 from compressor.training.workbench import Batch, Workbench
-
-_OUTPUTS = ("sentence_embedding", "last_hidden_state", "logits")  # the first there is counts
 
 _INPUTS = {"input_ids", "attention_mask", "input_features", "pixel_values"}
 _INPUTS |= {"decoder_input_ids", "decoder_attention_mask"}
@@ -115,7 +113,7 @@ def _reference(work: Workbench, batch: Batch) -> tuple[str, Tensor, Engine | Non
         name, value = next(iter(load_file(file).items()))
         return name, value, None
     outputs = work.reference.outputs(batch)
-    name = next(name for name in _OUTPUTS if name in outputs)
+    name = next(name for name in OUTPUTS if name in outputs)
     temporary = file.with_suffix(".tmp")
     save_file({name: outputs[name].contiguous()}, temporary)
     temporary.rename(file)

@@ -2,11 +2,18 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.model.model import Model, pool
+
+
+@lru_cache
+def _parameters(cls: type[nn.Module]) -> frozenset[str]:
+    """Names of the arguments of a class's forward; asked for at every step of a training."""
+    return frozenset(inspect.signature(cls.forward).parameters)
 
 
 def accepted(model: Model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -15,7 +22,7 @@ def accepted(model: Model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     Positions of tokens that are generated count real tokens, wherever a row is padded: GPT-2 and
     Whisper by themselves would count the padding in front.
     """
-    names = set(inspect.signature(type(model.module).forward).parameters) - {"labels"}
+    names = _parameters(type(model.module)) - {"labels"}
     given = {key: value for key, value in batch.items() if key in names}
     prefix = "decoder_" if len(model.family.stacks) > 1 else ""
     counted = prefix or model.task == "causal-lm"
@@ -36,8 +43,7 @@ def without_cache(model: Model) -> dict[str, bool]:
     It is always given: the decoder of an encoder-decoder holds a config of its own, whose
     default would otherwise decide.
     """
-    names = inspect.signature(type(model.module).forward).parameters
-    takes = "use_cache" in names or model.task == "causal-lm"
+    takes = "use_cache" in _parameters(type(model.module)) or model.task == "causal-lm"
     return {"use_cache": False} if takes else {}
 
 

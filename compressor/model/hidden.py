@@ -28,8 +28,8 @@ from compressor.model.model import Model
 
 
 @torch.no_grad()
-def rescale_norms(model: Model, config: Any, ratio: float) -> None:
-    """Make RMSNorms ready for a stream that is narrower by `ratio` = D/d; epsilon in `config`.
+def rescale_norms(model: Model, ratio: float) -> None:
+    """Make RMSNorms, and epsilon in the config, ready for a stream narrower by `ratio` = D/d.
 
     Raises:
         CompressError: the model has LayerNorms.
@@ -42,7 +42,7 @@ def rescale_norms(model: Model, config: Any, ratio: float) -> None:
         )
     for norm in stream_norms(model):
         _scale(model, norm, math.sqrt(ratio))
-    setattr(config, family.eps, getattr(config, family.eps) * ratio)
+    setattr(model.config, family.eps, getattr(model.config, family.eps) * ratio)
     if family.head_norms:
         for stack in family.stacks:
             for block in model.blocks(stack):

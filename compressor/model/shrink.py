@@ -94,9 +94,9 @@ def shrink(model: Model, kept: Kept, rescale: bool = False) -> None:
     before, after = model.sizes, _sizes_after(model, kept)
     _refuse_fixed(model, before, after)
     layers = [stack.layers for stack in kept.stacks]
-    config = resized(model.family, model.config, after, layers)
     if rescale and after["hidden"] < before["hidden"]:
-        rescale_norms(model, config, before["hidden"] / after["hidden"])
+        rescale_norms(model, before["hidden"] / after["hidden"])
+    config = resized(model.family, model.config, after, layers)
     twin = empty_model(type(model.module), config)
     drop_extras(twin, model.family, lambda name: getattr(model.base, name, None) is None)
     for stack, chosen in zip(model.family.stacks, kept.stacks, strict=True):
@@ -104,8 +104,6 @@ def shrink(model: Model, kept: Kept, rescale: bool = False) -> None:
     _cut_hidden(model.module, twin, kept.hidden)
     _copy_attributes(model.module, twin)
     resize_config(model.family, model.config, after, layers)
-    if hasattr(config, model.family.eps):  # changed by rescale
-        setattr(model.config, model.family.eps, getattr(config, model.family.eps))
     if after["hidden"] < before["hidden"]:
         compensate(model, before["hidden"])
 

@@ -2,6 +2,7 @@
 
 import yaml
 
+from compressor.engines import OUTPUTS
 from compressor.model.families import find_family
 from compressor.model.manifest import Manifest, StageRecord
 
@@ -71,9 +72,8 @@ def usage(manifest: Manifest, task: str) -> str:
     if manifest.engine == "torch":
         call = "model.generate" if task == "seq2seq-lm" else "model"
         return plain.format(auto=auto, call=call)
-    names = ("sentence_embedding", "last_hidden_state", "logits")
     found = manifest.metrics["agreement"]
-    return exported.format(output=next(name for name in names if name in found))
+    return exported.format(output=next(name for name in OUTPUTS if name in found))
 
 
 def model_card(manifest: Manifest, method: str, task: str, stages: list[StageRecord]) -> str:

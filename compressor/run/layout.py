@@ -33,13 +33,19 @@ class Lock:
     @property
     def place(self) -> str:
         """What is noted."""
-        return os.pread(self.handle, 1000, 0).decode().partition("\n")[0].partition(" ")[2]
+        return _noted(self.handle)[1]
 
     def note(self, place: str) -> None:
         """Say what is being done, for whoever finds the lock."""
         text = f"{os.getpid()} {place}\n".encode()
         os.pwrite(self.handle, text, 0)
         os.ftruncate(self.handle, len(text))
+
+
+def _noted(handle: int) -> tuple[str, str]:
+    """(process, place) that stand in a lock's file; empty after a run that ended by itself."""
+    process, _, place = os.pread(handle, 1000, 0).decode().partition("\n")[0].partition(" ")
+    return process, place
 
 
 @contextmanager
@@ -63,8 +69,7 @@ def locked(out: Path) -> Iterator[Lock]:
             f"cannot write to '{out}' ({error.strerror})", "give another --out directory"
         ) from error
     try:
-        # a run that ends by itself leaves nothing in the file
-        process, _, place = os.pread(handle, 1000, 0).decode().partition("\n")[0].partition(" ")
+        process, place = _noted(handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -31,10 +31,15 @@ def claim(out: Path, names: Collection[str]) -> None:
 
 
 def write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write every file under another name first, so that none is ever seen half-written."""
+    """`replace_files` in a directory that the command itself made."""
     with shortages(out.name):
-        for name, content in files.items():
-            temporary = out / f".{name}.tmp"
-            data = content.encode("utf-8") if isinstance(content, str) else content
-            temporary.write_bytes(data)
-            temporary.rename(out / name)
+        replace_files(out, files)
+
+
+def replace_files(directory: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write every file under another name first, so that none is ever seen half-written."""
+    for name, content in files.items():
+        temporary = directory / f".{name}.tmp"
+        data = content.encode("utf-8") if isinstance(content, str) else content
+        temporary.write_bytes(data)
+        temporary.rename(directory / name)

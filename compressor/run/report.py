@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from compressor.run.outputs import replace_files
 from compressor.run.page import html, title, usage_code
 from compressor.run.report_tables import report_tables
 from compressor.run.tables import Table
@@ -33,10 +34,7 @@ def write_report(directory: Path, report: dict[str, Any]) -> None:
         "report.md": markdown(shown),
         "report.html": html(shown),
     }
-    for name, text in texts.items():
-        temporary = directory / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(directory / name)
+    replace_files(directory, texts)
 
 
 def presentable(value: Any) -> Any:

@@ -6,14 +6,10 @@ mean and std 0.5 (what ViT was trained with). Grey images fill all channels. Not
 a row is always the same pixels.
 """
 
-import gzip
 import hashlib
 import io
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +22,12 @@ from torch import Tensor
 from compressor.errors import CompressError
 from compressor.options import nearest
 from compressor.training.documents import Document, Media
+from compressor.training.idx import IDX, idx_pixels, read_idx
 from compressor.training.preprocessing import damaged
 from compressor.training.tables import decode
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LABELS = "labels.csv"
-IDX = "-images-idx3-ubyte.gz"
 _HINT = f"give a folder with one subfolder for each class, or with images and {LABELS}"
 
 
@@ -173,7 +169,7 @@ def read_images(path: Path, classes: dict[str, int] | None = None) -> list[Docum
         CompressError: no such folder or file, no image in it, half-labelled, or unreadable.
     """
     if path.name.endswith(IDX):
-        return _read_idx(path)
+        return read_idx(path)
     if not path.is_dir():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         what = "is no folder of images" if path.exists() else "does not exist"
@@ -264,44 +260,9 @@ def _open(document: Document) -> Image.Image:
     media = document.media
     assert media is not None
     if media.index is not None:
-        return Image.fromarray(_idx_pixels(media.path)[media.index])
+        return Image.fromarray(idx_pixels(media.path)[media.index])
     try:
         with Image.open(media.path) as image:
             return image.copy()
     except OSError as error:
         raise CompressError(f"'{media.path}' is damaged ({error})", "remove the file") from error
-
-
-def _read_idx(path: Path) -> list[Document]:
-    labels = path.with_name(path.name.replace(IDX, "-labels-idx1-ubyte.gz"))
-    for file in (path, labels):
-        if not file.is_file():
-            raise CompressError(f"data file '{file}' does not exist", f"get {file.name}")
-    images, classes = _idx_pixels(path), _idx(labels, 1)
-    if len(images) != len(classes):
-        raise CompressError(
-            f"{path.name} has {len(images)} images and {labels.name} {len(classes)} labels",
-            "get both files from the same place",
-        )
-    return [
-        Document(label=int(c), media=Media(path, hashlib.sha256(x.tobytes()).hexdigest(), i))
-        for i, (x, c) in enumerate(zip(images, classes, strict=True))
-    ]
-
-
-@lru_cache(maxsize=2)
-def _idx_pixels(path: Path) -> NDArray[np.uint8]:
-    return _idx(path, 3)
-
-
-def _idx(path: Path, axes: int) -> NDArray[np.uint8]:
-    """The bytes of an idx file: magic 0 0 8 axes, big-endian sizes, values."""
-    try:
-        raw = gzip.decompress(path.read_bytes())
-        magic, *shape = struct.unpack_from(f">{axes + 1}I", raw)
-        values = np.frombuffer(raw, np.uint8, offset=4 * (axes + 1)).reshape(shape)
-    except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
-        raise CompressError(f"'{path}' is damaged ({error})", "get the file again") from error
-    if magic != 0x800 + axes:
-        raise CompressError(f"'{path}' is no idx file of {axes} axes", "get the file again")
-    return values
