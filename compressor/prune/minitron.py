@@ -31,11 +31,12 @@ from compressor.model.budget import TargetSizes, sizes_for
 from compressor.model.count import count_parameters
 from compressor.model.families import Stack
 from compressor.model.importance import Importance, StackImportance
+from compressor.model.importance_file import NAME
 from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 from compressor.model.shrink import Kept, KeptStack, shrink
 from compressor.options import options
-from compressor.prune.scores import ScoreOptions, score, summary
+from compressor.prune.scores import ScoreOptions, layers_to_go, reused, score, summary
 from compressor.training.workbench import Workbench
 
 
@@ -49,6 +50,9 @@ class Options(ScoreOptions):
     sizes: TargetSizes | None = Field(None, description="explicit sizes; the others stay")
     bytes: int | None = Field(None, ge=1, description="bytes of the weights on disk")
     multiple: int = Field(8, ge=1, description="a budget rounds the MLP to a multiple of this")
+    scores: str | None = Field(
+        None, description="directory of a prune.minitron stage whose importance scores are reused"
+    )
     rescale: bool = Field(
         False, description="scale RMSNorms so that removed channels count as zeros (hidden only)"
     )
@@ -66,8 +70,9 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     """Prune `model` in place; notes get the scores, the layers kept and the sizes.
 
     Raises:
-        CompressError: the budget cannot be met, the calibration split is empty, or an earlier
-            stage stored a weight format, which slicing would break.
+        CompressError: the budget cannot be met, the calibration split is empty, the scores to
+            reuse do not fit, or an earlier stage stored a weight format, which slicing would
+            break.
     """
     if model.formats:
         raise CompressError(
@@ -77,13 +82,16 @@ def run(model: Model, options: Options, work: Workbench) -> None:
         )
     before, parameters = model.sizes, count_parameters(model.module)
     after = _target(model, options)
-    axes = [depth_axis(number) for number in range(len(model.family.stacks))]
-    removed = [before[axis] - after[axis] for axis in axes]
-    importance = score(model, options, work, removed)
-    kept = _keep(model, importance, before, after)
+    removed = layers_to_go(model, after)
+    if options.scores is None:
+        scores = score(model, options, work, removed)
+    else:
+        scores = reused(model, options, options.scores, removed)
+    kept = _keep(model, scores.importance, before, after)
     shrink(model, kept, options.rescale)
     assert model.sizes == after
-    model.notes["importance"] = summary(importance)
+    model.notes["importance"] = summary(scores.importance)
+    model.beside[NAME] = scores.file()
     starts = [0, before["layers"]]  # the decoder's layers count on after the encoder's
     model.notes["kept_layers"] = [
         start + i for start, stack in zip(starts, kept.stacks, strict=False) for i in stack.layers
