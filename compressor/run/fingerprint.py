@@ -27,7 +27,7 @@ def fingerprint(record: StageRecord, dtype: str | None) -> str:
         "data": record.data["sha256"] if record.data else None,
         "dtype": dtype,
         "version": metadata.version("compress"),
-        "file": method_hash(load_method(record.method)),
+        "file": _files(record),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -42,6 +42,15 @@ def portable_options(stage: Stage) -> dict[str, Any]:
     if found.get("scores") is not None:
         found["scores"] = file_digest(scores_path(found["scores"]))
     return found
+
+
+def _files(record: StageRecord) -> str | list[str]:
+    """Hash of the method's file; of a search, also of the methods its candidates are made with."""
+    own = method_hash(load_method(record.method))
+    if not record.method.startswith("search."):
+        return own
+    used = ("prune.minitron", record.options["method"])
+    return [own, *(method_hash(load_method(method)) for method in used)]
 
 
 def with_fingerprint(record: StageRecord, dtype: str | None = None) -> StageRecord:

@@ -14,6 +14,7 @@ import torch
 from compressor.distill import latent
 from compressor.errors import CompressError
 from compressor.model.budget import sizes_for
+from compressor.model.candidates import budget_of
 from compressor.model.families import Family, find_family
 from compressor.model.shapes import config_of, count, resized
 from compressor.model.sources import read_config
@@ -23,8 +24,10 @@ from compressor.run.layout import stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
 from compressor.run.profile import Stage
 from compressor.run.rehearse import rehearse
+from compressor.run.search_stages import candidate_stages, planned_shapes
 from compressor.run.setting import Setting, open_source
 from compressor.screen import Silent
+from compressor.search import minitron as search
 
 # Resident bytes of a process that has imported torch and transformers and run one forward.
 PROCESS_BYTES = 700_000_000
@@ -33,6 +36,7 @@ PROCESS_BYTES = 700_000_000
 EFFICIENCY = {torch.float32: 0.6, torch.bfloat16: 0.24}
 EXPORT_BYTES = 250_000_000  # what torch.export and onnxscript hold beside the model
 EXPORT_SECONDS = 12.0  # torch.export and graph optimization, nearly independent of size
+MEASURE_SECONDS = 6.0  # a process that imports torch, opens a model and times it
 # Bytes that training holds per hidden unit, token and layer for the backward pass.
 ACTIVATION_BYTES = 180
 
@@ -137,6 +141,10 @@ def _outline(setting: Setting) -> Outline:
 def _after(outline: Outline, stage: Stage) -> Outline:
     """The outline a stage leaves; only pruning and quantization change it."""
     options = stage.options
+    if isinstance(options, search.Options):
+        shape = planned_shapes(outline.family, outline.config, options)[0]
+        pruned, _ = candidate_stages(outline.family, stage, shape)
+        return replace(_after(outline, pruned), parameters=_searched(outline, options))
     if isinstance(options, minitron.Options):
         sizes = sizes_for(outline.family, outline.config, options)
         parameters = count(outline.family, outline.config, sizes)
@@ -151,6 +159,34 @@ def _after(outline: Outline, stage: Stage) -> Outline:
     return outline
 
 
+def _searched(outline: Outline, options: search.Options) -> int:
+    """Parameters that a search leaves; a share of latency is taken for one of parameters."""
+    share = replace(options, latency=None, parameters=options.latency) if options.latency else None
+    return budget_of(outline.family, outline.config, share or options)
+
+
+def _estimate_search(
+    setting: Setting,
+    stage: Stage,
+    before: Outline,
+    after: Outline,
+    teacher: Outline,
+    rates: tuple[float, float],
+) -> dict[str, Any]:
+    """Numbers of a search: its candidates one after the other, and what it keeps of each."""
+    count = len(planned_shapes(before.family, before.config, stage.options))
+    pair = candidate_stages(before.family, stage, after.sizes)
+    prune, light = (_estimate(setting, s, before, after, teacher, rates) for s in pair)
+    kept = (count + 1) * light["bytes_out"]
+    measured = MEASURE_SECONDS * (3 * count + 1) if stage.options.latency else 0.0
+    return light | {
+        "peak_memory_bytes": max(prune["peak_memory_bytes"], light["peak_memory_bytes"]),
+        "disk_bytes": kept + prune["disk_bytes"] + light["disk_bytes"],
+        "seconds": round(count * (prune["seconds"] + light["seconds"]) + measured, 1),
+        "candidates": count,
+    }
+
+
 def _estimate(
     setting: Setting,
     stage: Stage,
@@ -160,6 +196,8 @@ def _estimate(
     rates: tuple[float, float],
 ) -> dict[str, Any]:
     """Numbers of one stage; `rates` are float32 and best floating-point operations a second."""
+    if stage.kind == "search":
+        return _estimate_search(setting, stage, before, after, teacher, rates)
     tables = after.sizes["vocabulary"] * after.sizes["hidden"]
     size = after.parameters * after.weight_bytes
     memory, disk, seconds = PROCESS_BYTES + 8.0 * before.parameters, size, 2.0

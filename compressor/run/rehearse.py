@@ -7,10 +7,13 @@ Wrong tasks, other vocabularies, layers that do not exist and groups that do not
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
 from compressor.measure import perplexity
 from compressor.model.budget import sizes_for
+from compressor.model.candidates import label
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
 from compressor.model.families import find_family
 from compressor.model.model import Model
@@ -24,6 +27,7 @@ from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.run.methods import load_method
 from compressor.run.profile import Profile, Stage
+from compressor.run.search_stages import candidate_stages, planned_shapes
 from compressor.training.reading import most_tokens
 
 # The tasks a measure works for; one that is not here works for all.
@@ -41,18 +45,10 @@ def rehearse(profile: Profile, source: Checkpoint) -> None:
         CompressError: what the stage itself would have raised, before any work.
     """
     made = [empty(source.path)]
+    if profile.dtype:
+        made[0].config.dtype = getattr(torch, profile.dtype)
     _check_measures(profile, made[0].task)
-    for number, stage in enumerate(profile.stages, start=1):
-        model = made[-1]
-        _check_length(f"stages.{number}", stage, model)
-        if isinstance(stage.options, minitron.Options):
-            model = _pruned(model, stage.options)
-        elif stage.kind == "distill":
-            teacher = _teacher(stage.teacher or profile.teacher, made)
-            load_method(stage.method).objective(stage.options, model, teacher)
-        made.append(model)
-    exports = [s.name for s in profile.stages if s.kind == "export"]
-    _check_groups(profile.stages, made, exports)
+    _rehearse_from(profile, made)
     for name, stages in profile.baselines.items():
         for number, stage in enumerate(stages, start=1):
             _check_length(f"baselines.{name}.{number}", stage, made[0])
@@ -68,6 +64,47 @@ def _prune_all(model: Model, stages: tuple[Stage, ...]) -> None:
     for stage in stages:
         if isinstance(stage.options, minitron.Options):
             model = _pruned(model, stage.options)
+
+
+def _rehearse_from(profile: Profile, made: list[Model]) -> None:
+    """Go through the stages after the first `len(made) - 1`; a search leads to many ends.
+
+    Args:
+        made: the source's model and that of every stage before, without weights.
+    """
+    for number, stage in enumerate(profile.stages[len(made) - 1 :], start=len(made)):
+        place = f"stages.{number}"
+        if stage.kind == "search":
+            _rehearse_search(profile, place, stage, made)
+            return
+        made = [*made, _after(profile, place, stage, made, made[-1])]
+    exports = [s.name for s in profile.stages if s.kind == "export"]
+    _check_groups(profile.stages, made, exports)
+
+
+def _rehearse_search(profile: Profile, place: str, stage: Stage, made: list[Model]) -> None:
+    """Go through the two stages of every candidate, and through all that follows with its shape."""
+    before = made[-1]
+    for shape in planned_shapes(before.family, before.config, stage.options):
+        candidate = before
+        try:
+            for own in candidate_stages(before.family, stage, shape):
+                candidate = _after(profile, place, own, made, candidate)
+            _rehearse_from(profile, [*made, candidate])
+        except CompressError as error:
+            what = f"candidate {label(shape)} of {stage.method}: {error.what}"
+            raise CompressError(what, error.hint) from error
+
+
+def _after(profile: Profile, place: str, stage: Stage, made: list[Model], model: Model) -> Model:
+    """What a stage makes of `model`; `made` is what stages before may be taken from as teachers."""
+    _check_length(place, stage, model)
+    if isinstance(stage.options, minitron.Options):
+        return _pruned(model, stage.options)
+    if stage.kind == "distill":
+        teacher = _teacher(stage.teacher or profile.teacher, made)
+        load_method(stage.method).objective(stage.options, model, teacher)
+    return model
 
 
 def _check_measures(profile: Profile, task: str) -> None:

@@ -76,6 +76,8 @@ class Options:
             raise ValueError(f"give exactly one of {', '.join(_BUDGETS)} (got {what})")
         if not self.method.startswith("distill."):
             raise ValueError(f"method must be a distill method (got {self.method})")
+        if "train" in self.objective:
+            raise ValueError("train stands beside objective, not in it")
         return self
 
     @property

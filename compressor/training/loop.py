@@ -36,6 +36,10 @@ from compressor.training.workbench import Batch, Workbench
 _EVERY = 10  # steps of one line of metrics
 
 
+class NotFinite(CompressError):
+    """The training diverged: its loss or gradient is NaN or infinite."""
+
+
 @runtime_checkable
 class Itemized(Protocol):
     """An objective that says what its last loss was made of; its parts go into the metrics."""
@@ -80,7 +84,7 @@ def train(
         {steps, tokens, seconds, loss, precision}; loss is the mean over the last steps.
 
     Raises:
-        CompressError: the loss or its gradient is not finite; earlier snapshots stay.
+        NotFinite: the loss or its gradient is; earlier snapshots stay.
     """
     module = model.module if isinstance(model, Model) else model
     module.eval()
@@ -186,7 +190,7 @@ def _clip(weights: list[nn.Parameter], options: Train, step: int) -> None:
 
 def _refuse_unless_finite(value: float, what: str, step: int) -> None:
     if not math.isfinite(value):
-        raise CompressError(
+        raise NotFinite(
             f"the {what} is {value} at step {step}; snapshots from before it, if any, are kept",
             "lower train.lr or raise train.warmup; at step 1, look for NaN in the model",
         )

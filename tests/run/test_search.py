@@ -1,0 +1,252 @@
+"""A search on pico models: what it leaves, kill and resume, redo, refusals, what it tells."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import compressor
+import validation_note
+from compressor.distill import kd, runner
+from compressor.errors import CompressError
+from compressor.model.manifest import read_manifest
+from compressor.run.steps import WEIGHTS_REMOVED
+
+TRAIN = {"steps": 3, "batch": 2, "length": 16, "lr": 1e-3, "warmup": 1, "precision": "float32"}
+SEARCH = {"parameters": 0.7, "tolerance": 0.1, "multiple": 4, "candidates": 3}
+SEARCH |= {"samples": 8, "length": 16, "train": TRAIN}
+STAGE = "01-search.minitron"
+
+
+@pytest.fixture(autouse=True)
+def _note(monkeypatch):
+    monkeypatch.setattr(runner, "run", runner.run)  # put back what install replaces
+    validation_note.install()
+
+
+@pytest.fixture
+def profile(tmp_path):
+    """Factory: a profile of a search with these changes, then the stages after it."""
+
+    def write(*after, name="search", **changes):
+        stages = [{"search.minitron": SEARCH | changes}, *after]
+        content = {"name": name, "stages": stages, "measures": []}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def arguments(llama_folder, text_file, tmp_path):
+    return {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
+
+
+def rows_of(home, stage=STAGE):
+    return read_manifest(home / stage).metrics["notes"]["search"]["candidates"]
+
+
+def bits(home, stage=STAGE):
+    return read_manifest(home / stage).files["model.safetensors"]["sha256"]
+
+
+def test_the_least_validation_loss_wins_and_losers_keep_reports_without_weights(profile, arguments):
+    home = compressor.run(profile({"distill.kd": {"train": TRAIN}}), **arguments).path
+    rows = rows_of(home)
+    best = min(rows, key=lambda row: row["after"])
+    assert [row["chosen"] for row in rows] == [row is best for row in rows] and len(rows) == 3
+    assert len({json.dumps(row["sizes"]) for row in rows}) == 3
+    total = compressor.inspect(arguments["model"])["parameters"]
+    found = compressor.inspect(str(home / STAGE))
+    assert found["parameters"] == best["parameters"] and found["sizes"] == best["sizes"]
+    assert compressor.verify(home / STAGE)["ok"]
+    for row in rows:
+        assert abs(row["parameters"] / (0.7 * total) - 1) <= 0.1
+        own = home / "search" / "01" / row["name"]
+        assert (own / "report.html").is_file() and (own / "profile.yaml").is_file()
+        assert not list(own.rglob("model*.safetensors")) and not (own / ".scratch").exists()
+        assert read_manifest(own / "02-distill.kd").metrics[WEIGHTS_REMOVED]
+    record = read_manifest(home / STAGE).stages[-1]
+    assert record.method == "search.minitron" and record.teacher and record.data
+    assert str(home) not in (home / STAGE / "manifest.json").read_text()
+
+
+def test_a_candidate_has_the_bits_of_an_ordinary_run(profile, arguments, tmp_path):
+    home = compressor.run(profile(), **arguments).path
+    row = next(row for row in rows_of(home) if row["chosen"])
+    own = home / "search" / "01" / row["name"]
+    shutil.copy(own / "profile.yaml", tmp_path / "alone.yaml")
+    alone = compressor.run(tmp_path / "alone.yaml", **arguments | {"out": tmp_path / "alone"})
+    assert bits(alone.path, "02-distill.kd") == bits(home)
+
+
+CHILD = "import sys, validation_note, compressor; validation_note.install(); "
+CHILD += "compressor.run(sys.argv[1], model=sys.argv[2], data=sys.argv[3], out=sys.argv[4])"
+
+
+def test_kill_9_between_candidates_and_the_same_command_give_the_same_bits(
+    profile, arguments, tmp_path
+):
+    path = profile()
+    whole = compressor.run(path, **arguments | {"out": tmp_path / "whole"})
+    tests = str(Path(validation_note.__file__).parent)
+    given = [str(path), *(str(arguments[key]) for key in ("model", "data", "out"))]
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, *given],
+        env={**os.environ, "PYTHONPATH": tests, "OMP_NUM_THREADS": "1"},
+    )
+    place, end = arguments["out"] / "search" / "01", time.monotonic() + 60
+    while not list(place.glob("02-*/01-*/manifest.json")):
+        assert child.poll() is None and time.monotonic() < end, "never came to candidate 2"
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (arguments["out"] / STAGE).exists()
+    kept = {d: (d / "manifest.json").stat().st_mtime_ns for d in place.glob("01-*/0[12]-*")}
+    home = compressor.run(path, **arguments).path
+    for directory, made in kept.items():
+        if directory.name.startswith("02"):  # 01 lost its weights since, and says so
+            record = read_manifest(directory).stages[-1]
+            assert record.seconds > 0 and made
+    assert bits(home) == bits(whole.path)
+    told = [{k: row[k] for k in ("name", "before", "after")} for row in rows_of(home)]
+    assert told == [{k: r[k] for k in ("name", "before", "after")} for r in rows_of(whole.path)]
+
+
+def test_finished_candidates_are_not_trained_again_until_redo(profile, arguments, monkeypatch):
+    objective, count = kd.objective, []
+
+    def counted(options, student, teacher):
+        if next(student.module.parameters()).device.type == "cpu":  # a rehearsal has no weights
+            count.append(1)
+            if len(count) == 3:
+                raise KeyboardInterrupt
+        return objective(options, student, teacher)
+
+    monkeypatch.setattr(kd, "objective", counted)
+    with pytest.raises(KeyboardInterrupt):
+        compressor.run(profile(), **arguments)
+    home = compressor.run(profile(), **arguments).path
+    assert len(count) == 4
+    first = bits(home)
+    compressor.run(profile(), **arguments)
+    assert len(count) == 4
+    compressor.run(profile(), **arguments, redo=1)
+    assert len(count) == 7 and bits(home) == first
+
+
+def test_a_changed_search_is_refused_until_redo(profile, arguments):
+    home = compressor.run(profile(), **arguments).path
+    change = ["stages.1.train.steps=4"]
+    with pytest.raises(CompressError, match=r"train.steps was 3, now 4"):
+        compressor.run(profile(), **arguments, set=change)
+    before = bits(home)
+    compressor.run(profile(), **arguments, set=change, redo=1)
+    assert bits(home) != before
+    assert read_manifest(home / STAGE).metrics["notes"]["search"]["steps"] == 4
+
+
+def failing(widths, monkeypatch):
+    """Make the loss of candidates with these MLP widths NaN."""
+    objective = kd.objective
+
+    class Broken(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, batch):
+            return self.inner(batch) * float("nan")
+
+    def build(options, student, teacher):
+        found = objective(options, student, teacher)
+        return Broken(found) if student.sizes["mlp"] in widths else found
+
+    monkeypatch.setattr(kd, "objective", build)
+
+
+def test_a_candidate_that_diverges_loses_and_says_so(profile, arguments, monkeypatch):
+    lists = {"mlp": (48, 24), "layers": (2, 3), "heads": (4,), "hidden": (32,), "tolerance": 0.3}
+    failing({24}, monkeypatch)
+    home = compressor.run(profile(**lists), **arguments).path
+    rows = rows_of(home)
+    assert {row["sizes"]["mlp"] for row in rows} == {24, 48}
+    for row in rows:
+        assert ("nan" in (row["failed"] or "")) == (row["sizes"]["mlp"] == 24)
+    assert next(row for row in rows if row["chosen"])["sizes"]["mlp"] == 48
+
+
+def test_when_all_candidates_diverge_the_error_says_so(profile, arguments, monkeypatch):
+    failing(set(range(49)), monkeypatch)
+    with pytest.raises(CompressError, match=r"all 3 candidates of the search failed.*nan"):
+        compressor.run(profile(), **arguments)
+    assert not (arguments["out"] / STAGE).exists()
+
+
+def test_a_budget_nobody_meets_ends_before_any_work(profile, arguments):
+    with pytest.raises(CompressError, match="no shape in these lists"):
+        compressor.run(profile(parameters=0.01), **arguments)
+    assert not (arguments["out"] / "search").exists()
+
+
+def test_a_group_that_divides_no_width_names_the_candidate(profile, arguments):
+    path = profile({"quantize.rtn": {"bits": 8, "group": 16}}, "export.safetensors")
+    with pytest.raises(CompressError) as caught:
+        compressor.run(path, **arguments)
+    assert caught.value.what.startswith("candidate l")
+    assert "of search.minitron" in caught.value.what and "16" in caught.value.what
+
+
+def test_the_plan_counts_candidates_and_sums_them(profile, arguments):
+    few = compressor.plan(profile(candidates=1), **arguments)["stages"][0]
+    more = compressor.plan(profile(), **arguments)["stages"][0]
+    assert few["candidates"] == 1 and more["candidates"] == 3
+    assert more["seconds"] > 2.5 * few["seconds"] and more["disk_bytes"] > few["disk_bytes"]
+    total = compressor.inspect(arguments["model"])["parameters"]
+    assert more["parameters_out"] == int(0.7 * total)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"bytes": 10_000}, "exactly one of parameters, bytes, latency"),
+        ({"method": "distill.nothing"}, "unknown method 'distill.nothing'"),
+        ({"method": "prune.minitron"}, "must be a distill method"),
+        ({"objective": {"temprature": 2}}, "did you mean temperature"),
+        ({"objective": {"train": {}}}, "train stands beside objective"),
+    ],
+)
+def test_mistakes_are_found_when_the_profile_is_read(profile, changes, what):
+    with pytest.raises(CompressError) as caught:
+        compressor.load_profile(profile(**changes))
+    assert what in caught.value.what and caught.value.what.startswith("search.yaml:")
+
+
+def test_a_baseline_holds_no_search(profile, tmp_path):
+    content = yaml.safe_load(profile().read_text())
+    content["baselines"] = {"other": content["stages"]}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(CompressError, match="baseline 'other' has a search"):
+        compressor.load_profile(tmp_path / "search.yaml")
+
+
+def test_several_processes_are_refused(profile, arguments):
+    from compressor.run.pipeline import refuse_shared_search
+
+    loaded = compressor.load_profile(profile())
+    with pytest.raises(CompressError, match="searches in one process, and torchrun started 2"):
+        refuse_shared_search(loaded, arguments["out"], None, 2)
+    refuse_shared_search(loaded, arguments["out"], None, 1)
+    (arguments["out"] / STAGE).mkdir(parents=True)
+    refuse_shared_search(loaded, arguments["out"], None, 2)
+    with pytest.raises(CompressError):
+        refuse_shared_search(loaded, arguments["out"], 1, 2)
