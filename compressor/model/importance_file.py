@@ -60,9 +60,7 @@ class Scores:
             _compare("mlp", own.neurons_LM, 1, sizes["mlp"])
             _compare("heads", own.heads_LH, 1, sizes["heads"])
             if (stack.cross_out is not None) != (own.cross_LH is not None):
-                _refuse(
-                    "cross attentions", int(own.cross_LH is not None), int(bool(stack.cross_out))
-                )
+                _refuse("cross attention", own.cross_LH is not None, stack.cross_out is not None)
 
 
 def scores_path(path: str | Path) -> Path:
