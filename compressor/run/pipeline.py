@@ -263,10 +263,11 @@ def run_stages(setting: Setting) -> tuple[Checkpoint, list[Artifact]]:
 
 
 def keep_last(setting: Setting) -> None:
-    """With `keep: last`, delete the weights of all model stages but the last, and say so."""
+    """With `keep: last`, delete the weights of all model stages but the last of each size."""
     if setting.profile.keep != "last":
         return
     stages = enumerate(setting.profile.stages, start=1)
-    models = [stage_name(n, s.method) for n, s in stages if s.kind != "export"]
-    for name in models[:-1]:
-        drop_weights(setting.home / name)
+    models = [(n, stage_name(n, s.method)) for n, s in stages if s.kind != "export"]
+    for number, name in models[:-1]:
+        if number not in setting.profile.finished_sizes:
+            drop_weights(setting.home / name)

@@ -2,10 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter
+
+CUTS = ("prune", "search")  # kinds that make a model smaller
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,20 @@ class Profile:
     baselines: dict[str, tuple[Stage, ...]] = field(default_factory=dict)
     floor: dict[str, float] = field(default_factory=dict)  # {quality key: lowest allowed}
     text: str = ""
+
+    @property
+    def finished_sizes(self) -> list[int]:
+        """Numbers of the stages that finish a size before a smaller one is cut from it.
+
+        Such a stage trains a model that was pruned since the last one, and the next prunes again.
+        """
+        found, cut = [], False
+        for number, (stage, after) in enumerate(pairwise(self.stages), start=1):
+            cut = cut or stage.kind in CUTS
+            if cut and stage.kind in ("distill", "search") and after.kind in CUTS:
+                found.append(number)
+                cut = False
+        return found
 
 
 KEYS = tuple(f.name for f in dataclasses.fields(Profile) if f.name != "text")

@@ -21,7 +21,7 @@ import torch
 
 from compressor.errors import CompressError, Refused
 from compressor.model.budget import Shape, itemsize
-from compressor.model.candidates import Counts
+from compressor.model.candidates import Counts, grid
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import read_manifest
 from compressor.model.model import Model
@@ -29,11 +29,13 @@ from compressor.run.layout import SCRATCH, remove, stage_directories, stage_name
 from compressor.run.outputs import replace_files
 from compressor.run.profile import Profile, Stage, resolved_text
 from compressor.run.rehearse import empty
+from compressor.run.search_latency import Latencies, open_latencies, within_latency
 from compressor.run.search_stages import candidate_name, candidate_stages, planned_shapes
 from compressor.run.setting import Setting
-from compressor.run.tables import clock, millions
+from compressor.run.tables import clock, millions, threads
 from compressor.screen import Screen
 from compressor.training.loop import NotFinite
+from compressor.training.workbench import Workbench
 
 _RECORD, _FAILED = "search.json", "failed.json"
 _DONE = "report.html"  # what a run writes last
@@ -59,12 +61,18 @@ class Search:
 
 
 def search(
-    setting: Setting, stage: Stage, parent: Checkpoint, place: Path, fingerprint: str
+    setting: Setting,
+    stage: Stage,
+    parent: Checkpoint,
+    place: Path,
+    work: Workbench,
+    fingerprint: str,
 ) -> Model:
     """Train all candidates that are not trained yet; the winner, its notes hold the whole table.
 
     Args:
         place: directory of the candidates; those of other settings are deleted.
+        work: of the search stage; calibration rows are what is timed.
         fingerprint: of the search stage.
 
     Raises:
@@ -75,14 +83,28 @@ def search(
     if setting.profile.dtype:
         model.config.dtype = getattr(torch, setting.profile.dtype)
     job = Search(setting, stage, parent, place, model)
-    shapes = planned_shapes(model.family, model.config, stage.options)
+    shapes, times = _shapes(job, work)
     rows = _train_all(job, shapes)
     chosen = _best(rows)
     rows = [row | {"chosen": row is chosen} for row in rows]
+    if times is not None:
+        rows = [row | {"latency_ms": times(row["sizes"])} for row in rows]
     last = stage_name(2, stage.options.method)
     winner = Checkpoint.open(place / chosen["name"] / last).load()
-    winner.notes["search"] = _summary(stage.options) | {"candidates": rows}
+    winner.notes["search"] = _summary(job, times) | {"candidates": rows}
     return winner
+
+
+def _shapes(job: Search, work: Workbench) -> tuple[list[Shape], Latencies | None]:
+    """The shapes to train, and their latencies where these are the budget."""
+    family, config, options = job.model.family, job.model.config, job.stage.options
+    if options.latency is None:
+        return planned_shapes(family, config, options), None
+    name = stage_name(int(job.place.name), job.stage.method)
+    times = open_latencies(job.place, name, job.parent, options, work)
+    job.setting.screen.say(f"  measuring latency on {threads(options.threads)}")
+    cells = grid(family, config, options)
+    return within_latency(job.model.sizes, cells, options, times), times
 
 
 def _claim(place: Path, fingerprint: str, scratch: Path) -> None:
@@ -198,13 +220,16 @@ def _best(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return min(able, key=lambda row: row["after"])
 
 
-def _summary(options: Any) -> dict[str, Any]:
+def _summary(job: Search, times: Latencies | None) -> dict[str, Any]:
+    options = job.stage.options
     budgets = {k: getattr(options, k) for k in ("parameters", "bytes", "latency")}
     return {
         "budget": {k: v for k, v in budgets.items() if v is not None},
         "tolerance": options.tolerance,
         "method": options.method,
         "steps": options.train.steps,
+        "task": job.model.task,
+        "latency": times and times.circumstances | {"original_ms": times(job.model.sizes)},
     }
 
 

@@ -228,7 +228,8 @@ def _search(
     """
     _refuse_removed(stage, parent)
     place = search_place(setting.home, partial.name)
-    winner = search(setting, stage, parent, place, _record(setting, stage, parent).fingerprint)
+    fingerprint = _record(setting, stage, parent).fingerprint
+    winner = search(setting, stage, parent, place, work, fingerprint)
     return save_and_prove(winner, partial, parent.path)
 
 
