@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "axes": "minitron_axes",
     "search": "minitron_search",
     "encoder": "minitron_encoder",
+    "cost": "minitron_cost",
 }
 
 

@@ -15,11 +15,6 @@ TITLE = "Width, depth, or both"
 STEPS = 200
 SHAPES = {
     "stories260K": {
-        "0.65": {
-            "width": {"heads": 8, "mlp": 76},
-            "both": {"layers": 4, "heads": 8, "mlp": 112},
-            "depth": {"layers": 3},
-        },
         "0.48": {
             "width": {"heads": 4, "mlp": 52},
             "both": {"layers": 4, "heads": 4, "mlp": 76},

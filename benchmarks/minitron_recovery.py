@@ -67,7 +67,8 @@ def _findings(cells, model, found):
     whole, start = (mean(outcomes(cells, prefix(model, ARMS[0]), what=w)) for w in FACTS)
     back = 100 * (start - mean(best)) / (start - whole)
     lines = [
-        f"The original has {whole:.3f} nats. Of what pruning costs, {ARMS[0]} wins back {back:.0f} %."
+        f"The original has {whole:.3f} nats. Of what pruning costs, {ARMS[0]} wins back "
+        f"{back:.0f} %."
     ]
     lines += [
         f"{ARMS[0]} ends {against(best, values)} {arm} ({mean(best) - mean(values):+.3f} nats)."

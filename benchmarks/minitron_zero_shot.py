@@ -99,7 +99,7 @@ def section(cells):
     """One table for each model and share: arms by loss after pruning."""
     blocks = [PAPER]
     for name, share in itertools.product(lab.MODELS, SHARES):
-        found = {arm: _values(cells, name, share, arm) for arm in ARMS}
+        found = {arm: values(cells, name, share, arm) for arm in ARMS}
         done = sorted((a for a in ARMS if found[a]), key=lambda a: mean(found[a]))
         rows = [[arm, *shown(found[arm])] for arm in [*done, *(a for a in ARMS if not found[a])]]
         blocks.append(f"### {name}, {share} of the parameters")
@@ -108,7 +108,8 @@ def section(cells):
     return blocks
 
 
-def _values(cells, name, share, arm):
+def values(cells, name, share, arm):
+    """Losses after pruning, one for each seed that was run."""
     found = [cells.found.get(key(name, share, arm, seed)) for seed in range(10)]
     return [c["after"] for c in found if c]
 
@@ -122,7 +123,8 @@ def _findings(found, done):
     beaten = [a for a in ("random", "weight magnitude") if worst < min(found[a])]
     gap = min(found[pairs[-2]]) - max(found[pairs[-3]])
     apart = "apart from" if gap > 0 else "overlapping with"
+    baselines = " and ".join(beaten) or "neither of the two baselines"
     return [
         f"Places of nine: {places}. The last two, ({pairs[-2]}) and ({pairs[-1]}), are {apart} the "
-        f"seventh over seeds. Worse than all nine pairs: {' and '.join(beaten) or 'neither of the two baselines'}."
+        f"seventh over seeds. Worse than all nine pairs: {baselines}."
     ]
