@@ -99,24 +99,24 @@ def target_sizes(
     assert sum(goal is not None for goal in (parameters, sizes, bytes)) == 1
     before = family.read_sizes(config)
     if sizes is not None:
-        _refuse_absent(family, before, sizes.given)
-        after = _complete(before, sizes.given)
+        refuse_absent(family, before, sizes.given)
+        after = complete(before, sizes.given)
         check_sizes(family, before, after)
         return after
     total = count(family, config, before)
     if parameters is not None:
         return _meet(family, config, int(total * parameters), multiple)
     assert bytes is not None
-    itemsize = _itemsize(config)
-    if bytes >= total * itemsize:
+    width = itemsize(config)
+    if bytes >= total * width:
         raise CompressError(
-            f"the model already takes {total * itemsize:,} bytes, within the budget of {bytes:,}",
+            f"the model already takes {total * width:,} bytes, within the budget of {bytes:,}",
             "give a smaller number of bytes, or leave prune.minitron out",
         )
-    return _meet(family, config, bytes // itemsize, multiple)
+    return _meet(family, config, bytes // width, multiple)
 
 
-def _refuse_absent(family: Family, before: Shape, given: Shape) -> None:
+def refuse_absent(family: Family, before: Shape, given: Shape) -> None:
     if "kv_heads" in given and family.sizes.kv_heads is None:
         raise CompressError(
             f"{family.model_type} has no kv_heads: every head has its own key and value",
@@ -129,12 +129,12 @@ def _refuse_absent(family: Family, before: Shape, given: Shape) -> None:
         )
 
 
-def _itemsize(config: Any) -> int:
+def itemsize(config: Any) -> int:
     """Bytes per stored parameter; transformers reads a config without dtype as float32."""
     return config.dtype.itemsize if config.dtype is not None else 4
 
 
-def _complete(before: Shape, given: Shape) -> Shape:
+def complete(before: Shape, given: Shape) -> Shape:
     """Without grouped queries a key head is a query head, so kv_heads follow heads."""
     after = before | given
     if before["heads"] == before["kv_heads"]:
@@ -170,7 +170,7 @@ def _meet(family: Family, config: Any, budget: int, multiple: int) -> Shape:
     raise CompressError(
         f"no {family.model_type} of {before['layers']} layers fits into {budget:,} parameters",
         f"the smallest has {smallest:,}: write parameters: {share} or bytes: "
-        f"{smallest * _itemsize(config)} or more, or drop layers with sizes: {{layers: ...}}",
+        f"{smallest * itemsize(config)} or more, or drop layers with sizes: {{layers: ...}}",
     )
 
 

@@ -18,6 +18,7 @@ from compressor.model.shapes import config_of, empty_model, model_class
 from compressor.model.shrink import Kept, shrink
 from compressor.model.sources import read_config, resolve
 from compressor.prune import minitron
+from compressor.prune.damage import refuse_unpredictable
 from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.run.methods import load_method
@@ -97,6 +98,7 @@ def empty(path: Any) -> Model:
 
 def _pruned(model: Model, options: minitron.Options) -> Model:
     """The model without its weights, cut by the very code that will cut it."""
+    refuse_unpredictable(model, options.layer_importance)
     sizes = sizes_for(model.family, model.config, options)
     pruned = replace(model, module=empty_model(type(model.module), model.config))
     shrink(pruned, Kept.first(pruned, sizes), options.rescale)
