@@ -1,6 +1,6 @@
 """Minitron (arXiv 2407.14679): do its findings hold on models that train in minutes on one core?
 
-    python benchmarks/minitron.py EXPERIMENT [--model stories260K|novels-llama] [--seeds 0 1 2]
+    python benchmarks/minitron.py EXPERIMENT [--model MODEL] [--seeds 0 1 2]
     python benchmarks/minitron.py page
 
 Every experiment is a file of its own, benchmarks/minitron_EXPERIMENT.py. Cells are appended to
@@ -14,7 +14,7 @@ import importlib
 
 import torch
 from cells import Cells
-from minitron_lab import MODELS
+from minitron_lab import MODELS, STORIES
 
 EXPERIMENTS = {
     "zero-shot": "minitron_zero_shot",
@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "recovery": "minitron_recovery",
     "longer": "minitron_longer",
     "axes": "minitron_axes",
+    "layers": "minitron_layers",
     "search": "minitron_search",
     "encoder": "minitron_encoder",
     "cost": "minitron_cost",
@@ -45,7 +46,7 @@ def main():
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "page"])
-    parser.add_argument("--model", choices=MODELS, default="stories260K")
+    parser.add_argument("--model", choices=MODELS, default=STORIES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     if args.experiment != "page":

@@ -23,14 +23,13 @@ from compressor.model.importance import measure_importance
 
 TITLE = "Aggregations, one axis at a time"
 COMPARED = ("l2, mean", "l2, l2", "l2, variance")
-CUTS = {
-    "stories260K": {
-        "heads": {"sizes": {"heads": 4}},
-        "mlp": {"sizes": {"mlp": 56}},
-        "hidden": {"sizes": {"hidden": 40}},
-        "heads and mlp": {"parameters": 0.5},
-    }
+AXES = {
+    "heads": {"sizes": {"heads": 4}},
+    "mlp": {"sizes": {"mlp": 56}},
+    "hidden": {"sizes": {"hidden": 40}},
+    "heads and mlp": {"parameters": 0.5},
 }
+CHECKPOINTS = ("stories260K", lab.STORIES)  # the axes are cut to sizes of this one
 UNSETTLED = """\
 Brute force removes one unit at a time from one checkpoint and a few rows; pruning removes many
 together. That the mean over tokens loses neurons that fire rarely but strongly fits these numbers
@@ -47,7 +46,7 @@ def student(model, axis, pair, seed):
     """The checkpoint pruned along one axis by the scores of a pair."""
     over_batch, over_sequence = pair.split(", ")
     chosen = {"batch_aggregation": over_batch, "sequence_aggregation": over_sequence}
-    return lab.pruned(model, seed, **CUTS[model][axis], **chosen)
+    return lab.pruned(model, seed, **AXES[axis], **chosen)
 
 
 def zero_shot(model, axis, pair, seed):
@@ -107,7 +106,7 @@ def brute_force(name, seed):
 
 def run(cells, model, seeds):
     """Zero-shot for all seeds, brute force, then retraining seed by seed."""
-    arms = list(itertools.product(CUTS.get(model, {}), COMPARED))
+    arms = list(itertools.product(AXES if model in CHECKPOINTS else (), COMPARED))
     for seed, (axis, pair) in itertools.product(seeds, arms):
         make = partial(zero_shot, model, axis, pair, seed)
         cells.run(key("zero-shot", model, axis, pair, seed), make)
@@ -120,9 +119,9 @@ def run(cells, model, seeds):
 def section(cells):
     """Loss by axis and pair, before and after retraining; then brute force."""
     blocks = []
-    for model, axes in CUTS.items():
+    for model in CHECKPOINTS:
         rows = []
-        for axis, pair in itertools.product(axes, COMPARED):
+        for axis, pair in itertools.product(AXES, COMPARED):
             before, after = (
                 _values(cells, w, model, axis, pair) for w in ("zero-shot", "retrained")
             )
@@ -130,7 +129,7 @@ def section(cells):
         header = ["axis", "batch, sequence", "as pruned", "over seeds", "seeds"]
         header += ["retrained", "over seeds", "seeds"]
         blocks += [f"### {model}", table(header, rows)]
-        blocks += [_finding(cells, model, axis) for axis in axes]
+        blocks += [_finding(cells, model, axis) for axis in AXES]
         blocks += _brute_force(cells, model)
     return blocks
 

@@ -14,7 +14,7 @@ from minitron_sweep import against, mean, outcomes, shown, sweep
 TITLE = "Width, depth, or both"
 STEPS = 200
 SHAPES = {
-    "stories260K": {
+    lab.STORIES: {
         "0.48": {
             "width": {"heads": 4, "mlp": 52},
             "both": {"layers": 4, "heads": 4, "mlp": 76},

@@ -23,8 +23,12 @@ from compressor.training.data import DataSpec, load_corpus, make_batches
 from compressor.training.options import Train
 from compressor.training.workbench import Workbench
 
+WHOLE = ", whole stories"  # the text as the model read it when it was trained
+STORIES = f"stories260K{WHOLE}"
+MARKER = "<|endoftext|>"  # between stories in the file; the model does not know it
 MODELS = {
     "stories260K": {"train": "data/tinystories.txt"},
+    STORIES: {"train": "data/tinystories.txt"},
     "novels-llama": {
         "train": "data/novels.txt",
         "heldout": "checkpoints/novels-llama/heldout-novels.txt",
@@ -41,13 +45,24 @@ OBJECTIVES = {
 @cache
 def corpus(name):
     """The text of a model, split."""
-    spec = DataSpec(**{k: [str(DATA / v)] for k, v in MODELS[name].items()})
-    return load_corpus(spec, "causal-lm")
+    files = {k: DATA / v for k, v in MODELS[name].items()}
+    with tempfile.TemporaryDirectory() as folder:
+        if name.endswith(WHOLE):
+            files = {k: whole_stories(v, Path(folder, v.name)) for k, v in files.items()}
+        return load_corpus(DataSpec(**{k: [str(v)] for k, v in files.items()}), "causal-lm")
+
+
+def whole_stories(source, target):
+    """A copy of a text in which a story is one document, without the markers between stories."""
+    stories = source.read_text(encoding="utf-8").split(MARKER)
+    lines = ["\n".join(x for x in story.splitlines() if x.strip()) for story in stories]
+    target.write_text("\n\n".join(x for x in lines if x), encoding="utf-8")
+    return target
 
 
 def original(name):
     """The checkpoint as it is."""
-    return load_directory(DATA / "checkpoints" / name)
+    return load_directory(DATA / "checkpoints" / name.removesuffix(WHOLE))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from minitron_sweep import NOT_RUN
 
 TITLE = "Search: when is the order of shapes settled?"
 SHAPES = {
-    "stories260K": [
+    lab.STORIES: [
         {"layers": 5, "hidden": 64, "heads": 4, "mlp": 56},
         {"layers": 5, "hidden": 48, "heads": 8, "mlp": 80},
         {"layers": 5, "hidden": 40, "heads": 4, "mlp": 136},
