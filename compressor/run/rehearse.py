@@ -32,13 +32,16 @@ MEASURED_TASKS = {
 ONNX_BLOCK = 16  # smallest block of ONNX Runtime's quantized operators
 
 
-def rehearse(profile: Profile, source: Checkpoint) -> None:
+def rehearse(profile: Profile, source: Checkpoint) -> list[str]:
     """Run what can be run of every stage without weights.
+
+    Returns:
+        What the user should read before the work begins; one sentence each.
 
     Raises:
         CompressError: what the stage itself would have raised, before any work.
     """
-    made = [empty(source.path)]
+    made, remarks = [empty(source.path)], []
     _check_measures(profile, made[0].task)
     for number, stage in enumerate(profile.stages, start=1):
         model = made[-1]
@@ -47,7 +50,8 @@ def rehearse(profile: Profile, source: Checkpoint) -> None:
             model = _pruned(model, stage.options)
         elif stage.kind == "distill":
             teacher = _teacher(stage.teacher or profile.teacher, made)
-            load_method(stage.method).objective(stage.options, model, teacher)
+            objective = load_method(stage.method).objective(stage.options, model, teacher)
+            remarks += [f"{stage.method}: {said}" for said in getattr(objective, "remarks", ())]
         made.append(model)
     exports = [s.name for s in profile.stages if s.kind == "export"]
     _check_groups(profile.stages, made, exports)
@@ -59,6 +63,7 @@ def rehearse(profile: Profile, source: Checkpoint) -> None:
             _check_groups(stages, [made[0]] * (len(stages) + 1), names)
         except CompressError as error:
             raise CompressError(f"baseline '{name}': {error.what}", error.hint) from error
+    return remarks
 
 
 def _check_measures(profile: Profile, task: str) -> None:
