@@ -95,7 +95,7 @@ def refuse_other_vocabulary(student: Model, teacher: Model) -> None:
     """Both must read the same ids, sounds or pixels.
 
     Raises:
-        CompressError: the vocabularies, or the sizes of images or features, differ.
+        CompressError: the tokenizers, their tables, or the sizes of images or features, differ.
     """
     for key in _INPUTS:
         own, other = (getattr(model.config, key, None) for model in (student, teacher))
@@ -105,11 +105,28 @@ def refuse_other_vocabulary(student: Model, teacher: Model) -> None:
                 "choose a teacher that reads the same, e.g. teacher: input",
             )
     mine, theirs = student.sizes["vocabulary"], teacher.sizes["vocabulary"]
+    tables = [m.processor.get_vocab() for m in (student, teacher) if m.processor is not None]
+    known = len(tables) == 2 and mine > 0  # a model of images reads no tokens
+    hint = "choose a teacher with the same tokenizer, e.g. teacher: input"
+    if known and tables[0] == tables[1] and mine != theirs and min(mine, theirs) >= len(tables[0]):
+        raise CompressError(
+            f"teacher and student share a tokenizer of {len(tables[0])} tokens, but the teacher's "
+            f"table has {theirs} rows and the student's {mine}: one of them is padded",
+            "give both tables the same number of rows, or take teacher: input",
+        )
     if mine != theirs:
         raise CompressError(
-            f"the teacher has a vocabulary of {theirs} tokens and the student one of {mine}",
-            "choose a teacher with the same tokenizer, e.g. teacher: input",
+            f"the teacher has a vocabulary of {theirs} tokens and the student one of {mine}", hint
         )
+    if known and tables[0] != tables[1]:
+        raise CompressError(f"the teacher has another tokenizer: {_difference(*tables)}", hint)
+
+
+def _difference(mine: dict[str, int], theirs: dict[str, int]) -> str:
+    """The first number that two vocabularies give to different tokens, in a few words."""
+    number = min(number for _, number in mine.items() ^ theirs.items())
+    own, other = ({i: token for token, i in t.items()}.get(number) for t in (mine, theirs))
+    return f"its token {number} is {other!r}, the student's {own!r}"
 
 
 def backbone(model: Model, batch: dict, **extra: Any) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from compressor.distill import latent
+from compressor.distill import minitron as minitron_retraining
+from compressor.distill.logits import kept_bytes
 from compressor.errors import CompressError
 from compressor.model.budget import sizes_for
 from compressor.model.candidates import budget_of
@@ -77,7 +79,9 @@ def plan_run(setting: Setting) -> dict[str, Any]:
     Raises:
         CompressError: a stage could not work, or the data cannot be read.
     """
-    rehearse(setting.profile, setting.source)
+    for remark in rehearse(setting.profile, setting.source):
+        setting.screen.say(remark)
+        setting.log(remark)
     if setting.corpus is None and setting.profile.floor:  # reads the data, with a floor or not
         raise CompressError(
             "the profile sets a floor for fidelity and names no data", "add --data FILE"
@@ -187,6 +191,16 @@ def _estimate_search(
     }
 
 
+def _kept(options: Any, teacher: Outline) -> int:
+    """Bytes of the teacher's answers to one token, at most, where the largest logits are kept."""
+    if getattr(options, "top_k", None) is None:
+        return 0
+    size = kept_bytes(options.top_k, teacher.sizes["vocabulary"])
+    if isinstance(options, minitron_retraining.Options) and options.intermediate != "off":
+        size += 2 * 2 * teacher.sizes["hidden"]  # two states in float16
+    return size
+
+
 def _estimate(
     setting: Setting,
     stage: Stage,
@@ -205,17 +219,23 @@ def _estimate(
         train = stage.options.train
         rows = train.steps * train.batch * train.accumulate
         tokens = rows * setting.row_tokens(train.length)
-        work = 6.0 * (after.parameters - tables) + 2.0 * (teacher.parameters - tables)
+        corrects = getattr(stage.options, "correct_teacher", None) is not None
+        moving = teacher.parameters if corrects else 0  # weights of a teacher that is trained
+        work = 6.0 * (after.parameters - tables)
+        work += (6.0 if corrects else 2.0) * (teacher.parameters - tables)
         seconds += tokens * work / rates[1]
-        memory = PROCESS_BYTES + 16.0 * after.parameters + 4.0 * teacher.parameters
-        depth = after.sizes["layers"] + after.sizes.get("decoder_layers", 0)
-        held = train.batch * setting.reading.positions(train.length) * after.sizes["hidden"]
-        memory += held * depth * ACTIVATION_BYTES
-        disk += 24.0 * after.parameters  # two snapshots of weights and both Adam moments
+        memory = PROCESS_BYTES + 16.0 * after.parameters + 4.0 * teacher.parameters + 12.0 * moving
+        positions = train.batch * setting.reading.positions(train.length)
+        for trained in (after, teacher) if corrects else (after,):
+            depth = trained.sizes["layers"] + trained.sizes.get("decoder_layers", 0)
+            memory += positions * trained.sizes["hidden"] * depth * ACTIVATION_BYTES
+        # two snapshots of weights and both Adam moments
+        disk += 24.0 * (after.parameters + moving)
         if isinstance(stage.options, latent.Options) and latent.caches(
             stage.options, setting.task, before.config
         ):
             disk += 2.0 * teacher.sizes["hidden"] * tokens  # at most: a row is stored once
+        disk += tokens * _kept(stage.options, teacher)
     elif stage.kind == "prune":
         length = setting.reading.positions(getattr(stage.options, "length", 0))
         tokens = getattr(stage.options, "samples", 0) * length

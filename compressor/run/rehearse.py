@@ -38,17 +38,20 @@ MEASURED_TASKS = {
 ONNX_BLOCK = 16  # smallest block of ONNX Runtime's quantized operators
 
 
-def rehearse(profile: Profile, source: Checkpoint) -> None:
+def rehearse(profile: Profile, source: Checkpoint) -> list[str]:
     """Run what can be run of every stage without weights.
+
+    Returns:
+        What the user should read before the work begins; one sentence each.
 
     Raises:
         CompressError: what the stage itself would have raised, before any work.
     """
-    made = [empty(source.path)]
+    made, remarks = [empty(source.path)], []
     if profile.dtype:
         made[0].config.dtype = getattr(torch, profile.dtype)
     _check_measures(profile, made[0].task)
-    _rehearse_from(profile, made)
+    _rehearse_from(profile, made, remarks)
     for name, stages in profile.baselines.items():
         for number, stage in enumerate(stages, start=1):
             _check_length(f"baselines.{name}.{number}", stage, made[0])
@@ -58,6 +61,7 @@ def rehearse(profile: Profile, source: Checkpoint) -> None:
             _check_groups(stages, [made[0]] * (len(stages) + 1), names)
         except CompressError as error:
             raise CompressError(f"baseline '{name}': {error.what}", error.hint) from error
+    return list(dict.fromkeys(remarks))  # the candidates of a search say the same
 
 
 def _prune_all(model: Model, stages: tuple[Stage, ...]) -> None:
@@ -66,44 +70,55 @@ def _prune_all(model: Model, stages: tuple[Stage, ...]) -> None:
             model = _pruned(model, stage.options)
 
 
-def _rehearse_from(profile: Profile, made: list[Model]) -> None:
+def _rehearse_from(profile: Profile, made: list[Model], remarks: list[str]) -> None:
     """Go through the stages after the first `len(made) - 1`; a search leads to many ends.
 
     Args:
         made: the source's model and that of every stage before, without weights.
+        remarks: gets what the user should read.
     """
     for number, stage in enumerate(profile.stages[len(made) - 1 :], start=len(made)):
         place = f"stages.{number}"
         if stage.kind == "search":
-            _rehearse_search(profile, place, stage, made)
+            _rehearse_search(profile, place, stage, made, remarks)
             return
-        made = [*made, _after(profile, place, stage, made, made[-1])]
+        made = [*made, _after(profile, place, stage, made, made[-1], remarks)]
     exports = [s.name for s in profile.stages if s.kind == "export"]
     _check_groups(profile.stages, made, exports)
 
 
-def _rehearse_search(profile: Profile, place: str, stage: Stage, made: list[Model]) -> None:
+def _rehearse_search(
+    profile: Profile, place: str, stage: Stage, made: list[Model], remarks: list[str]
+) -> None:
     """Go through the two stages of every candidate, and through all that follows with its shape."""
     before = made[-1]
     for shape in planned_shapes(before.family, before.config, stage.options):
         candidate = before
         try:
             for own in candidate_stages(before.family, stage, shape):
-                candidate = _after(profile, place, own, made, candidate)
-            _rehearse_from(profile, [*made, candidate])
+                candidate = _after(profile, place, own, made, candidate, remarks)
+            _rehearse_from(profile, [*made, candidate], remarks)
         except CompressError as error:
             what = f"candidate {label(shape)} of {stage.method}: {error.what}"
             raise CompressError(what, error.hint) from error
 
 
-def _after(profile: Profile, place: str, stage: Stage, made: list[Model], model: Model) -> Model:
+def _after(
+    profile: Profile,
+    place: str,
+    stage: Stage,
+    made: list[Model],
+    model: Model,
+    remarks: list[str],
+) -> Model:
     """What a stage makes of `model`; `made` is what stages before may be taken from as teachers."""
     _check_length(place, stage, model)
     if isinstance(stage.options, minitron.Options):
         return _pruned(model, stage.options)
     if stage.kind == "distill":
         teacher = _teacher(stage.teacher or profile.teacher, made)
-        load_method(stage.method).objective(stage.options, model, teacher)
+        objective = load_method(stage.method).objective(stage.options, model, teacher)
+        remarks += [f"{stage.method}: {said}" for said in getattr(objective, "remarks", ())]
     return model
 
 

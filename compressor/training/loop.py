@@ -47,6 +47,16 @@ class Itemized(Protocol):
     parts: dict[str, Tensor]
 
 
+@runtime_checkable
+class HasRates(Protocol):
+    """An objective with modules that learn at a highest rate of their own.
+
+    What learns at its own rate is another training on the same batches: it is clipped by itself.
+    """
+
+    rates: list[tuple[nn.Module, float]]
+
+
 @dataclass
 class _Progress:
     """What a run has done so far; all of it is in a snapshot."""
@@ -90,7 +100,8 @@ def train(
     module.eval()
     objective.to(work.device)
     weights = _trained(module, objective)
-    optimizer = optimizer or _adamw(list(weights.values()), options)
+    learners = _learners(weights, objective, options)
+    optimizer = optimizer or _adamw(learners, options)
     highest = [group["lr"] for group in optimizer.param_groups]
     start = {**module.state_dict(), **objective.state_dict(), "ids": row_inputs(batches[0])}
     identity = f"{identity} {options} {work.seed} {digest(start)}"
@@ -113,7 +124,8 @@ def train(
         while done.step < options.steps:
             loss = _backward(objective, batches, options, precision, work, done)
             peers.average(p.grad for p in weights.values() if p.grad is not None)
-            _clip(list(weights.values()), options, done.step + 1)
+            for _, learner in learners:
+                _clip(learner, options, done.step + 1)
             for group, lr in zip(optimizer.param_groups, highest, strict=True):
                 group["lr"] = lr * lr_factor(options, done.step)
             optimizer.step()
@@ -143,12 +155,26 @@ def _trained(module: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]
     return found
 
 
-def _adamw(parameters: list[nn.Parameter], options: Train) -> Optimizer:
+def _learners(
+    weights: dict[str, nn.Parameter], objective: nn.Module, options: Train
+) -> list[tuple[float, list[nn.Parameter]]]:
+    """(highest learning rate, parameters) of the model and of what learns beside it."""
+    found, taken = [], set()
+    for module, lr in objective.rates if isinstance(objective, HasRates) else []:
+        own = [p for p in module.parameters() if p.requires_grad]
+        found.append((lr, own))
+        taken |= {id(p) for p in own}
+    return [(options.lr, [p for p in weights.values() if id(p) not in taken]), *found]
+
+
+def _adamw(learners: list[tuple[float, list[nn.Parameter]]], options: Train) -> Optimizer:
     """AdamW; biases and norms do not decay."""
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    groups = []
+    for lr, parameters in learners:
+        matrices = [p for p in parameters if p.dim() > 1]
+        vectors = [p for p in parameters if p.dim() <= 1]
+        groups.append({"params": matrices, "weight_decay": options.weight_decay, "lr": lr})
+        groups.append({"params": vectors, "weight_decay": 0.0, "lr": lr})
     groups = [group for group in groups if group["params"]]
     return AdamW(groups, lr=options.lr, betas=options.betas, eps=1e-8)
 
