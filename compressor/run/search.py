@@ -83,6 +83,7 @@ def search(
     if setting.profile.dtype:
         model.config.dtype = getattr(torch, setting.profile.dtype)
     job = Search(setting, stage, parent, place, model)
+    _refuse_unranked(work, stage.options.train.length)
     shapes, times = _shapes(job, work)
     rows = _train_all(job, shapes)
     chosen = _best(rows)
@@ -105,6 +106,19 @@ def _shapes(job: Search, work: Workbench) -> tuple[list[Shape], Latencies | None
     job.setting.screen.say(f"  measuring latency on {threads(options.threads)}")
     cells = grid(family, config, options)
     return within_latency(job.model.sizes, cells, options, times), times
+
+
+def _refuse_unranked(work: Workbench, length: int) -> None:
+    """Refuse data without validation rows: nothing else may choose.
+
+    Raises:
+        CompressError: the validation split is empty.
+    """
+    if len(work.batches("validation", 1, batch=1, length=length)) == 0:
+        raise CompressError(
+            "the validation split has no rows, so candidates cannot be ranked",
+            "give more documents with --data, or name some under data.validation",
+        )
 
 
 def _claim(place: Path, fingerprint: str, scratch: Path) -> None:
