@@ -238,6 +238,7 @@ def sample_report():
     planned = {"seconds": 20.0, "peak_memory_bytes": 1e9, "disk_bytes": 7e7}
     prune = {"importance": importance, "kept_layers": [0, 2]}
     distill = {"loss": [[i, 1.0 / i] for i in range(1, 301)], "training": {"steps": 300}}
+    distill["validation"] = {"before": 3.14159, "after": 0.25, "loss": 0.25, "rows": 512}
     return {
         "name": "sample",
         "description": "half of an encoder",

@@ -15,6 +15,7 @@ from compressor.training.options import Train
 from compressor.training.parallel import team
 from compressor.training.reading import most_tokens
 from compressor.training.teacher import AsksTeacher, with_outputs
+from compressor.training.validation import validation_batches, validation_loss
 from compressor.training.workbench import Workbench
 
 _INPUTS = ("image_size", "num_channels", "num_mel_bins", "max_source_positions")
@@ -32,6 +33,10 @@ class TrainedOptions(Protocol):
 
 def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workbench) -> dict:
     """Train `model` in place on the train split; notes get the loss curve and the facts.
+
+    Where the validation split has rows, they also get what the objective says of them before and
+    after: notes["validation"] = {before, after, loss, rows}; `loss`, which a search compares, is
+    that of the trained model.
 
     Args:
         objective: see training/loop.py; one that asks a teacher may have it asked beforehand
@@ -54,11 +59,19 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
         batches = with_outputs(batches, objective, work.teacher.module, work)
     elif isinstance(objective, AsksTeacher):
         work.log("the teacher is asked at every step")
+    kept = validation_batches(wanted, work) if team().leads else []
+    model.module.eval()
+    before = validation_loss(objective, kept, work) if kept else None
     facts = train(model, batches, objective, wanted, work, identity=str(options))
     model.notes["loss"] = metrics.loss_curve(work.scratch)
     model.notes["training"] = facts
-    team().meet()  # after this nobody needs the scratch
+    team().meet()  # after this nobody else needs the scratch
     work.log(f"training: {facts}")
+    if before is not None:
+        after, rows = validation_loss(objective, kept, work)
+        found = {"before": before[0], "after": after, "loss": after, "rows": rows}
+        model.notes["validation"] = found
+        work.log(f"validation: {found}")
     return facts
 
 

@@ -7,7 +7,8 @@ a_bsu the activation of unit u at token s of sequence b,
 
 MLP neuron: the input of the MLP's output Linear. Head: the input of attention's output Linear,
 aggregated per feature, then the L2 norm over the head's features. Residual channel: the outputs
-of the norms, summed over norms and layers. Layer: 1 - cos(input, output), a mean over tokens.
+of the norms, summed over norms and layers. Layer, or n layers in a row: 1 - cos(input, output), a
+mean over tokens.
 
 Two differences from Model Optimizer: padding is left out, and every norm on the residual stream
 counts, also the ones outside the blocks. In a post-norm model (BERT) norm outputs *are* the
@@ -17,7 +18,7 @@ what the head reads.
 Legend: B sequences, S tokens, U units (neurons, features or channels).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -40,14 +41,17 @@ class StackImportance:
     Attributes:
         neurons_LM: [layers, mlp].
         heads_LH: [layers, heads], query heads in the order of the projection's rows.
-        layers_L: [layers], block influence in 0 .. 2.
+        layers_L: [layers], block influence in 0 .. 2, or another ranking of depth.py.
         cross_LH: [layers, heads] of cross attention, where the stack has it.
+        windows_W: [layers - n + 1], of n consecutive layers by the first, where they were ranked;
+            layers_L is block influence then.
     """
 
     neurons_LM: Tensor
     heads_LH: Tensor
     layers_L: Tensor
     cross_LH: Tensor | None = None
+    windows_W: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ def measure_importance(
     *,
     over_batch: Aggregation = "l2",
     over_sequence: Aggregation = "mean",
+    windows: Sequence[int] = (),
     advance: Callable[[int], None] = lambda n: None,
 ) -> Importance:
     """Score every unit of a model.
@@ -117,8 +122,10 @@ def measure_importance(
     Args:
         batches: what the model reads; a mask is 1 at real tokens and absent where all are real.
             Every sequence has at least one. `advance(1)` is called after each.
+        windows: for each stack, how many consecutive layers are compared as one (x_i with
+            x_{i+n}); 0 or nothing: none.
     """
-    tally = _Tally(model, over_sequence)
+    tally = _Tally(model, over_sequence, windows)
     with ExitStack() as hooks:
         for module, tap in tally.taps():
             hooks.enter_context(_attach(module, tap))
@@ -132,11 +139,13 @@ def measure_importance(
 class _Tally:
     """Running moments of every unit; the taps read the masks of the batch under way."""
 
-    def __init__(self, model: Model, over_sequence: Aggregation) -> None:
+    def __init__(self, model: Model, over_sequence: Aggregation, windows: Sequence[int]) -> None:
         self.model = model
+        self.windows = dict(zip(model.family.stacks, windows, strict=False))
         self.how: Aggregation = over_sequence
         self.batch: dict[str, Tensor] = {}
         self.found: dict[str, Moments] = {}
+        self.inputs: dict[tuple[Stack, int], Tensor] = {}  # of the blocks of open windows
 
     def taps(self) -> Iterator[tuple[nn.Module, Tap]]:
         """(module, tap) of all that is watched."""
@@ -147,6 +156,8 @@ class _Tally:
             for i, block in enumerate(self.model.blocks(stack)):
                 place = f"{stack.blocks}.{i}"
                 yield block, self._across(f"layer {place}", stack)
+                if window := self.windows.get(stack):
+                    yield block, self._window(stack, i, window)
                 for name, norm in present(block, stack.norms).items():
                     yield norm, self._output(f"norm {place}.{name}", stack)
                 inner = {"mlp": stack.mlp_out, "head": stack.attn_out, "cross": stack.cross_out}
@@ -177,6 +188,18 @@ class _Tally:
         moments = self._moments(key)
         return lambda x, y: moments.add(influence(x, *self._real(stack, y)).unsqueeze(1))
 
+    def _window(self, stack: Stack, last: int, length: int) -> Tap:
+        """Compare the output of block `last` with the input of the first of its window."""
+        first = last - length + 1
+
+        def tap(x: Tensor, y: Tensor) -> None:
+            self.inputs[stack, last] = x
+            if first >= 0:
+                before = self.inputs.pop((stack, first))
+                self._across(f"window {stack.blocks}.{first}", stack)(before, y)
+
+        return tap
+
     def result(self, how: Aggregation) -> Importance:
         """Scores of everything that was watched."""
         stacks = tuple(self._scores(stack, how) for stack in self.model.family.stacks)
@@ -184,8 +207,10 @@ class _Tally:
         return Importance(stacks, torch.stack(streams).sum(dim=0))
 
     def _scores(self, stack: Stack, how: Aggregation) -> StackImportance:
-        def rows(kind: str, how: Aggregation) -> Tensor:
-            places = (f"{stack.blocks}.{i}" for i in range(len(self.model.blocks(stack))))
+        depth, window = len(self.model.blocks(stack)), self.windows.get(stack)
+
+        def rows(kind: str, how: Aggregation, n: int = depth) -> Tensor:
+            places = (f"{stack.blocks}.{i}" for i in range(n))
             return torch.stack([self.found[f"{kind} {place}"].result(how) for place in places])
 
         def heads(kind: str) -> Tensor:
@@ -196,18 +221,19 @@ class _Tally:
             heads_LH=heads("head"),
             layers_L=rows("layer", "mean").squeeze(1),
             cross_LH=heads("cross") if stack.cross_out else None,
+            windows_W=rows("window", "mean", depth - window + 1).squeeze(1) if window else None,
         )
 
 
 def _attach(module: nn.Module, tap: Tap) -> Any:
-    """Call `tap(input, output)` at each forward of `module`; the handle is a context manager.
-
-    Blocks and Linears take the stream first, by position or as `hidden_states`; a block returns
-    a tensor or a tuple that starts with it.
-    """
+    """Call `tap(input, output)` at each forward of `module`; the handle is a context manager."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        first = args[0] if args else kwargs["hidden_states"]
-        tap(first, output[0] if isinstance(output, tuple) else output)
+        tap(stream_into(args, kwargs), output[0] if isinstance(output, tuple) else output)
 
     return module.register_forward_hook(hook, with_kwargs=True)
+
+
+def stream_into(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a block or a Linear reads: its first argument, or the one called hidden_states."""
+    return args[0] if args else kwargs["hidden_states"]

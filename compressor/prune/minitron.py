@@ -7,19 +7,20 @@ calibration sequence b,
     score_u = sqrt( sum_b ( mean_s |a_bsu| )^2 )          layer_l = 1 - mean cos(x_l, x_l+1)
 
 Neurons and heads are ranked inside their layer, heads inside their query group so that every
-group keeps equally many; residual channels are ranked once for the whole network. All scores
-come from one forward pass over the unpruned model (single shot: the paper found no gain from
-several rounds). Recover with a distill stage; a pruned model is not usable before that.
+group keeps equally many; residual channels are ranked once for the whole network; layers inside
+their stack, by block influence as above or by what is lost without them (model/depth.py), one by
+one or, as in the second paper, as one window of consecutive layers. All scores come from the
+unpruned model (single shot: the paper found no gain from several rounds). Recover with a distill
+stage; a pruned model is not usable before that.
 
-Where we differ: layers go by block influence, not by perplexity after removal; removed heads
-are not merged into those that stay; padding tokens do not count; in T5, where all layers of a
-stack share one position bias, heads are ranked by their sum over the layers.
+Where we differ: removed heads are not merged into those that stay; padding tokens do not count;
+in T5, where all layers of a stack share one position bias, heads are ranked by their sum over the
+layers.
 
 Legend: H query heads of one layer, G groups, Q query heads of one group.
 """
 
 import copy
-from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -29,24 +30,18 @@ from compressor.errors import CompressError
 from compressor.model.budget import TargetSizes, sizes_for
 from compressor.model.count import count_parameters
 from compressor.model.families import Stack
-from compressor.model.importance import (
-    Aggregation,
-    Importance,
-    StackImportance,
-    measure_importance,
-)
+from compressor.model.importance import Importance, StackImportance
+from compressor.model.importance_file import NAME
 from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 from compressor.model.shrink import Kept, KeptStack, shrink
 from compressor.options import options
+from compressor.prune.scores import ScoreOptions, layers_to_go, reused, score, summary
 from compressor.training.workbench import Workbench
-
-_BATCH = 8
-_QUANTILES = 64  # enough for a plot of the sorted scores of a layer
 
 
 @options
-class Options:
+class Options(ScoreOptions):
     """Exactly one of `parameters`, `sizes` and `bytes` says how far to prune."""
 
     parameters: float | None = Field(
@@ -55,14 +50,9 @@ class Options:
     sizes: TargetSizes | None = Field(None, description="explicit sizes; the others stay")
     bytes: int | None = Field(None, ge=1, description="bytes of the weights on disk")
     multiple: int = Field(8, ge=1, description="a budget rounds the MLP to a multiple of this")
-    samples: int = Field(1024, ge=1, description="calibration sequences")
-    length: int = Field(128, ge=2, description="tokens of a calibration sequence")
-    batch_aggregation: Aggregation = Field("l2", description="over sequences")
-    sequence_aggregation: Aggregation = Field("mean", description="over tokens, of |x|")
-    layer_importance: Literal["block_influence"] = Field(
-        "block_influence", description="how layers are ranked"
+    scores: str | None = Field(
+        None, description="directory of a prune.minitron stage whose importance scores are reused"
     )
-
     rescale: bool = Field(
         False, description="scale RMSNorms so that removed channels count as zeros (hidden only)"
     )
@@ -80,8 +70,9 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     """Prune `model` in place; notes get the scores, the layers kept and the sizes.
 
     Raises:
-        CompressError: the budget cannot be met, the calibration split is empty, or an earlier
-            stage stored a weight format, which slicing would break.
+        CompressError: the budget cannot be met, the calibration split is empty, the scores to
+            reuse do not fit, or an earlier stage stored a weight format, which slicing would
+            break.
     """
     if model.formats:
         raise CompressError(
@@ -91,11 +82,16 @@ def run(model: Model, options: Options, work: Workbench) -> None:
         )
     before, parameters = model.sizes, count_parameters(model.module)
     after = _target(model, options)
-    importance = _importance(model, options, work)
-    kept = _keep(model, importance, before, after)
+    removed = layers_to_go(model, after)
+    if options.scores is None:
+        scores = score(model, options, work, removed)
+    else:
+        scores = reused(model, options, options.scores, removed)
+    kept = _keep(model, scores.importance, before, after)
     shrink(model, kept, options.rescale)
     assert model.sizes == after
-    model.notes["importance"] = _summary(importance)
+    model.notes["importance"] = summary(scores.importance)
+    model.beside[NAME] = scores.file()
     starts = [0, before["layers"]]  # the decoder's layers count on after the encoder's
     model.notes["kept_layers"] = [
         start + i for start, stack in zip(starts, kept.stacks, strict=False) for i in stack.layers
@@ -113,26 +109,6 @@ def _target(model: Model, options: Options) -> dict[str, int]:
     config.architectures = [type(model.module).__name__]
     config.dtype = getattr(torch, model.source_dtype)
     return sizes_for(model.family, config, options)
-
-
-def _importance(model: Model, options: Options, work: Workbench) -> Importance:
-    batch = min(_BATCH, options.samples)
-    batches = work.batches(
-        "calibration", options.samples // batch, batch=batch, length=options.length
-    )
-    if len(batches) == 0:
-        raise CompressError(
-            "the calibration data holds no sequence",
-            "name a text with more documents under data.calibration",
-        )
-    with work.progress("importance", len(batches)) as advance:
-        return measure_importance(
-            model,
-            batches,
-            over_batch=options.batch_aggregation,
-            over_sequence=options.sequence_aggregation,
-            advance=advance,
-        )
 
 
 def _keep(model: Model, scores: Importance, before: dict[str, int], after: dict[str, int]) -> Kept:
@@ -166,7 +142,7 @@ def _keep_stack(
     return KeptStack(
         neurons=[_best(layer, after["mlp"]) for layer in scores.neurons_LM],
         heads=heads(own_LH),
-        layers=_best(scores.layers_L, layers),
+        layers=_best_layers(scores, layers),
         cross_heads=None if scores.cross_LH is None else heads(scores.cross_LH),
     )
 
@@ -177,6 +153,15 @@ def _best(scores: Tensor, n: int) -> list[int]:
     return order[:n].sort().values.tolist()
 
 
+def _best_layers(scores: StackImportance, n: int) -> list[int]:
+    """The n best layers, or all but the least important window."""
+    if scores.windows_W is None:
+        return _best(scores.layers_L, n)
+    depth, first = len(scores.layers_L), int(scores.windows_W.argmin())
+    gone = range(first, first + depth - n)
+    return [i for i in range(depth) if i not in gone]
+
+
 def _best_heads(scores_GQ: Tensor, groups: int, per_group: int) -> list[int]:
     """The best heads of the best groups; a group scores the L2 norm of its heads."""
     size = scores_GQ.shape[1]
@@ -185,21 +170,3 @@ def _best_heads(scores_GQ: Tensor, groups: int, per_group: int) -> list[int]:
         for group in _best(scores_GQ.norm(dim=1), groups)
         for head in _best(scores_GQ[group], per_group)
     ]
-
-
-def _summary(scores: Importance) -> dict[str, list]:
-    """JSON-able scores for plots: layers and heads whole, wide axes as sorted quantiles.
-
-    An encoder-decoder lists the layers of its encoder first, then those of its decoder.
-    """
-
-    def quantiles(row: Tensor) -> list[float]:
-        places = torch.linspace(0, 1, min(_QUANTILES, len(row)))
-        return row.float().cpu().quantile(places).tolist()
-
-    return {
-        "layers": [x for stack in scores.stacks for x in stack.layers_L.tolist()],
-        "heads": [row for stack in scores.stacks for row in stack.heads_LH.tolist()],
-        "neurons": [quantiles(row) for stack in scores.stacks for row in stack.neurons_LM],
-        "hidden": quantiles(scores.hidden_D),
-    }

@@ -21,6 +21,8 @@ from compressor.model.shapes import config_of, empty_model, model_class
 from compressor.model.shrink import Kept, shrink
 from compressor.model.sources import read_config, resolve
 from compressor.prune import minitron
+from compressor.prune.damage import refuse_unpredictable
+from compressor.prune.scores import layers_to_go, reused
 from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.run.methods import load_method
@@ -52,9 +54,16 @@ def rehearse(profile: Profile, source: Checkpoint) -> None:
             _check_length(f"baselines.{name}.{number}", stage, made[0])
         names = [s.name for s in stages if s.kind == "export"]
         try:
+            _prune_all(made[0], stages)
             _check_groups(stages, [made[0]] * (len(stages) + 1), names)
         except CompressError as error:
             raise CompressError(f"baseline '{name}': {error.what}", error.hint) from error
+
+
+def _prune_all(model: Model, stages: tuple[Stage, ...]) -> None:
+    for stage in stages:
+        if isinstance(stage.options, minitron.Options):
+            model = _pruned(model, stage.options)
 
 
 def _rehearse_from(profile: Profile, made: list[Model]) -> None:
@@ -134,7 +143,10 @@ def empty(path: Any) -> Model:
 
 def _pruned(model: Model, options: minitron.Options) -> Model:
     """The model without its weights, cut by the very code that will cut it."""
+    refuse_unpredictable(model, options.layer_importance)
     sizes = sizes_for(model.family, model.config, options)
+    if options.scores is not None:
+        reused(model, options, options.scores, layers_to_go(model, sizes))
     pruned = replace(model, module=empty_model(type(model.module), model.config))
     shrink(pruned, Kept.first(pruned, sizes), options.rescale)
     return pruned

@@ -74,7 +74,7 @@ def circumstances(report: dict[str, Any]) -> Table:
         *((key, facts(report[key])) for key in ("seed", "data", "speed") if key in report),
         ("time of this run", clock(report.get("seconds"))),
     ]
-    notes = [(s["name"], facts(s["notes"]["training"])) for s in report["stages"] if _trained(s)]
+    notes = [(s["name"], _training(s["notes"])) for s in report["stages"] if _trained(s)]
     return Table("Circumstances", ("", ""), rows + notes, prose=True)
 
 
@@ -87,6 +87,15 @@ def _model_row(model: dict[str, Any]) -> tuple[str, str]:
 
 def _trained(stage: dict[str, Any]) -> bool:
     return bool((stage.get("notes") or {}).get("training"))
+
+
+def _training(notes: dict[str, Any]) -> str:
+    """Facts of a training, and what it did to the loss on rows it did not train on."""
+    text, found = facts(notes["training"]), notes.get("validation")
+    if not found:
+        return text
+    change = f"{significant(found['before'])} before, {significant(found['after'])} after"
+    return f"{text}; validation loss {change} ({found['rows']} rows)"
 
 
 def report_tables(report: dict[str, Any]) -> list[Table]:

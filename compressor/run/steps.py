@@ -27,7 +27,7 @@ from compressor.model.model import Model
 from compressor.model.probe import largest_difference, probe_batches, write_probe
 from compressor.model.sources import weight_files
 from compressor.run.export import export_into, refuse_below
-from compressor.run.fingerprint import refuse_change, with_fingerprint
+from compressor.run.fingerprint import portable_options, refuse_change, with_fingerprint
 from compressor.run.layout import (
     SCRATCH,
     SEARCH,
@@ -192,7 +192,7 @@ def _record(setting: Setting, stage: Stage, parent: Checkpoint) -> StageRecord:
     reads = stage.kind != "export" and stage.method not in WITHOUT_DATA
     record = StageRecord(
         method=stage.method,
-        options=stage.plain_options(),
+        options=portable_options(stage),
         seed=setting.seed_of(stage),
         teacher=setting.teacher_of(stage).manifest.fingerprint if learns else None,
         data=setting.data_record if reads else None,
@@ -270,6 +270,8 @@ def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
     expected = [outputs(model, batch) for batch in batches]
     tied = _tied(model)
     save(model, directory, parent)
+    for name, tensors in model.beside.items():
+        tensors.write(directory / name)
     model.module.to("meta")
     give_back_memory()
     tolerance = RELOAD_TOLERANCE[model.source_dtype]

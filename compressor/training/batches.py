@@ -5,7 +5,9 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from compressor.training.workbench import Batch
 
@@ -44,6 +46,16 @@ class Batches(Sequence[Batch]):
 def mapped(batches: Sequence[Batch], change: Callable[[Batch], Batch]) -> Batches:
     """The same batches, each changed when it is asked for."""
     return Batches(len(batches), lambda i: change(batches[i]))
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch where the model is."""
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def row_inputs(batch: Batch) -> Tensor:
+    """What the rows of a batch are made of: ids of tokens, sound, or pixels."""
+    return next(batch[k] for k in ("input_ids", "input_features", "pixel_values") if k in batch)
 
 
 def in_order(rows: Readable, n: int | None, batch: int) -> Batches:

@@ -156,6 +156,7 @@ def make_batches(
     seed: int,
     batch: int = 8,
     length: int = 128,
+    least: int | None = None,
     reading: Reading = TEXT,
 ) -> Sequence[Batch]:
     """Batches of a split; batch i is a pure function of (seed, i).
@@ -166,6 +167,7 @@ def make_batches(
         n: batches at most; None is all of the split, one epoch for train.
         batch: rows per batch.
         length: tokens per row: exactly (causal-lm) or at most (other tasks; of a pair, each).
+        least: rows that must be there; None is one batch of train, one row of the others.
         reading: how documents become inputs.
 
     Returns:
@@ -181,7 +183,7 @@ def make_batches(
     """
     assert task == corpus.task, f"the corpus was made for {corpus.task}"
     rows = corpus.rows(split, processor, length, reading)
-    needed = batch if split == "train" else 1
+    needed = least if least is not None else batch if split == "train" else 1
     if len(rows) < needed:
         raise CompressError(
             f"split '{split}' of {corpus.name} has {len(rows)} rows"

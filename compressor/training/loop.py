@@ -19,6 +19,7 @@ from torch.optim import AdamW, Optimizer
 from compressor.errors import CompressError
 from compressor.model.model import Model
 from compressor.training import metrics
+from compressor.training.batches import on_device, row_inputs
 from compressor.training.options import Train, lr_factor
 from compressor.training.parallel import team
 from compressor.training.precision import autocast, choose_precision
@@ -91,7 +92,7 @@ def train(
     weights = _trained(module, objective)
     optimizer = optimizer or _adamw(list(weights.values()), options)
     highest = [group["lr"] for group in optimizer.param_groups]
-    start = {**module.state_dict(), **objective.state_dict(), "ids": _row_inputs(batches[0])}
+    start = {**module.state_dict(), **objective.state_dict(), "ids": row_inputs(batches[0])}
     identity = f"{identity} {options} {work.seed} {digest(start)}"
     state = weights | {f"objective.{k}": v for k, v in objective.named_buffers()}
     peers = team()
@@ -99,7 +100,7 @@ def train(
     with peers.leader_first():  # it decides and writes, the others read
         done = _resume(state, optimizer, identity, work)
         precision = choose_precision(
-            objective, _to(batches[0], work.device), list(weights.values()), options, work
+            objective, on_device(batches[0], work.device), list(weights.values()), options, work
         )
 
     def snapshot() -> None:
@@ -163,7 +164,7 @@ def _backward(
     """Gradients of this process's rows in one step; returns the mean loss of all rows."""
     total, tokens, peers = 0.0, 0, team()
     for i in range(options.accumulate):
-        batch = _to(batches[done.step * options.accumulate + i], work.device)
+        batch = on_device(batches[done.step * options.accumulate + i], work.device)
         with autocast(precision, work.device):
             loss = objective(batch) / options.accumulate
         loss.backward()
@@ -176,24 +177,15 @@ def _backward(
     return float(means[0])
 
 
-def _row_inputs(batch: Batch) -> Tensor:
-    """What a batch is made of: ids of tokens, sound, or pixels."""
-    return next(batch[k] for k in ("input_ids", "input_features", "pixel_values") if k in batch)
-
-
 def _tokens(batch: Batch) -> int:
     """Real tokens of source and answer; rows where there is no text at all (images)."""
     masks = [batch[k] for k in ("attention_mask", "decoder_attention_mask") if k in batch]
-    return int(sum(mask.sum() for mask in masks)) or len(_row_inputs(batch))
+    return int(sum(mask.sum() for mask in masks)) or len(row_inputs(batch))
 
 
 def _clip(weights: list[nn.Parameter], options: Train, step: int) -> None:
     norm = nn.utils.clip_grad_norm_(weights, options.clip)
     _refuse_unless_finite(float(norm), "gradient", step)
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {key: value.to(device) for key, value in batch.items()}
 
 
 def _refuse_unless_finite(value: float, what: str, step: int) -> None:

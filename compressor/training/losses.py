@@ -84,7 +84,7 @@ def chunked(
         streams: tensors [..., D] or [...] that share the leading shape of `mask`.
         mask: tokens that count.
         chunk: tokens of one chunk; the result does not depend on it.
-        weights: parameters inside `loss`; only these get a gradient.
+        weights: parameters inside `loss`; only these get a gradient, and none without gradients.
 
     Returns:
         A scalar. Memory is that of one chunk and of two gradients of every stream and weight.
@@ -92,7 +92,8 @@ def chunked(
     keep = mask.bool()
     real = [stream[keep] for stream in streams]
     assert len(real[0]) > 0, "no token counts"
-    total: Any = _Chunks.apply(loss, chunk, len(real), *real, *weights)
+    trained = weights if torch.is_grad_enabled() else ()
+    total: Any = _Chunks.apply(loss, chunk, len(real), *real, *trained)
     count = torch.tensor(len(real[0]), dtype=torch.float32, device=total.device)
     team().average([count])  # rows of several processes count by their tokens, not by process
     return total / count

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.training.options import Train
 from compressor.training.parallel import alone
-from compressor.training.snapshot import flush, random_state, set_random_state
+from compressor.training.snapshot import flush, without_trace
 from compressor.training.workbench import Batch, Workbench
 
 _SECONDS = 2.0
@@ -57,18 +57,16 @@ def _time_both(
     objective: nn.Module, batch: Batch, weights: Sequence[Tensor], device: torch.device
 ) -> dict[str, float]:
     """Best seconds of one forward and backward pass; leaves no trace in any state."""
-    random, state = random_state(), {k: v.clone() for k, v in objective.state_dict().items()}
     best = {"float32": float("inf"), "bfloat16": float("inf")}
-    for precision in best:
-        _one_pass(objective, batch, weights, precision, device)  # warm up
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < _SECONDS:
+    with without_trace(objective):
         for precision in best:
-            start = time.perf_counter()
-            _one_pass(objective, batch, weights, precision, device)
-            best[precision] = min(best[precision], time.perf_counter() - start)
-    objective.load_state_dict(state)
-    set_random_state(random)
+            _one_pass(objective, batch, weights, precision, device)  # warm up
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < _SECONDS:
+            for precision in best:
+                start = time.perf_counter()
+                _one_pass(objective, batch, weights, precision, device)
+                best[precision] = min(best[precision], time.perf_counter() - start)
     return best
 
 

@@ -10,14 +10,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 _PREFIX = "snapshot-"
 _PARTIAL, _DOOMED = "snapshot.partial", "snapshot.removed"
@@ -53,6 +54,18 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def without_trace(objective: nn.Module) -> Iterator[None]:
+    """Inside, an objective may be called; its buffers and the random state are put back after."""
+    random = random_state()
+    buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    set_random_state(random)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import CompressError
-from compressor.training.batches import mapped
+from compressor.training.batches import mapped, on_device
 from compressor.training.parallel import team
 from compressor.training.snapshot import digest, flush
 from compressor.training.workbench import Batch, Workbench
@@ -179,7 +179,7 @@ def _write_mark(scratch: Path, identity: dict[str, Any], done: dict[str, int]) -
 
 @torch.no_grad()
 def _ask(objective: AsksTeacher, batch: Batch, work: Workbench) -> dict[str, Tensor]:
-    return objective.targets({key: value.to(work.device) for key, value in batch.items()})
+    return objective.targets(on_device(batch, work.device))
 
 
 def _refuse_small_disk(size: int, work: Workbench) -> None:

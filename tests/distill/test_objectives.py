@@ -181,7 +181,7 @@ def with_rows(work, every=8):
         few = plain(split, every, **shape)
         size = len(few[0]["input_ids"])
         numbered = [b | {"row": torch.arange(i * size, (i + 1) * size)} for i, b in enumerate(few)]
-        return [numbered[i % every] for i in range(n)]
+        return [numbered[i % every] for i in range(every if n is None else n)]
 
     object.__setattr__(work, "_batches", batches)
     return work
@@ -201,6 +201,25 @@ def test_the_runner_trains_freezes_and_notes(pico_bert, make_work):
     steps, losses = zip(*student.notes["loss"], strict=True)
     assert steps == (1, 10, 20, 30) and losses[-1] < losses[0]
     assert student.notes["training"]["steps"] == 30
+    found = student.notes["validation"]
+    assert found["rows"] == 32 and found["after"] == found["loss"] < found["before"]
+
+
+def test_the_validation_note_is_the_objective_before_and_after(pico_llama, make_work):
+    student, teacher = pico_llama(num_hidden_layers=1), pico_llama(seed=1)
+    options = kd.Options(train=Train(**SHORT))
+    work = make_work(teacher)
+    objective = kd.objective(options, student, teacher)
+
+    def mean():
+        with torch.no_grad():
+            return sum(objective(b).item() for b in work.batches("validation", None)) / 4
+
+    before = mean()
+    runner.run(student, objective, options, work)
+    found = student.notes["validation"]
+    assert found["before"] == pytest.approx(before, rel=1e-6)
+    assert found["after"] == pytest.approx(mean(), rel=1e-6) and found["rows"] == 16
 
 
 def test_cached_and_asked_teachers_give_nearly_the_same_training(pico_bert, make_work):

@@ -1,6 +1,8 @@
 """prune.minitron as a user meets it: budgets, refusals, and that importance beats chance."""
 
 import json
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from compressor.model.model import Model
 from compressor.model.shapes import count
 from compressor.model.shrink import shrink
 from compressor.prune import minitron
+from families import pico
 
 
 def options(**given):
@@ -199,3 +202,53 @@ def test_importance_beats_chance_on_a_trained_model(share, shared_data, make_wor
         shrink(other, minitron._keep(other, chance(other.sizes, seed), other.sizes, pruned.sizes))
         assert other.sizes == pruned.sizes
         assert after < perplexity(other.module, windows[32:])
+
+
+class Bars:
+    """A screen that remembers its progress bars and what went through them."""
+
+    def __init__(self):
+        self.totals, self.seen = {}, {}
+
+    @contextmanager
+    def progress(self, label, total):
+        self.totals[label], self.seen[label] = total, []
+        yield self.seen[label].append
+
+
+@pytest.mark.parametrize("ranking", ["block_influence", "perplexity", "accuracy", "output"])
+@pytest.mark.parametrize("contiguous", [False, True])
+def test_layers_that_do_nothing_go_whatever_the_ranking(ranking, contiguous, make_work):
+    """Two idle layers in a row cost nothing, by any measure and in any order."""
+    model = pico("llama", num_hidden_layers=4)
+    with torch.no_grad():
+        for idle in model.module.model.layers[1:3]:
+            for name in ("self_attn.o_proj", "mlp.down_proj"):
+                idle.get_submodule(name).weight.zero_()
+    work, bars = make_work(), Bars()
+    object.__setattr__(work, "_screen", bars)
+    given = options(sizes={"layers": 2}, layer_importance=ranking, contiguous=contiguous)
+    minitron.run(model, given, work)
+    if ranking != "accuracy" or contiguous:  # an untrained model may get better without a layer
+        assert model.notes["kept_layers"] == [0, 3]
+    assert all(sum(bars.seen[label]) == total for label, total in bars.totals.items())
+    passes = 0 if ranking == "block_influence" else 2 * (3 if contiguous else 4)
+    assert bars.totals.get("layers", 0) == passes
+
+
+def test_the_cheapest_window_goes_though_single_layers_would_differ():
+    scores = StackImportance(
+        torch.rand(4, 8),
+        torch.rand(4, 2),
+        torch.tensor([0.1, 0.9, 0.2, 0.8]),
+        windows_W=torch.tensor([0.5, 0.4, 0.3]),
+    )
+    assert minitron._best_layers(scores, 2) == [0, 1]
+    assert minitron._best_layers(replace(scores, windows_W=None), 2) == [1, 3]
+
+
+def test_rankings_by_removal_take_no_pass_where_no_layer_goes(pico_llama, make_work):
+    work, bars = make_work(), Bars()
+    object.__setattr__(work, "_screen", bars)
+    minitron.run(pico_llama(), options(parameters=0.7, layer_importance="perplexity"), work)
+    assert list(bars.totals) == ["importance"]

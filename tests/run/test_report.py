@@ -61,6 +61,12 @@ def test_both_texts_show_the_same_numbers(written):
     assert "DIR = '03-export.onnx'" in written[".md"]
 
 
+def test_the_validation_loss_stands_beside_the_training(written):
+    text = " ".join(Page(written[".html"]).text)
+    for shown in (written[".md"], text):
+        assert "steps 300; validation loss 3.14 before, 0.25 after (512 rows)" in shown
+
+
 def test_no_absolute_path_is_left(written):
     for text in written.values():
         assert "/home/" not in text and "someone" not in text

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import compressor
 from compressor.errors import CompressError
+from compressor.model.manifest import read_manifest
 from compressor.training.parallel import Team, refuse_uneven
 
 PROFILE = """\
@@ -62,6 +63,12 @@ def test_two_processes_train_what_one_does(folder):
     assert "2 processes share every batch" in log and log.count("starts") == len(STAGES)
     wanted = losses(one)
     assert len(wanted) == 4 and losses(two) == pytest.approx(wanted, rel=1e-5)
+    notes = [
+        [read_manifest(home / stage).metrics["notes"]["validation"] for stage in STAGES[1:]]
+        for home in (one, two)
+    ]
+    for mine, theirs in zip(*notes, strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-4) and mine["after"] < mine["before"]
     for stage in STAGES:
         mine, theirs = (load_file(home / stage / "model.safetensors") for home in (one, two))
         for name in mine:

@@ -1,0 +1,100 @@
+"""Recovery: the same pruned shape, trained with KL, with cross entropy, with both, or from scratch.
+
+Half of the parameters of stories260K stay. All arms take the same batches, 200 steps of 8 rows of
+128 tokens, and the same grid of learning rates. Three seeds choose calibration text, batches and
+random weights. 12 to 45 seconds a cell on stories260K.
+
+The text matters. The file of stories holds markers between stories that stories260K never saw, and
+it is split into paragraphs; *whole stories* is the same text without markers, a story at a time,
+as the model was trained. Cross entropy learns the markers, KL copies a teacher that does not know
+them.
+"""
+
+from functools import partial
+
+import minitron_lab as lab
+from cells import table
+from minitron_sweep import NOT_RUN, RATES, against, best_rate, mean, outcomes, shown, sweep
+
+TITLE = "Recovery after pruning to half"
+STEPS, SHARE = 200, 0.5
+FACTS = ("original", "before")
+ARMS = ("pruned, KL", "pruned, CE", "pruned, CE + KL", "random, CE", "random, KL")
+
+
+def prefix(model, arm, steps=STEPS):
+    return f"recovery {model} {arm} steps {steps}"
+
+
+def cell(model, arm, steps, seed, lr):
+    """Loss after training; the zero-shot loss and the original's beside it."""
+    start, objective = arm.split(", ")
+    student = lab.pruned(model, seed, parameters=SHARE)
+    if start == "random":
+        student = lab.random_start(student, seed)
+    held = lab.rows(model, "heldout")
+    facts = {
+        "original": lab.loss(lab.original(model), held),
+        "before": lab.loss(student, held),
+        "sizes": student.sizes,
+    }
+    return facts | lab.trained(model, student, objective, seed, steps, lr) | {"lr": lr}
+
+
+def run(cells, model, seeds):
+    """Every arm, over the grid and the seeds."""
+    for arm in ARMS:
+        sweep(cells, prefix(model, arm), partial(cell, model, arm, STEPS), seeds)
+
+
+def section(cells):
+    """A table for every model, and what the arms say of each other."""
+    blocks = []
+    for model in lab.MODELS:
+        found = {arm: outcomes(cells, prefix(model, arm)) for arm in ARMS}
+        rows = [_row(cells, model, arm, values) for arm, values in found.items()]
+        header = ["arm", "best rate", "as pruned", "nats per token", "over seeds", "seeds"]
+        blocks += [f"### {model}", table(header, rows), *_findings(cells, model, found)]
+    return [*blocks, *_texts(cells)]
+
+
+def _texts(cells):
+    """KL against cross entropy on text that the teacher knows and on text that it does not."""
+    said = []
+    for model in ("stories260K", lab.STORIES):
+        kl, ce, whole = (
+            outcomes(cells, prefix(model, arm), what=what)
+            for arm, what in ((ARMS[0], "heldout"), (ARMS[1], "heldout"), (ARMS[0], "original"))
+        )
+        if kl and ce:
+            apart = mean(kl) - mean(ce)
+            said.append(f"{model}: the teacher has {mean(whole):.3f} nats, KL - CE {apart:+.3f}")
+    return [f"By text: {'; '.join(said)}."] if said else []
+
+
+def _row(cells, model, arm, values):
+    rate = best_rate(cells, prefix(model, arm))
+    before = outcomes(cells, prefix(model, arm), what="before")
+    start = f"{mean(before):.3f}" if before else NOT_RUN
+    return [arm, f"{rate:g}" if rate else NOT_RUN, start, *shown(values)]
+
+
+def _findings(cells, model, found):
+    best = found[ARMS[0]]
+    if not best:
+        return []
+    whole, start = (mean(outcomes(cells, prefix(model, ARMS[0]), what=w)) for w in FACTS)
+    back = 100 * (start - mean(best)) / (start - whole)
+    lines = [
+        f"The original has {whole:.3f} nats. Of what pruning costs, {ARMS[0]} wins back "
+        f"{back:.0f} %."
+    ]
+    lines += [
+        f"{ARMS[0]} ends {against(best, values)} {arm} ({mean(best) - mean(values):+.3f} nats)."
+        for arm, values in found.items()
+        if values and arm != ARMS[0]
+    ]
+    edge = [arm for arm in ARMS if best_rate(cells, prefix(model, arm)) in (RATES[0], RATES[-1])]
+    if edge:
+        lines.append(f"Best at an end of the grid of rates: {'; '.join(edge)}.")
+    return [" ".join(lines)]

@@ -1,0 +1,59 @@
+"""Learning rates, seeds and what a page says about them.
+
+An arm tries every rate of the grid with seed 0; the best on validation text is then run with the
+other seeds, and held-out losses are reported at that rate only.
+"""
+
+from functools import partial
+
+RATES = (3e-3, 1e-2, 3e-2)
+NOT_RUN = "not run"
+
+
+def key(arm, lr, seed):
+    """The name of a cell."""
+    return f"{arm} lr {lr:g} seed {seed}"
+
+
+def sweep(cells, arm, make, seeds):
+    """Run `make(seed, lr)` over the grid, then over the seeds at the best rate."""
+    for lr in RATES:
+        cells.run(key(arm, lr, 0), partial(make, 0, lr))
+    best = best_rate(cells, arm)
+    for seed in seeds:
+        cells.run(key(arm, best, seed), partial(make, seed, best))
+
+
+def best_rate(cells, arm):
+    """The rate of the lowest validation loss with seed 0; None while the grid has holes."""
+    found = {lr: cells.found.get(key(arm, lr, 0)) for lr in RATES}
+    if not all(found.values()):
+        return None
+    return min(found, key=lambda lr: found[lr]["validation"])
+
+
+def outcomes(cells, arm, seeds=range(10), what="heldout"):
+    """Values of an arm at its best rate, one for each seed that was run."""
+    best = best_rate(cells, arm)
+    found = [cells.found.get(key(arm, best, seed)) for seed in seeds] if best else []
+    return [cell[what] for cell in found if cell]
+
+
+def mean(values):
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def shown(values, digits=3):
+    """`mean` and `lowest to highest` as two columns, then how many."""
+    if not values:
+        return [NOT_RUN, NOT_RUN, "0"]
+    ends = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+    return [f"{mean(values):.{digits}f}", ends, str(len(values))]
+
+
+def against(first, second):
+    """Whether values over seeds are `below`, `above` or `not apart from` others."""
+    if max(first) < min(second):
+        return "below"
+    return "above" if min(first) > max(second) else "not apart from"

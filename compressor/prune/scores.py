@@ -1,0 +1,174 @@
+"""Scores of every unit of a model over calibration sequences: options, passes, notes.
+
+One forward pass scores widths and block influence; a ranking of layers by removal takes one more
+pass for each layer, or window of layers, that might go.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from compressor.errors import CompressError
+from compressor.model.depth import Removal, consecutive, removal_scores, single_layers
+from compressor.model.importance import Aggregation, Importance, measure_importance
+from compressor.model.importance_file import Scores, read_scores
+from compressor.model.model import Model
+from compressor.model.shapes import depth_axis
+from compressor.options import options
+from compressor.prune.damage import DAMAGES, Ranking
+from compressor.training.workbench import Batch, Workbench
+
+_BATCH = 8
+_QUANTILES = 64  # enough for a plot of the sorted scores of a layer
+
+
+@options
+class ScoreOptions:
+    """How units are scored."""
+
+    samples: int = Field(1024, ge=1, description="calibration sequences")
+    length: int = Field(128, ge=2, description="tokens of a calibration sequence")
+    batch_aggregation: Aggregation = Field("l2", description="over sequences")
+    sequence_aggregation: Aggregation = Field("mean", description="over tokens, of |x|")
+    layer_importance: Ranking = Field(
+        "block_influence",
+        description="how layers are ranked; all but block_influence remove each and look",
+    )
+    contiguous: bool = Field(False, description="layers that go are consecutive")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the scores: scores of other settings are other scores."""
+        return {field.name: getattr(self, field.name) for field in fields(ScoreOptions)}
+
+
+def layers_to_go(model: Model, after: dict[str, int]) -> list[int]:
+    """How many layers each stack loses on the way to sizes `after`."""
+    axes = [depth_axis(number) for number in range(len(model.family.stacks))]
+    return [model.sizes[axis] - after[axis] for axis in axes]
+
+
+def score(model: Model, options: ScoreOptions, work: Workbench, removed: Sequence[int]) -> Scores:
+    """Score the units of a model.
+
+    Args:
+        removed: for each stack, how many layers will go. Rankings by removal are measured only
+            where some do; elsewhere layers_L is block influence, which costs nothing.
+
+    Raises:
+        CompressError: the calibration split is empty, or rows have no labels.
+    """
+    batches = _calibration(options, work)
+    windows = removed if options.contiguous else [0] * len(removed)
+    with work.progress("importance", len(batches)) as advance:
+        found = measure_importance(
+            model,
+            batches,
+            over_batch=options.batch_aggregation,
+            over_sequence=options.sequence_aggregation,
+            windows=[0] * len(removed) if _by_removal(options) else windows,
+            advance=advance,
+        )
+    if _by_removal(options) and any(removed):
+        found = _with_removals(model, found, options, work, removed, batches)
+    stacks = tuple(stack.blocks for stack in model.family.stacks)
+    return Scores(found, stacks, options.settings, tuple(removed))
+
+
+def reused(model: Model, options: ScoreOptions, path: str, removed: Sequence[int]) -> Scores:
+    """Scores that an earlier stage left, in place of forward passes; of `model` no weight is read.
+
+    Raises:
+        CompressError: there are none, or they are of another shape or other settings, or do not
+            rank the layers that are to go.
+    """
+    found = read_scores(path)
+    found.refuse_other_shapes(model)
+    for name, value in options.settings.items():
+        if found.settings.get(name) != value:
+            raise CompressError(
+                f"the scores at '{path}' were measured with {name}: {found.settings.get(name)}, "
+                f"and {value} is asked for",
+                f"set {name}: {found.settings.get(name)}, or leave scores out to measure anew",
+            )
+    for stack, before, now in zip(found.stacks, found.removed, removed, strict=True):
+        enough = before == now if options.contiguous else before > 0 or not _by_removal(options)
+        if now > 0 and not enough:
+            raise CompressError(
+                f"the scores at '{path}' were measured to remove {before} layers of {stack}, and "
+                f"{now} are to go",
+                "remove as many, or leave scores out to measure anew",
+            )
+    return found
+
+
+def _by_removal(options: ScoreOptions) -> bool:
+    return options.layer_importance != "block_influence"
+
+
+def _calibration(options: ScoreOptions, work: Workbench) -> Sequence[Batch]:
+    batch = min(_BATCH, options.samples)
+    batches = work.batches(
+        "calibration", options.samples // batch, batch=batch, length=options.length
+    )
+    if len(batches) == 0:
+        raise CompressError(
+            "the calibration data holds no sequence",
+            "name a text with more documents under data.calibration",
+        )
+    return batches
+
+
+def _with_removals(
+    model: Model,
+    found: Importance,
+    options: ScoreOptions,
+    work: Workbench,
+    removed: Sequence[int],
+    batches: Sequence[Batch],
+) -> Importance:
+    """Layers, or windows of as many as will go, ranked by what is lost without them."""
+    stacks = model.family.stacks
+    sets = [_removable(model.sizes[depth_axis(i)], n, options) for i, n in enumerate(removed)]
+    removals: list[Removal] = [(stacks[i], own) for i, few in enumerate(sets) for own in few]
+    with work.progress("layers", len(batches) * len(removals)) as advance:
+        scores = removal_scores(
+            model, removals, batches, DAMAGES[options.layer_importance], advance
+        )
+    name = "windows_W" if options.contiguous else "layers_L"
+    own = scores.split([len(few) for few in sets])
+    return replace(
+        found,
+        stacks=tuple(
+            replace(stack, **{name: values}) if len(values) else stack
+            for stack, values in zip(found.stacks, own, strict=True)
+        ),
+    )
+
+
+def _removable(depth: int, n: int, options: ScoreOptions) -> list[range]:
+    if n == 0:
+        return []
+    return consecutive(depth, n) if options.contiguous else single_layers(depth)
+
+
+def summary(scores: Importance) -> dict[str, list]:
+    """JSON-able scores for plots: layers and heads whole, wide axes as sorted quantiles.
+
+    An encoder-decoder lists the layers of its encoder first, then those of its decoder.
+    """
+
+    def quantiles(row: Tensor) -> list[float]:
+        places = torch.linspace(0, 1, min(_QUANTILES, len(row)))
+        return row.float().cpu().quantile(places).tolist()
+
+    return {
+        "layers": [x for stack in scores.stacks for x in stack.layers_L.tolist()],
+        "heads": [row for stack in scores.stacks for row in stack.heads_LH.tolist()],
+        "neurons": [quantiles(row) for stack in scores.stacks for row in stack.neurons_LM],
+        "hidden": quantiles(scores.hidden_D),
+    }
