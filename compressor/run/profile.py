@@ -81,5 +81,6 @@ def resolved_text(profile: Profile) -> str:
     content["measures"] = [
         {k: TypeAdapter(type(v)).dump_python(v, mode="json")} for k, v in profile.measures.items()
     ]
-    kept = {k: v for k, v in content.items() if v not in (None, {}, "", [])}
+    # without the key a profile has the default measures, so an empty list is written
+    kept = {k: v for k, v in content.items() if k == "measures" or v not in (None, {}, "", [])}
     return yaml.safe_dump(kept, sort_keys=False, width=100)

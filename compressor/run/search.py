@@ -83,6 +83,7 @@ def search(
     if setting.profile.dtype:
         model.config.dtype = getattr(torch, setting.profile.dtype)
     job = Search(setting, stage, parent, place, model)
+    _refuse_unranked(setting, work, stage.options.train.length)
     shapes, times = _shapes(job, work)
     rows = _train_all(job, shapes)
     chosen = _best(rows)
@@ -105,6 +106,20 @@ def _shapes(job: Search, work: Workbench) -> tuple[list[Shape], Latencies | None
     job.setting.screen.say(f"  measuring latency on {threads(options.threads)}")
     cells = grid(family, config, options)
     return within_latency(job.model.sizes, cells, options, times), times
+
+
+def _refuse_unranked(setting: Setting, work: Workbench, length: int) -> None:
+    """Refuse data without validation rows: nothing else may choose.
+
+    Raises:
+        CompressError: the validation split is empty.
+    """
+    documents = [] if setting.corpus is None else setting.corpus.documents["validation"]
+    if not documents or not work.batches("validation", 1, batch=1, length=length):
+        raise CompressError(
+            "the validation split has no rows, so candidates cannot be ranked",
+            "give more documents with --data, or name some under data.validation",
+        )
 
 
 def _claim(place: Path, fingerprint: str, scratch: Path) -> None:
@@ -194,7 +209,9 @@ def _outcome(home: Path, method: str) -> dict[str, Any]:
         what = json.loads((home / _FAILED).read_text(encoding="utf-8"))["what"]
         return {"before": None, "after": None, "seconds": None, "failed": what}
     manifest = read_manifest(home / stage_name(2, method))
-    losses, records = manifest.metrics["notes"]["validation"], manifest.stages[-2:]
+    notes, records = manifest.metrics["notes"], manifest.stages[-2:]
+    assert "validation" in notes, f"{method} notes no validation loss"
+    losses = notes["validation"]
     finite = math.isfinite(losses["after"])
     return {
         "before": losses["before"],
