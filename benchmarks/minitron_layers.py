@@ -7,13 +7,14 @@ and after 200 steps of KL on the same batches. 15 to 60 seconds a cell.
 """
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import minitron_lab as lab
 from cells import table
 from minitron_sweep import NOT_RUN, mean, shown
 
-from compressor.model.shrink import Kept, KeptStack, shrink
+from compressor.model.shrink import Kept, shrink
 
 TITLE = "Which layers go"
 KEEP = {lab.STORIES: 3}
@@ -35,13 +36,9 @@ def key(model, arm, seed):
 def with_layers(name, layers):
     """The checkpoint with only these layers, widths as they are."""
     model = lab.original(name)
-    sizes = model.sizes
-    stack = KeptStack(
-        neurons=[list(range(sizes["mlp"]))] * sizes["layers"],
-        heads=[list(range(sizes["heads"]))] * sizes["layers"],
-        layers=list(layers),
-    )
-    shrink(model, Kept((stack,), list(range(sizes["hidden"]))))
+    whole = Kept.everything(model)
+    (stack,) = whole.stacks
+    shrink(model, replace(whole, stacks=(replace(stack, layers=list(layers)),)))
     return model
 
 

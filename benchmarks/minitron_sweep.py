@@ -6,7 +6,7 @@ other seeds, and held-out losses are reported at that rate only.
 
 from functools import partial
 
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2)
 NOT_RUN = "not run"
 
 
