@@ -12,7 +12,7 @@ from cells import table
 from minitron_sweep import against, key, mean, shown
 
 TITLE = "Width, depth, or both"
-STEPS, RATE = 200, 1e-2
+STEPS, RATE = 200, 3e-3
 SHAPES = {
     lab.STORIES: {
         "0.48": {

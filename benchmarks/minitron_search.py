@@ -26,7 +26,7 @@ SHAPES = {
     ]
 }
 LADDER, FINAL = (0, 50, 100, 200), 600
-RATE, ROW = 1e-2, 64  # tokens of a training row
+RATE, ROW = 3e-3, 64  # tokens of a training row
 
 
 def label(sizes):

@@ -133,6 +133,7 @@ def _findings(found, done):
     apart = "apart from" if gap > 0 else "overlapping with"
     baselines = " and ".join(beaten) or "neither of the two baselines"
     return [
-        f"Places of nine: {places}; mean place by aggregation over the sequence: {average}. The last two, ({pairs[-2]}) and ({pairs[-1]}), are {apart} the "
-        f"seventh over seeds. Worse than all nine pairs: {baselines}."
+        f"Places of nine: {places}; mean place by aggregation over the sequence: {average}. "
+        f"The last two, ({pairs[-2]}) and ({pairs[-1]}), are {apart} the seventh over seeds. "
+        f"Worse than all nine pairs: {baselines}."
     ]
