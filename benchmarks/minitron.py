@@ -22,7 +22,7 @@ EXPERIMENTS = {
     "recovery": "minitron_recovery",
     "longer": "minitron_longer",
     "axes": "minitron_axes",
-    "layers": "minitron_layers",
+    "variants": "minitron_variants",
     "search": "minitron_search",
     "encoder": "minitron_encoder",
     "cost": "minitron_cost",

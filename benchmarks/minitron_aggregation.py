@@ -24,10 +24,10 @@ from compressor.model.importance import measure_importance
 TITLE = "Aggregations, one axis at a time"
 COMPARED = ("l2, mean", "l2, l2", "l2, variance")
 AXES = {
-    "heads": {"sizes": {"heads": 4}},
-    "mlp": {"sizes": {"mlp": 56}},
-    "hidden": {"sizes": {"hidden": 40}},
     "heads and mlp": {"parameters": 0.5},
+    "mlp": {"sizes": {"mlp": 56}},
+    "heads": {"sizes": {"heads": 4}},
+    "hidden": {"sizes": {"hidden": 40}},
 }
 CHECKPOINTS = ("stories260K", lab.STORIES)  # the axes are cut to sizes of this one
 UNSETTLED = """\

@@ -14,7 +14,7 @@ from functools import partial
 
 import minitron_lab as lab
 from cells import table
-from minitron_sweep import NOT_RUN, RATES, against, best_rate, mean, outcomes, shown, sweep
+from minitron_sweep import NOT_RUN, against, at_an_end, best_rate, mean, outcomes, shown, sweep
 
 TITLE = "Recovery after pruning to half"
 STEPS, SHARE = 200, 0.5
@@ -94,7 +94,7 @@ def _findings(cells, model, found):
         for arm, values in found.items()
         if values and arm != ARMS[0]
     ]
-    edge = [arm for arm in ARMS if best_rate(cells, prefix(model, arm)) in (RATES[0], RATES[-1])]
+    edge = [arm for arm in ARMS if found[arm] and at_an_end(cells, prefix(model, arm))]
     if edge:
         lines.append(f"Best at an end of the grid of rates: {'; '.join(edge)}.")
     return [" ".join(lines)]

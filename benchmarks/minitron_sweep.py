@@ -6,7 +6,7 @@ other seeds, and held-out losses are reported at that rate only.
 
 from functools import partial
 
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2)
 NOT_RUN = "not run"
 
 
@@ -24,12 +24,28 @@ def sweep(cells, arm, make, seeds):
         cells.run(key(arm, best, seed), partial(make, seed, best))
 
 
+def tried(cells, arm):
+    """{rate: cell with seed 0} of all rates that were run, ascending."""
+    found = {c["lr"]: c for name, c in cells.found.items() if _is_trial(name, arm)}
+    return dict(sorted(found.items()))
+
+
+def _is_trial(name, arm):
+    return str(name).startswith(f"{arm} lr ") and str(name).endswith(" seed 0")
+
+
 def best_rate(cells, arm):
-    """The rate of the lowest validation loss with seed 0; None while the grid has holes."""
-    found = {lr: cells.found.get(key(arm, lr, 0)) for lr in RATES}
-    if not all(found.values()):
+    """The rate of the lowest validation loss with seed 0; None while less than a grid was run."""
+    found = tried(cells, arm)
+    if len(found) < len(RATES):
         return None
     return min(found, key=lambda lr: found[lr]["validation"])
+
+
+def at_an_end(cells, arm):
+    """Whether the best rate is the lowest or the highest that was run."""
+    rates = list(tried(cells, arm))
+    return best_rate(cells, arm) in (rates[:1] + rates[-1:])
 
 
 def outcomes(cells, arm, seeds=range(10), what="heldout"):
