@@ -182,11 +182,12 @@ def _estimate_search(
     pair = candidate_stages(before.family, stage, after.sizes)
     prune, light = (_estimate(setting, s, before, after, teacher, rates) for s in pair)
     kept = (count + 1) * light["bytes_out"]
+    passes = count if stage.options.contiguous else 1  # else all are cut by the same scores
     measured = MEASURE_SECONDS * (3 * count + 1) if stage.options.latency else 0.0
     return light | {
         "peak_memory_bytes": max(prune["peak_memory_bytes"], light["peak_memory_bytes"]),
         "disk_bytes": kept + prune["disk_bytes"] + light["disk_bytes"],
-        "seconds": round(count * (prune["seconds"] + light["seconds"]) + measured, 1),
+        "seconds": round(prune["seconds"] * passes + count * light["seconds"] + measured, 1),
         "candidates": count,
     }
 

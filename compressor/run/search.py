@@ -2,9 +2,10 @@
 
 Candidate K of stage NN has the directory D/search/NN/KK-SHAPE with a profile, stages and a report
 of its own, so a search that was killed goes on where it stopped and ends with the same bits. They
-share the corpus and the teacher's checkpoint. The winner has the least loss on the validation
-split; held-out text is never looked at. A candidate whose training gives NaN is noted and loses.
-Once the stage has landed, the weights of all candidates are deleted; their reports stay.
+share the corpus, one measurement of importance and the teacher's checkpoint. The winner has the
+least loss on the validation split; held-out text is never looked at. A candidate whose training
+gives NaN is noted and loses. Once the stage has landed, the weights of all candidates are deleted;
+their reports stay.
 """
 
 import json
@@ -23,8 +24,10 @@ from compressor.errors import CompressError, Refused
 from compressor.model.budget import Shape, itemsize
 from compressor.model.candidates import Counts, grid
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.importance_file import NAME as IMPORTANCE
 from compressor.model.manifest import read_manifest
 from compressor.model.model import Model
+from compressor.prune.scores import layers_to_go, score
 from compressor.run.layout import SCRATCH, remove, stage_directories, stage_name
 from compressor.run.outputs import replace_files
 from compressor.run.profile import Profile, Stage, resolved_text
@@ -51,6 +54,7 @@ class Search:
         parent: the checkpoint every candidate is cut from.
         place: directory of the candidates.
         model: the parent without weights.
+        work: the surroundings of the stage.
     """
 
     setting: Setting
@@ -58,6 +62,7 @@ class Search:
     parent: Checkpoint
     place: Path
     model: Model
+    work: Workbench
 
 
 def search(
@@ -82,10 +87,10 @@ def search(
     model = empty(parent.path)
     if setting.profile.dtype:
         model.config.dtype = getattr(torch, setting.profile.dtype)
-    job = Search(setting, stage, parent, place, model)
+    job = Search(setting, stage, parent, place, model, work)
     _refuse_unranked(setting, work, stage.options.train.length)
-    shapes, times = _shapes(job, work)
-    rows = _train_all(job, shapes)
+    shapes, times = _shapes(job)
+    rows = _train_all(job, shapes, _scores(job, shapes))
     chosen = _best(rows)
     rows = [row | {"chosen": row is chosen} for row in rows]
     if times is not None:
@@ -96,13 +101,31 @@ def search(
     return winner
 
 
-def _shapes(job: Search, work: Workbench) -> tuple[list[Shape], Latencies | None]:
+def _scores(job: Search, shapes: list[Shape]) -> Path | None:
+    """The importance that all candidates are cut by, measured once; None where it cannot be shared.
+
+    Windows of consecutive layers are ranked for one length, which is not that of all candidates.
+    """
+    file = job.place / IMPORTANCE
+    if job.stage.options.contiguous:
+        return None
+    if not file.is_file():
+        model = job.parent.load()
+        each = [layers_to_go(model, shape) for shape in shapes]
+        most = [max(stack) for stack in zip(*each, strict=True)]
+        found = score(model, job.stage.options, job.work, most)
+        found.file().write(job.work.scratch / IMPORTANCE)
+        (job.work.scratch / IMPORTANCE).rename(file)
+    return file
+
+
+def _shapes(job: Search) -> tuple[list[Shape], Latencies | None]:
     """The shapes to train, and their latencies where these are the budget."""
     family, config, options = job.model.family, job.model.config, job.stage.options
     if options.latency is None:
         return planned_shapes(family, config, options), None
     name = stage_name(int(job.place.name), job.stage.method)
-    times = open_latencies(job.place, name, job.parent, options, work)
+    times = open_latencies(job.place, name, job.parent, options, job.work)
     job.setting.screen.say(f"  measuring latency on {threads(options.threads)}")
     cells = grid(family, config, options)
     return within_latency(job.model.sizes, cells, options, times), times
@@ -132,7 +155,7 @@ def _claim(place: Path, fingerprint: str, scratch: Path) -> None:
     replace_files(place, {_RECORD: json.dumps({"fingerprint": fingerprint})})
 
 
-def _train_all(job: Search, shapes: list[Shape]) -> list[dict[str, Any]]:
+def _train_all(job: Search, shapes: list[Shape], scores: Path | None) -> list[dict[str, Any]]:
     counts, rows = Counts(job.model.family, job.model.config), []
     begin, made = time.perf_counter(), 0
     for number, shape in enumerate(shapes, start=1):
@@ -142,7 +165,8 @@ def _train_all(job: Search, shapes: list[Shape]) -> list[dict[str, Any]]:
             f"  candidate {number} of {len(shapes)}: {name}, {millions(parameters)} parameters"
             + (f", about {clock(left)} left" if left is not None else "")
         )
-        made += _train(job, name, shape)
+        stages = candidate_stages(job.model.family, job.stage, shape, scores)
+        made += _train(job, name, stages)
         size = parameters * itemsize(job.model.config)
         known = {"name": name, "sizes": shape, "parameters": parameters, "bytes": size}
         rows.append(known | _outcome(job.place / name, job.stage.options.method))
@@ -150,7 +174,7 @@ def _train_all(job: Search, shapes: list[Shape]) -> list[dict[str, Any]]:
     return rows
 
 
-def _train(job: Search, name: str, shape: Shape) -> bool:
+def _train(job: Search, name: str, stages: tuple[Stage, ...]) -> bool:
     """Run a candidate unless it has been run, or has failed, before."""
     from compressor.run.pipeline import conduct  # which runs stages, of which a search is one
 
@@ -159,15 +183,15 @@ def _train(job: Search, name: str, shape: Shape) -> bool:
         return False
     home.mkdir(exist_ok=True)
     try:
-        conduct(_inside(job, home, shape), {"stages": []}, time.perf_counter())
+        conduct(_inside(job, home, stages), {"stages": []}, time.perf_counter())
     except (NotFinite, Refused) as error:
         replace_files(home, {_FAILED: json.dumps({"what": error.what})})
     return True
 
 
-def _inside(job: Search, home: Path, shape: Shape) -> Setting:
+def _inside(job: Search, home: Path, stages: tuple[Stage, ...]) -> Setting:
     """The setting of a candidate's run: another profile and home, the same corpus and teacher."""
-    outer, stages = job.setting, candidate_stages(job.model.family, job.stage, shape)
+    outer = job.setting
     profile = Profile(
         name=home.name,
         description=f"A candidate of {job.stage.method}.",

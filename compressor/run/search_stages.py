@@ -1,5 +1,7 @@
 """What a search trains: the shapes of a search stage, and the two stages of one candidate."""
 
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from compressor.model.budget import Shape, TargetSizes
@@ -7,11 +9,12 @@ from compressor.model.candidates import candidates_for, grid, label, spread
 from compressor.model.families import Family
 from compressor.model.shapes import axes_of
 from compressor.prune import minitron
+from compressor.prune.scores import ScoreOptions
 from compressor.run.methods import load_method
 from compressor.run.profile import Stage
 from compressor.search.minitron import Options
 
-_SHARED = ("samples", "length", "batch_aggregation", "sequence_aggregation", "rescale")
+_SHARED = (*(field.name for field in fields(ScoreOptions)), "rescale")
 
 
 def planned_shapes(family: Family, config: Any, options: Options) -> list[Shape]:
@@ -31,12 +34,15 @@ def planned_shapes(family: Family, config: Any, options: Options) -> list[Shape]
     return spread(before, cells, options.candidates)
 
 
-def candidate_stages(family: Family, stage: Stage, shape: Shape) -> tuple[Stage, Stage]:
-    """Prune to `shape`, then retrain lightly."""
+def candidate_stages(
+    family: Family, stage: Stage, shape: Shape, scores: Path | None = None
+) -> tuple[Stage, Stage]:
+    """Prune to `shape`, by the importance in the file `scores` if given; then retrain lightly."""
     options = stage.options
     axes = [a for a in axes_of(shape) if a != "kv_heads" or family.sizes.kv_heads is not None]
     sizes = TargetSizes(**{axis: shape[axis] for axis in axes})
     shared = {name: getattr(options, name) for name in _SHARED}
+    shared["scores"] = str(scores) if scores else None
     name = options.method.partition(".")[2]
     light = load_method(options.method).Options(train=options.train, **options.objective)
     return (

@@ -4,8 +4,6 @@ import pytest
 import yaml
 
 import compressor
-import validation_note
-from compressor.distill import runner
 from compressor.model.manifest import read_manifest
 from compressor.run.loading import load_profile
 from compressor.run.steps import WEIGHTS_REMOVED
@@ -15,12 +13,6 @@ PRUNE = {"parameters": 0.7, "samples": 8, "length": 16}
 DISTILL = {"distill.kd": {"teacher": "input", "train": TRAIN}}
 SEARCH = {"search.minitron": PRUNE | {"tolerance": 0.2, "candidates": 2, "train": TRAIN}}
 SEARCH["search.minitron"] |= {"layers": [3], "hidden": [32]}
-
-
-@pytest.fixture(autouse=True)
-def _note(monkeypatch):
-    monkeypatch.setattr(runner, "run", runner.run)
-    validation_note.install()
 
 
 def write(tmp_path, *stages, **keys):

@@ -8,17 +8,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 import compressor
-import validation_note
-from compressor.distill import kd, runner
+from compressor.distill import kd
 from compressor.errors import CompressError
 from compressor.model.manifest import read_manifest
+from compressor.prune import scores
 from compressor.run import search_latency, setting
 from compressor.run.machine import machine
 from compressor.run.setting import open_source
@@ -32,12 +31,6 @@ SEARCH = {"parameters": 0.7, "tolerance": 0.1, "multiple": 4, "candidates": 2}
 SEARCH |= {"layers": [3, 2], "hidden": [32]}
 SEARCH |= {"samples": 8, "length": 16, "train": TRAIN}
 STAGE = "01-search.minitron"
-
-
-@pytest.fixture(autouse=True)
-def _note(monkeypatch):
-    monkeypatch.setattr(runner, "run", runner.run)  # put back what install replaces
-    validation_note.install()
 
 
 @pytest.fixture
@@ -111,8 +104,8 @@ def test_a_candidate_has_the_bits_of_an_ordinary_run(finished, arguments, tmp_pa
     assert bits(alone.path, "02-distill.kd") == bits(home)
 
 
-CHILD = "import sys, validation_note, compressor; validation_note.install(); "
-CHILD += "compressor.run(sys.argv[1], model=sys.argv[2], data=sys.argv[3], out=sys.argv[4])"
+CHILD = "import sys, compressor; given = sys.argv; "
+CHILD += "compressor.run(given[1], model=given[2], data=given[3], out=given[4])"
 
 
 def test_kill_9_between_candidates_and_the_same_command_give_the_same_bits(
@@ -120,11 +113,10 @@ def test_kill_9_between_candidates_and_the_same_command_give_the_same_bits(
 ):
     path, whole = profile(), finished
     arguments["out"] = tmp_path / "killed"
-    tests = str(Path(validation_note.__file__).parent)
     given = [str(path), *(str(arguments[key]) for key in ("model", "data", "out"))]
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, *given],
-        env={**os.environ, "PYTHONPATH": tests, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     place, end = arguments["out"] / "search" / "01", time.monotonic() + 60
     while not list(place.glob("02-*/01-*/manifest.json")):
@@ -173,6 +165,18 @@ def test_a_changed_search_is_refused_until_redo(finished, profile, arguments):
     compressor.run(profile(), **arguments, set=change, redo=1)
     assert bits(home) != before
     assert read_manifest(home / STAGE).metrics["notes"]["search"]["steps"] == 4
+
+
+def test_importance_is_measured_once_for_all(profile, arguments, monkeypatch):
+    measure, calls = scores.measure_importance, []
+
+    def counted(*given, **named):
+        calls.append(1)
+        return measure(*given, **named)
+
+    monkeypatch.setattr(scores, "measure_importance", counted)
+    compressor.run(profile(), **arguments)
+    assert calls == [1]
 
 
 def failing(widths, monkeypatch):
