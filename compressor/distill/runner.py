@@ -1,6 +1,7 @@
 """What every distill method shares: batches, what trains, the teacher's outputs, the loop."""
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from torch import nn
@@ -35,8 +36,8 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
     """Train `model` in place on the train split; notes get the loss curve and the facts.
 
     Where the validation split has rows, they also get what the objective says of them before and
-    after: notes["validation"] = {before, after, loss, rows}; `loss`, which a search compares, is
-    that of the trained model.
+    after: notes["validation"] = {before, after, loss, parts, rows}. `loss`, which a search
+    compares, and `parts` are those of the trained model.
 
     Args:
         objective: see training/loop.py; one that asks a teacher may have it asked beforehand
@@ -68,10 +69,9 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
     team().meet()  # after this nobody else needs the scratch
     work.log(f"training: {facts}")
     if before is not None:
-        after, rows = validation_loss(objective, kept, work)
-        found = {"before": before[0], "after": after, "loss": after, "rows": rows}
-        model.notes["validation"] = found
-        work.log(f"validation: {found}")
+        after = validation_loss(objective, kept, work)
+        model.notes["validation"] = {"before": before.loss, "after": after.loss} | asdict(after)
+        work.log(f"validation: {model.notes['validation']}")
     return facts
 
 
