@@ -13,11 +13,14 @@ one or, as in the second paper, as one window of consecutive layers. All scores 
 unpruned model (single shot: the paper found no gain from several rounds). Recover with a distill
 stage; a pruned model is not usable before that.
 
-Where we differ: removed heads are not merged into those that stay; padding tokens do not count;
-in T5, where all layers of a stack share one position bias, heads are ranked by their sum over the
-layers.
+`merge_heads` merges heads that go into those that stay (model/heads.py). `preset: paper` is the
+first paper's setting, with layers ranked by perplexity; `library` that of NVIDIA Model Optimizer.
 
-Legend: H query heads of one layer, G groups, Q query heads of one group.
+Where we differ: by default heads are not merged and layers go by block influence; padding tokens
+do not count; in T5, where all layers of a stack share one position bias, heads are ranked by
+their sum over the layers.
+
+Legend: L layers, H query heads.
 """
 
 import copy
