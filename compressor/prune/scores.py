@@ -14,12 +14,19 @@ from torch import Tensor
 
 from compressor.errors import CompressError
 from compressor.model.depth import Removal, consecutive, removal_scores, single_layers
-from compressor.model.importance import Aggregation, Importance, measure_importance
+from compressor.model.importance import (
+    Aggregation,
+    HeadScore,
+    Importance,
+    Norms,
+    measure_importance,
+)
 from compressor.model.importance_file import Scores, read_scores
 from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 from compressor.options import options
 from compressor.prune.damage import DAMAGES, Ranking
+from compressor.training.batches import Batches
 from compressor.training.workbench import Batch, Workbench
 
 _BATCH = 8
@@ -34,6 +41,10 @@ class ScoreOptions:
     length: int = Field(128, ge=2, description="tokens of a calibration sequence")
     batch_aggregation: Aggregation = Field("l2", description="over sequences")
     sequence_aggregation: Aggregation = Field("mean", description="over tokens, of |x|")
+    head_score: HeadScore = Field(
+        "features", description="norm over a head's features: last, or at each token (heads)"
+    )
+    norms: Norms = Field("all", description="norms that score channels: all, or those in blocks")
     layer_importance: Ranking = Field(
         "block_influence",
         description="how layers are ranked; all but block_influence remove each and look",
@@ -53,7 +64,7 @@ def layers_to_go(model: Model, after: dict[str, int]) -> list[int]:
 
 
 def score(model: Model, options: ScoreOptions, work: Workbench, removed: Sequence[int]) -> Scores:
-    """Score the units of a model.
+    """Score the units of a model; notes say how many sequences were used.
 
     Args:
         removed: for each stack, how many layers will go. Rankings by removal are measured only
@@ -70,12 +81,16 @@ def score(model: Model, options: ScoreOptions, work: Workbench, removed: Sequenc
             batches,
             over_batch=options.batch_aggregation,
             over_sequence=options.sequence_aggregation,
+            head_score=options.head_score,
+            norms=options.norms,
             windows=[0] * len(removed) if _by_removal(options) else windows,
             advance=advance,
         )
     if _by_removal(options) and any(removed):
         found = _with_removals(model, found, options, work, removed, batches)
     stacks = tuple(stack.blocks for stack in model.family.stacks)
+    used = sum(len(next(iter(batch.values()))) for batch in batches)
+    model.notes["calibration"] = {"asked": options.samples, "used": used}
     return Scores(found, stacks, options.settings, tuple(removed))
 
 
@@ -111,16 +126,20 @@ def _by_removal(options: ScoreOptions) -> bool:
 
 
 def _calibration(options: ScoreOptions, work: Workbench) -> Sequence[Batch]:
+    """At most `samples` sequences; the last batch may be smaller."""
     batch = min(_BATCH, options.samples)
-    batches = work.batches(
-        "calibration", options.samples // batch, batch=batch, length=options.length
-    )
+    whole = -(-options.samples // batch)
+    batches = work.batches("calibration", whole, batch=batch, length=options.length)
     if len(batches) == 0:
         raise CompressError(
             "the calibration data holds no sequence",
             "name a text with more documents under data.calibration",
         )
-    return batches
+    last = options.samples - (whole - 1) * batch
+    return Batches(
+        len(batches),
+        lambda i: batches[i] if i < whole - 1 else {k: x[:last] for k, x in batches[i].items()},
+    )
 
 
 def _with_removals(

@@ -86,6 +86,7 @@ def plan_run(setting: Setting) -> dict[str, Any]:
         raise CompressError(
             "the profile sets a floor for fidelity and names no data", "add --data FILE"
         )
+    say_short_calibration(setting)
     outline = original = _outline(setting)
     speed = {d: matmul_speed(d) * EFFICIENCY[d] for d in EFFICIENCY}
     rates = (speed[torch.float32], max(speed.values()))
@@ -102,6 +103,25 @@ def plan_run(setting: Setting) -> dict[str, Any]:
     fits = fits and sum(s["disk_bytes"] for s in open_stages) <= disk
     has = machine() | {"memory_available_bytes": memory, "disk_free_bytes": disk}
     return {"fits": fits, "stages": stages, "machine": has}
+
+
+def say_short_calibration(setting: Setting) -> None:
+    """Say where the data holds fewer calibration sequences than a pruning stage asks for."""
+    for stage in setting.profile.stages:
+        options = stage.options
+        prunes = isinstance(options, minitron.Options) and options.scores is None
+        if not prunes or setting.corpus is None or not setting.readable:
+            continue
+        rows = setting.corpus.rows(
+            "calibration", setting.processor, options.length, setting.reading
+        )
+        if 0 < len(rows) < options.samples:
+            said = (
+                f"calibration has {len(rows):,} of the {options.samples:,} sequences asked for: "
+                f"give more text or write samples: {len(rows)}"
+            )
+            setting.screen.say(said)
+            setting.log(said)
 
 
 def refuse_if_too_big(plan: dict[str, Any]) -> None:

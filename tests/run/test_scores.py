@@ -133,7 +133,7 @@ def test_inspect_shows_every_score(make_work, tmp_path, capsys):
     assert found["hidden"] == wanted.hidden_D.tolist()
     assert found["settings"]["samples"] == 3
     assert call(["inspect", str(tmp_path), "--importance"]) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     for title in ("encoder.block: layers", "windows of 2 layers", "cross attention", "neurons"):
         assert title in shown
 
