@@ -6,6 +6,7 @@ import torch
 from compressor.distill import kd, minitron, runner
 from compressor.distill.logits import id_type, kept_bytes
 from compressor.errors import CompressError
+from compressor.training import teacher as stored_outputs
 from compressor.training.losses import divergence, truncated_kl
 from compressor.training.options import Train
 from compressor.training.teacher import given_outputs, with_outputs
@@ -118,3 +119,27 @@ def test_what_top_k_cannot_do_is_refused(method):
     both = method.Options(top_k=8, correct_teacher={"lr": 1e-4})
     with pytest.raises(CompressError, match="correct_teacher changes it at every step"):
         method.objective(both, llama, llama)
+
+
+def test_asking_that_was_interrupted_leaves_the_same_file(make_work, monkeypatch):
+    teacher = pico("llama", seed=1)
+    monkeypatch.setattr(stored_outputs, "_FLUSH_SECONDS", 0)
+    work = numbered(make_work(teacher))
+    objective = minitron.objective(minitron.Options(top_k=8, intermediate="on"), teacher, teacher)
+    ask, file, calls = objective.targets, work.scratch / "teacher-outputs.bin", []
+    with_outputs(work.batches("train", 3), objective, teacher.module, work)
+    wanted = file.read_bytes()
+    for left in work.scratch.glob("teacher-outputs.*"):
+        left.unlink()
+
+    def stops(batch):
+        calls.append(1)
+        if len(calls) == 3:  # one for the layout, one that is kept
+            raise KeyboardInterrupt
+        return ask(batch)
+
+    monkeypatch.setattr(objective, "targets", stops)
+    with pytest.raises(KeyboardInterrupt):
+        with_outputs(work.batches("train", 3), objective, teacher.module, work)
+    with_outputs(work.batches("train", 3), objective, teacher.module, work)
+    assert len(calls) == 3 + 1 + 2 and file.read_bytes() == wanted
