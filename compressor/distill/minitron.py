@@ -10,7 +10,9 @@ cross entropy are what the paper found best; L_is helps where depth is cut a lot
 it does not say: `auto` means at most two thirds of the teacher's layers, and that threshold is
 ours. The paper reads hidden states behind a norm; cosine does not see the scale that a norm takes
 out, so we read them as they are. The paper writes the loss of the embeddings' output without
-naming it; ours is the cosine as well. Encoder-decoders match both stacks.
+naming it; ours is the cosine as well. Encoder-decoders match both stacks. The value of alpha L_is
+is always that of L_logits, so it says nothing: the loss that is logged and compared leaves it out,
+and models of any depth can be ranked by it. Its gradient is in.
 
 The teacher may be corrected alongside (arXiv 2408.11796), or asked once and its largest logits
 kept; see logits.py. Legend: B rows, S tokens, H width of the teacher, N real tokens.
@@ -148,7 +150,7 @@ class _Minitron(nn.Module):
         states = self._states_loss(batch, own.hidden, target)
         alpha = _ratio(self.parts["logits"], states)
         self.parts["alpha"] = alpha
-        return loss + alpha * states
+        return loss + alpha * (states - states.detach())  # the gradient, not the value
 
     def _targets(self, hidden: States) -> dict[str, Tensor]:
         """The teacher's side of H, float32 [B, S, H], by stack.layer."""

@@ -1,7 +1,6 @@
 """What every distill method shares: batches, what trains, the teacher's outputs, the loop."""
 
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import Any, Protocol
 
 from torch import nn
@@ -36,8 +35,8 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
     """Train `model` in place on the train split; notes get the loss curve and the facts.
 
     Where the validation split has rows, they also get what the objective says of them before and
-    after: notes["validation"] = {before, after, loss, parts, rows}. `loss`, which a search
-    compares, and `parts` are those of the trained model.
+    after: notes["validation"] = {before, after, parts, rows}. A search compares `after`; `parts`
+    are those of the trained model.
 
     Args:
         objective: see training/loop.py; one that asks a teacher may have it asked beforehand
@@ -70,7 +69,8 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
     work.log(f"training: {facts}")
     if before is not None:
         after = validation_loss(objective, kept, work)
-        model.notes["validation"] = {"before": before.loss, "after": after.loss} | asdict(after)
+        losses = {"before": before.loss, "after": after.loss}
+        model.notes["validation"] = losses | {"parts": after.parts, "rows": after.rows}
         work.log(f"validation: {model.notes['validation']}")
     return facts
 
