@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from compressor.distill.logits import Correction, LogitsLoss, refuse_unlike
 from compressor.distill.predictions import predictions
@@ -62,7 +62,7 @@ class Options:
     ce: float = Field(0.0, ge=0, description="weight of plain cross entropy")
     intermediate: _Switch = Field("auto", description="match hidden states: auto, on or off")
     layer_pair: tuple[int, int] | None = Field(
-        None, description="[teacher layer, student layer] from 1; null is the third from the end"
+        None, description="[teacher layer, student layer] from 1, matched whatever the depth"
     )
     top_k: int | None = Field(
         None, ge=1, description="keep the teacher's largest logits of each token on disk"
@@ -91,12 +91,12 @@ def objective(options: Options, student: Model, teacher: Model | None) -> nn.Mod
 
 def _matched(options: Options, own: list[int], above: list[int]) -> list[tuple[int, int, int]]:
     """(stack, teacher state, student state) of H; nothing where only logits count."""
+    if options.layer_pair is not None:
+        _refuse_pair(options, own, above)
+        return [(0, 0, 0), (0, *options.layer_pair)]
     deep = any(mine <= _DEEP * theirs for mine, theirs in zip(own, above, strict=True))
     if options.intermediate == "off" or (options.intermediate == "auto" and not deep):
         return []
-    if options.layer_pair is not None:
-        _refuse_pair(options.layer_pair, own, above)
-        return [(0, 0, 0), (0, *options.layer_pair)]
     found = []
     for stack, (mine, theirs) in enumerate(zip(own, above, strict=True)):
         pair = (max(1, theirs - _BEFORE_LAST), max(1, mine - _BEFORE_LAST))
@@ -104,7 +104,14 @@ def _matched(options: Options, own: list[int], above: list[int]) -> list[tuple[i
     return found
 
 
-def _refuse_pair(pair: tuple[int, int], own: list[int], above: list[int]) -> None:
+def _refuse_pair(options: Options, own: list[int], above: list[int]) -> None:
+    pair = options.layer_pair
+    assert pair is not None
+    if options.intermediate == "off":
+        raise CompressError(
+            "layer_pair names what is matched, and intermediate: off matches nothing",
+            "intermediate: on, or layer_pair: null",
+        )
     if len(own) > 1:
         raise CompressError(
             "layer_pair names the layers of one stack, and this model has two", "layer_pair: null"
@@ -134,7 +141,9 @@ class _Minitron(nn.Module):
     def targets(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The teacher's answers as they are kept on disk: largest logits and matched states."""
         above = self.logits.ask(batch, hidden=bool(self.matched))
-        return self.logits.largest(above) | self._targets(above.hidden)
+        # float16 has no room for the residual stream of some models, and cosine needs no scale
+        states = {k: normalize(v, dim=-1) for k, v in self._targets(above.hidden).items()}
+        return self.logits.largest(above) | states
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         own = predictions(self.student, batch, hidden=bool(self.matched))

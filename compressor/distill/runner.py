@@ -130,7 +130,10 @@ def _difference(mine: dict[str, int], theirs: dict[str, int]) -> str:
 
 
 def backbone(model: Model, batch: dict, **extra: Any) -> Any:
-    """Forward pass without task head and cache; the output of transformers."""
+    """Forward pass without task head and cache; the output of transformers.
+
+    The states of a model that is its own backbone (T5) stand where its logits would.
+    """
     inputs = accepted(model, batch) | without_cache(model) | extra
     if model.base is not model.module:
         return model.base(**inputs)

@@ -75,7 +75,7 @@ def within_budget(family: Family, config: Any, space: Space) -> list[Shape]:
     near = [
         (abs(counts(shape) / budget - 1), shape)
         for cell in grid(family, config, space)
-        for shape in _filled(cell, counts, budget, space)
+        for shape in filled(cell, counts, budget, space)
     ]
     found = [s for distance, s in near if distance <= space.tolerance and s != before]
     if not found:
@@ -147,10 +147,13 @@ def spread(before: Shape, shapes: Sequence[Shape], n: int) -> list[Shape]:
         return max(place) - min(place)
 
     left = sorted(shapes, key=unevenness)
-    taken, left = left[:1], left[1:]
-    while left and len(taken) < n:
-        gaps = [min(math.dist(_place(before, s), _place(before, t)) for t in taken) for s in left]
-        taken.append(left.pop(gaps.index(max(gaps))))
+    places = [_place(before, shape) for shape in left]
+    gaps, taken = [math.inf] * len(left), []
+    while left and len(taken) < min(n, len(shapes)):
+        index = gaps.index(max(gaps))
+        taken.append(left[index])
+        gaps = [min(gap, math.dist(p, places[index])) for gap, p in zip(gaps, places, strict=True)]
+        gaps[index] = -1.0  # equal shapes may have a gap of 0 and are still to be taken
     return taken
 
 
@@ -247,7 +250,7 @@ def _eighths(whole: int, unit: int = 1) -> list[int]:
     return [size for size in dict.fromkeys([whole, *steps]) if 1 <= size <= whole]
 
 
-def _filled(cell: Shape, counts: Counts, budget: int, space: Space) -> list[Shape]:
+def filled(cell: Shape, counts: Counts, budget: int, space: Space) -> list[Shape]:
     """The shapes of a cell: with every MLP of the list, or with the one nearest to the budget."""
     if "mlp" in space.lists:
         return [cell | {"mlp": mlp} for mlp in space.lists["mlp"]]
@@ -270,15 +273,21 @@ def _gentle(before: Shape, shapes: list[Shape]) -> list[Shape]:
 def _out_of_reach(
     near: list[tuple[float, Shape]], counts: Counts, budget: int, space: Space, width: int
 ) -> CompressError:
-    distance, shape = min(near, key=lambda pair: pair[0])
-    found = counts(shape)
+    whole = counts.family.read_sizes(counts.config)
+    others = [pair for pair in near if pair[1] != whole]
+    if not others:
+        return CompressError(
+            "the lists hold the original's shape alone", "give smaller sizes in one of them"
+        )
+    distance, shape = min(others, key=lambda pair: pair[0])
+    found, tolerance = counts(shape), math.ceil(1000 * distance) / 1000
     if space.bytes is not None:
         option = f"bytes: {found * width}"
     else:
-        total = counts(counts.family.read_sizes(counts.config))
-        option = f"parameters: {round(found / total, 4)}"
+        option = f"parameters: {round(found / counts(whole), 4)}"
     return CompressError(
         f"no shape in these lists is within {space.tolerance:.1%} of {budget:,} parameters",
-        f"the nearest, {label(shape)}, has {found:,}: write {option} or tolerance: "
-        f"{math.ceil(1000 * distance) / 1000}, or give other lists",
+        f"the nearest, {label(shape)}, has {found:,}: write {option}"
+        + (f" or tolerance: {tolerance}" if tolerance < 1 else "")
+        + ", or give other lists",
     )

@@ -24,9 +24,10 @@ from compressor.distill.predictions import (
     positions_at_once,
     predictions,
 )
+from compressor.distill.runner import backbone
 from compressor.errors import CompressError
 from compressor.model.depth import Batch, Damage, Lost
-from compressor.model.forward import accepted, output_mask, without_cache
+from compressor.model.forward import output_mask
 from compressor.model.model import Model
 from compressor.training.losses import label_loss
 
@@ -98,7 +99,7 @@ def _over_answers(
 
 def _last_states(model: Model, batch: Batch) -> Tensor:
     """[A, H] of the real tokens, float32, before any task head."""
-    result = model.base(**accepted(model, batch), **without_cache(model))
-    states = result.last_hidden_state.float()
+    result = backbone(model, batch)
+    states = (result.logits if "logits" in result else result.last_hidden_state).float()
     mask = output_mask(batch)
     return states.flatten(0, 1) if mask is None else states[mask.bool()]

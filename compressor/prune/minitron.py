@@ -24,11 +24,9 @@ Legend: L layers, H query heads.
 """
 
 import copy
-from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from pydantic_core import ArgsKwargs
 from torch import Tensor
 
 from compressor.errors import CompressError
@@ -42,24 +40,14 @@ from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 from compressor.model.shrink import Kept, KeptStack, shrink
 from compressor.options import options
-from compressor.prune.scores import ScoreOptions, layers_to_go, reused, score, summary
+from compressor.prune.cutting import CutOptions
+from compressor.prune.scores import layers_to_go, reused, score, summary
 from compressor.training.workbench import Workbench
-
-_PAPER = {"head_score": "heads", "merge_heads": True, "norms": "all"}
-_LIBRARY = {"head_score": "features", "merge_heads": False, "norms": "blocks", "multiple": 64}
-_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": _PAPER | {"layer_importance": "perplexity"},  # 2407.14679; the second counts answers
-    "library": _LIBRARY | {"layer_importance": "block_influence"},
-}
 
 
 @options
-class Options(ScoreOptions):
+class Options(CutOptions):
     """Exactly one of `parameters`, `sizes`, `bytes` and `ratios` says how far to prune."""
-
-    preset: Literal["paper", "library"] | None = Field(
-        None, description="fills in what is not given: as in the paper, or in Model Optimizer"
-    )
 
     parameters: float | None = Field(
         None, gt=0, lt=1, description="share of the original's parameters that stays"
@@ -67,25 +55,9 @@ class Options(ScoreOptions):
     sizes: TargetSizes | None = Field(None, description="explicit sizes; the others stay")
     bytes: int | None = Field(None, ge=1, description="bytes of the weights on disk")
     ratios: Ratios | None = Field(None, description="share of each axis that stays")
-    multiple: int = Field(8, ge=1, description="a budget rounds the MLP to a multiple of this")
-    merge_heads: bool = Field(
-        False, description="merge heads that go into those that stay, instead of dropping them"
-    )
     scores: str | None = Field(
         None, description="directory of a prune.minitron stage whose importance scores are reused"
     )
-    rescale: bool = Field(
-        False, description="scale RMSNorms so that removed channels count as zeros (hidden only)"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, given: Any) -> Any:
-        """Options of the preset that are not given; what is given counts."""
-        direct = isinstance(given, ArgsKwargs)
-        values = dict((given.kwargs if direct else given) or {})
-        filled = _PRESETS.get(str(values.get("preset")), {}) | values
-        return ArgsKwargs(given.args, filled) if direct else filled
 
     @model_validator(mode="after")
     def _one_budget(self) -> "Options":

@@ -103,8 +103,9 @@ def reused(model: Model, options: ScoreOptions, path: str, removed: Sequence[int
     """
     found = read_scores(path)
     found.refuse_other_shapes(model)
+    idle = () if any(removed) else ("layer_importance", "contiguous")  # they rank nothing
     for name, value in options.settings.items():
-        if found.settings.get(name) != value:
+        if name not in idle and found.settings.get(name) != value:
             raise CompressError(
                 f"the scores at '{path}' were measured with {name}: {found.settings.get(name)}, "
                 f"and {value} is asked for",

@@ -12,6 +12,7 @@ from typing import Any
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.importance_file import scores_path
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Artifact, Manifest, read_manifest, write_manifest
 from compressor.run.compare import compare
@@ -128,6 +129,7 @@ def lead(
         refuse_if_too_big(plan)
         check_finished(setting, redo or 0)
         if redo is not None:
+            refuse_own_scores(loaded, home, redo)
             forget(home, redo, home / SCRATCH)
         return conduct(setting, plan, begin)
 
@@ -204,6 +206,22 @@ def refuse_another_model(home: Path, manifest: Manifest) -> None:
             raise CompressError(
                 f"'{home}' was made from another model ({before.base_model['id']})",
                 "give a new --out directory",
+            )
+
+
+def refuse_own_scores(profile: Profile, home: Path, redo: int) -> None:
+    """Refuse to delete the importance scores that a stage is to reuse.
+
+    Raises:
+        CompressError: they lie in a stage from `redo` on.
+    """
+    going = [d.resolve() for d in home.glob("[0-9][0-9]-*") if int(d.name[:2]) >= redo]
+    for stage in profile.stages:
+        scores = getattr(stage.options, "scores", None)
+        if scores and any(scores_path(scores).resolve().is_relative_to(d) for d in going):
+            raise CompressError(
+                f"--redo {redo} would delete the scores that {stage.method} is to reuse",
+                f"copy {scores_path(scores).name} to another place and name that in scores",
             )
 
 

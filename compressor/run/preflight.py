@@ -21,6 +21,7 @@ from compressor.model.families import Family, find_family
 from compressor.model.shapes import config_of, count, resized
 from compressor.model.sources import read_config
 from compressor.prune import minitron
+from compressor.prune.scores import ScoreOptions
 from compressor.quantize import rtn
 from compressor.run.layout import stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
@@ -86,6 +87,7 @@ def plan_run(setting: Setting) -> dict[str, Any]:
         raise CompressError(
             "the profile sets a floor for fidelity and names no data", "add --data FILE"
         )
+    _refuse_unranked(setting)
     say_short_calibration(setting)
     outline = original = _outline(setting)
     speed = {d: matmul_speed(d) * EFFICIENCY[d] for d in EFFICIENCY}
@@ -109,8 +111,8 @@ def say_short_calibration(setting: Setting) -> None:
     """Say where the data holds fewer calibration sequences than a pruning stage asks for."""
     for stage in setting.profile.stages:
         options = stage.options
-        prunes = isinstance(options, minitron.Options) and options.scores is None
-        if not prunes or setting.corpus is None or not setting.readable:
+        scores = isinstance(options, ScoreOptions) and getattr(options, "scores", None) is None
+        if not scores or setting.corpus is None or not setting.readable:
             continue
         rows = setting.corpus.rows(
             "calibration", setting.processor, options.length, setting.reading
@@ -122,6 +124,29 @@ def say_short_calibration(setting: Setting) -> None:
             )
             setting.screen.say(said)
             setting.log(said)
+
+
+def _refuse_unranked(setting: Setting) -> None:
+    """Refuse a search without validation rows: nothing else may choose.
+
+    Raises:
+        CompressError: there is no data, or the validation split is empty.
+    """
+    for stage in setting.profile.stages:
+        if stage.kind != "search":
+            continue
+        if setting.corpus is None:
+            raise CompressError(
+                f"{stage.method} needs data and the profile names none",
+                "--data FILE, or data: in YAML",
+            )
+        length = stage.options.train.length
+        rows = setting.corpus.rows("validation", setting.processor, length, setting.reading)
+        if len(rows) == 0:
+            raise CompressError(
+                "the validation split has no rows, so candidates cannot be ranked",
+                "give more documents with --data, or name some under data.validation",
+            )
 
 
 def refuse_if_too_big(plan: dict[str, Any]) -> None:

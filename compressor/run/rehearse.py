@@ -4,7 +4,8 @@ Models on the meta device have names, shapes and ties and no weights, so this ta
 Wrong tasks, other vocabularies, layers that do not exist and groups that do not divide all show.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
 from compressor.measure import perplexity
-from compressor.model.budget import sizes_for
+from compressor.model.budget import Shape, sizes_for
 from compressor.model.candidates import label
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
 from compressor.model.families import find_family
@@ -38,8 +39,22 @@ MEASURED_TASKS = {
 ONNX_BLOCK = 16  # smallest block of ONNX Runtime's quantized operators
 
 
-def rehearse(profile: Profile, source: Checkpoint) -> list[str]:
+@dataclass(frozen=True)
+class _Rehearsal:
+    """A profile, those shapes of its searches that were measured, and what the user should read."""
+
+    profile: Profile
+    chosen: Mapping[int, Sequence[Shape]]
+    remarks: list[str] = field(default_factory=list)
+
+
+def rehearse(
+    profile: Profile, source: Checkpoint, chosen: Mapping[int, Sequence[Shape]] | None = None
+) -> list[str]:
     """Run what can be run of every stage without weights.
+
+    Args:
+        chosen: {number of a search stage: the shapes it trains}, where they had to be measured.
 
     Returns:
         What the user should read before the work begins; one sentence each.
@@ -47,11 +62,11 @@ def rehearse(profile: Profile, source: Checkpoint) -> list[str]:
     Raises:
         CompressError: what the stage itself would have raised, before any work.
     """
-    made, remarks = [empty(source.path)], []
+    job, made = _Rehearsal(profile, chosen or {}), [empty(source.path)]
     if profile.dtype:
         made[0].config.dtype = getattr(torch, profile.dtype)
     _check_measures(profile, made[0].task)
-    _rehearse_from(profile, made, remarks)
+    _rehearse_from(job, made)
     for name, stages in profile.baselines.items():
         for number, stage in enumerate(stages, start=1):
             _check_length(f"baselines.{name}.{number}", stage, made[0])
@@ -61,7 +76,7 @@ def rehearse(profile: Profile, source: Checkpoint) -> list[str]:
             _check_groups(stages, [made[0]] * (len(stages) + 1), names)
         except CompressError as error:
             raise CompressError(f"baseline '{name}': {error.what}", error.hint) from error
-    return list(dict.fromkeys(remarks))  # the candidates of a search say the same
+    return list(dict.fromkeys(job.remarks))  # the candidates of a search say the same
 
 
 def _prune_all(model: Model, stages: tuple[Stage, ...]) -> None:
@@ -70,55 +85,46 @@ def _prune_all(model: Model, stages: tuple[Stage, ...]) -> None:
             model = _pruned(model, stage.options)
 
 
-def _rehearse_from(profile: Profile, made: list[Model], remarks: list[str]) -> None:
+def _rehearse_from(job: _Rehearsal, made: list[Model]) -> None:
     """Go through the stages after the first `len(made) - 1`; a search leads to many ends.
 
     Args:
         made: the source's model and that of every stage before, without weights.
-        remarks: gets what the user should read.
     """
-    for number, stage in enumerate(profile.stages[len(made) - 1 :], start=len(made)):
+    for number, stage in enumerate(job.profile.stages[len(made) - 1 :], start=len(made)):
         place = f"stages.{number}"
         if stage.kind == "search":
-            _rehearse_search(profile, place, stage, made, remarks)
+            _rehearse_search(job, place, stage, made)
             return
-        made = [*made, _after(profile, place, stage, made, made[-1], remarks)]
-    exports = [s.name for s in profile.stages if s.kind == "export"]
-    _check_groups(profile.stages, made, exports)
+        made = [*made, _after(job, place, stage, made, made[-1])]
+    exports = [s.name for s in job.profile.stages if s.kind == "export"]
+    _check_groups(job.profile.stages, made, exports)
 
 
-def _rehearse_search(
-    profile: Profile, place: str, stage: Stage, made: list[Model], remarks: list[str]
-) -> None:
+def _rehearse_search(job: _Rehearsal, place: str, stage: Stage, made: list[Model]) -> None:
     """Go through the two stages of every candidate, and through all that follows with its shape."""
     before = made[-1]
-    for shape in planned_shapes(before.family, before.config, stage.options):
+    planned = job.chosen.get(len(made))
+    for shape in planned or planned_shapes(before.family, before.config, stage.options):
         candidate = before
         try:
             for own in candidate_stages(before.family, stage, shape):
-                candidate = _after(profile, place, own, made, candidate, remarks)
-            _rehearse_from(profile, [*made, candidate], remarks)
+                candidate = _after(job, place, own, made, candidate)
+            _rehearse_from(job, [*made, candidate])
         except CompressError as error:
             what = f"candidate {label(shape)} of {stage.method}: {error.what}"
             raise CompressError(what, error.hint) from error
 
 
-def _after(
-    profile: Profile,
-    place: str,
-    stage: Stage,
-    made: list[Model],
-    model: Model,
-    remarks: list[str],
-) -> Model:
+def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: Model) -> Model:
     """What a stage makes of `model`; `made` is what stages before may be taken from as teachers."""
     _check_length(place, stage, model)
     if isinstance(stage.options, minitron.Options):
         return _pruned(model, stage.options)
     if stage.kind == "distill":
-        teacher = _teacher(stage.teacher or profile.teacher, made)
+        teacher = _teacher(stage.teacher or job.profile.teacher, made)
         objective = load_method(stage.method).objective(stage.options, model, teacher)
-        remarks += [f"{stage.method}: {said}" for said in getattr(objective, "remarks", ())]
+        job.remarks.extend(f"{stage.method}: {said}" for said in getattr(objective, "remarks", ()))
     return model
 
 

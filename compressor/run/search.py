@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from compressor.errors import CompressError, Refused
+from compressor.model.beside import TensorFile
 from compressor.model.budget import Shape, itemsize
 from compressor.model.candidates import Counts, grid
 from compressor.model.checkpoint import Checkpoint
@@ -31,7 +32,7 @@ from compressor.prune.scores import layers_to_go, score
 from compressor.run.layout import SCRATCH, remove, stage_directories, stage_name
 from compressor.run.outputs import replace_files
 from compressor.run.profile import Profile, Stage, resolved_text
-from compressor.run.rehearse import empty
+from compressor.run.rehearse import empty, rehearse
 from compressor.run.search_latency import Latencies, open_latencies, within_latency
 from compressor.run.search_stages import candidate_name, candidate_stages, planned_shapes
 from compressor.run.setting import Setting
@@ -40,7 +41,7 @@ from compressor.screen import Screen
 from compressor.training.loop import NotFinite
 from compressor.training.workbench import Workbench
 
-_RECORD, _FAILED = "search.json", "failed.json"
+_RECORD, _FAILED, _CLEARED = "search.json", "failed.json", "cleared"
 _DONE = "report.html"  # what a run writes last
 
 
@@ -88,7 +89,6 @@ def search(
     if setting.profile.dtype:
         model.config.dtype = getattr(torch, setting.profile.dtype)
     job = Search(setting, stage, parent, place, model, work)
-    _refuse_unranked(setting, work, stage.options.train.length)
     shapes, times = _shapes(job)
     rows = _train_all(job, shapes, _scores(job, shapes))
     chosen = _best(rows)
@@ -97,6 +97,11 @@ def search(
         rows = [row | {"latency_ms": times(row["sizes"])} for row in rows]
     last = stage_name(2, stage.options.method)
     winner = Checkpoint.open(place / chosen["name"] / last).load()
+    for number, method in enumerate(("prune.minitron", stage.options.method), start=1):
+        made = read_manifest(place / chosen["name"] / stage_name(number, method))
+        winner.notes |= made.metrics["notes"]
+    cut = place / chosen["name"] / stage_name(1, "prune.minitron")
+    winner.beside[IMPORTANCE] = TensorFile.read(cut / IMPORTANCE)
     winner.notes["search"] = _summary(job, times) | {"candidates": rows}
     return winner
 
@@ -128,28 +133,19 @@ def _shapes(job: Search) -> tuple[list[Shape], Latencies | None]:
     times = open_latencies(job.place, name, job.parent, options, job.work)
     job.setting.screen.say(f"  measuring latency on {threads(options.threads)}")
     cells = grid(family, config, options)
-    return within_latency(job.model.sizes, cells, options, times), times
-
-
-def _refuse_unranked(setting: Setting, work: Workbench, length: int) -> None:
-    """Refuse data without validation rows: nothing else may choose.
-
-    Raises:
-        CompressError: the validation split is empty.
-    """
-    documents = [] if setting.corpus is None else setting.corpus.documents["validation"]
-    if not documents or not work.batches("validation", 1, batch=1, length=length):
-        raise CompressError(
-            "the validation split has no rows, so candidates cannot be ranked",
-            "give more documents with --data, or name some under data.validation",
-        )
+    shapes = within_latency(job.model.sizes, cells, options, times)
+    rehearse(job.setting.profile, job.setting.source, {int(job.place.name): shapes})
+    return shapes, times
 
 
 def _claim(place: Path, fingerprint: str, scratch: Path) -> None:
-    """Make the directory of the candidates; one of other settings goes first."""
+    """Make the directory of the candidates; what is of no use here goes first.
+
+    That is one of other settings, or of a stage that had landed, whose weights were deleted.
+    """
     record = place / _RECORD
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    if place.is_dir() and known.get("fingerprint") != fingerprint:
+    if place.is_dir() and (known.get("fingerprint") != fingerprint or known.get(_CLEARED)):
         remove(place, scratch)
     place.mkdir(parents=True, exist_ok=True)
     replace_files(place, {_RECORD: json.dumps({"fingerprint": fingerprint})})
@@ -282,6 +278,10 @@ def peak_of(notes: dict[str, Any]) -> int:
 
 def clear_candidates(place: Path, drop_weights: Callable[[Path], None]) -> None:
     """Delete the weights and the scratch of all candidates of a stage that has landed."""
+    if not (place / _RECORD).is_file():  # the user may delete them
+        return
+    known = json.loads((place / _RECORD).read_text(encoding="utf-8"))
+    replace_files(place, {_RECORD: json.dumps(known | {_CLEARED: True})})
     for home in place.glob("[0-9]*"):
         for stage in stage_directories(home):
             drop_weights(stage)

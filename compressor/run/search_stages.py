@@ -1,37 +1,46 @@
 """What a search trains: the shapes of a search stage, and the two stages of one candidate."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from compressor.model.budget import Shape, TargetSizes
-from compressor.model.candidates import candidates_for, grid, label, spread
+from compressor.model.candidates import (
+    Counts,
+    budget_of,
+    candidates_for,
+    filled,
+    grid,
+    label,
+    spread,
+)
 from compressor.model.families import Family
 from compressor.model.shapes import axes_of
 from compressor.prune import minitron
-from compressor.prune.scores import ScoreOptions
+from compressor.prune.cutting import CutOptions
 from compressor.run.methods import load_method
 from compressor.run.profile import Stage
 from compressor.search.minitron import Options
 
-_SHARED = (*(field.name for field in fields(ScoreOptions)), "rescale")
+_SHARED = tuple(field.name for field in fields(CutOptions))
 
 
 def planned_shapes(family: Family, config: Any, options: Options) -> list[Shape]:
     """The shapes of a search, as far as they are known before anything is measured.
 
-    Under a budget of latency the MLP is measured later; here it has the smallest width that can
-    come of that, of which all others are multiples.
+    Under a budget of latency the shapes are measured later; until then a share of latency is taken
+    for one of parameters, and no tolerance is asked of it.
 
     Raises:
         CompressError: as `candidates_for`.
     """
     if options.latency is None:
         return candidates_for(family, config, options)
-    before = family.read_sizes(config)
-    least = min(options.mlp or (options.multiple, before["mlp"]))
-    cells = [cell | {"mlp": least} for cell in grid(family, config, options)]
-    return spread(before, cells, options.candidates)
+    alike = replace(options, latency=None, parameters=options.latency)
+    cells, counts = grid(family, config, options), Counts(family, config)
+    budget = budget_of(family, config, alike)
+    shapes = [shape for cell in cells for shape in filled(cell, counts, budget, alike)]
+    return spread(family.read_sizes(config), shapes, options.candidates)
 
 
 def candidate_stages(

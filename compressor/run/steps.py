@@ -327,8 +327,9 @@ def keep_metrics(file: Path, scratch: Path, stage: Path) -> None:
 
 def forget(home: Path, number: int, scratch: Path) -> None:
     """Delete stage `number` and all after it, with the candidates of searches (--redo)."""
-    made = [*home.glob("[0-9][0-9]-*"), *home.glob(f"{SEARCH}/[0-9][0-9]")]
-    for directory in sorted(made, key=lambda path: path.name, reverse=True):
+    stages, searches = home.glob("[0-9][0-9]-*"), home.glob(f"{SEARCH}/[0-9][0-9]")
+    # candidates first: without their stage they would be taken for those of a killed search
+    for directory in [*sorted(searches, reverse=True), *sorted(stages, reverse=True)]:
         if int(directory.name[:2]) >= number:
             remove(directory, scratch)
 

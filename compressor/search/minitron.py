@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from compressor.options import options
-from compressor.prune.scores import ScoreOptions
+from compressor.prune.cutting import CutOptions
 from compressor.training.options import Train
 
 _BUDGETS = ("parameters", "bytes", "latency")
@@ -26,7 +26,7 @@ _AXES = ("layers", "decoder_layers", "heads", "kv_heads", "hidden", "mlp")
 
 
 @options
-class Options(ScoreOptions):
+class Options(CutOptions):
     """Exactly one of `parameters`, `bytes` and `latency` is the budget."""
 
     parameters: float | None = Field(
@@ -55,14 +55,10 @@ class Options(ScoreOptions):
     mlp: tuple[int, ...] | None = Field(
         None, min_length=1, description="MLP widths to try; default what meets the budget"
     )
-    multiple: int = Field(8, ge=1, description="an MLP that meets a budget is a multiple of this")
     candidates: int = Field(12, ge=1, description="shapes to train, at most")
     method: str = Field("distill.kd", description="the distill method of the light retraining")
     train: Train = Field(Train(steps=400), description="how long and how fast each is retrained")
     objective: dict[str, Any] = Field({}, description="other options of the distill method")
-    rescale: bool = Field(
-        False, description="scale RMSNorms so that removed channels count as zeros (hidden only)"
-    )
     threads: int = Field(1, ge=1, description="threads of a measured latency")
 
     @model_validator(mode="after")
@@ -75,9 +71,12 @@ class Options(ScoreOptions):
             raise ValueError(f"method must be a distill method (got {self.method})")
         if "train" in self.objective:
             raise ValueError("train stands beside objective, not in it")
+        if self.objective.get("correct_teacher"):
+            raise ValueError("candidates are ranked by one teacher, so none may correct it")
         return self
 
     @property
     def lists(self) -> dict[str, tuple[int, ...]]:
         """{axis: sizes} of the lists that are given."""
-        return {axis: sizes for axis in _AXES if (sizes := getattr(self, axis)) is not None}
+        given = {axis: getattr(self, axis) for axis in _AXES}
+        return {axis: tuple(dict.fromkeys(sizes)) for axis, sizes in given.items() if sizes}

@@ -141,3 +141,11 @@ def test_progress_counts_every_pass():
     removal_scores(model, removals, batches, DAMAGES["output"], seen.append)
     assert sum(seen) == 6
     assert isinstance(model, Model)
+
+
+@pytest.mark.parametrize("name", ["t5", "whisper", "gpt2", "vit"])
+def test_the_output_of_every_kind_of_backbone_turns_without_a_layer(name):
+    model = pico(name)
+    removals = [(stack, [0]) for stack in model.family.stacks]
+    found = removal_scores(model, removals, [random_inputs(model)], DAMAGES["output"])
+    assert bool((found > 1e-4).all()) and bool((found < 2).all())
