@@ -10,6 +10,9 @@ from .flags import Json
 def inspect(
     path: Annotated[str | None, typer.Argument(metavar="PATH", help="Directory or model.")] = None,
     kernels: Annotated[bool, typer.Option("--kernels", help="Ops and what runs them.")] = False,
+    importance: Annotated[
+        bool, typer.Option("--importance", help="Scores that a pruning stage left.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Describe a checkpoint or an artefact."""
@@ -19,14 +22,26 @@ def inspect(
     from .quiet import quiet
     from .render import show_json, show_table
 
-    if (path is None) != kernels:
+    if (path is None) != kernels or (kernels and importance):
         raise CompressError("name one PATH, or --kernels", "compress inspect PATH")
     with quiet():
-        found: Any = compressor.list_kernels() if kernels else compressor.inspect(str(path))
+        found: Any = (
+            compressor.list_kernels() if kernels else compressor.inspect(str(path), importance)
+        )
     if json:
         show_json(found)
-    else:
-        show_table(kernel_table(found) if kernels else path_table(found))
+        return
+    for table in tables(found, kernels, importance):
+        show_table(table)
+
+
+def tables(found: Any, kernels: bool, importance: bool) -> list[Any]:
+    """What is shown of the one thing that was asked for."""
+    if importance:
+        from compressor.run.inspect_importance import importance_tables
+
+        return importance_tables(found)
+    return [kernel_table(found) if kernels else path_table(found)]
 
 
 def kernel_table(found: list[dict[str, Any]]) -> Any:

@@ -42,7 +42,7 @@ def table(found: dict[str, Any]) -> Any:
 
     rows = [
         (
-            str(stage["name"]),
+            _named(stage),
             millions(stage["parameters_out"]),
             megabytes(stage["bytes_out"]),
             megabytes(stage["peak_memory_bytes"]),
@@ -55,3 +55,8 @@ def table(found: dict[str, Any]) -> Any:
     total = ("total", "", "", "", megabytes(disk), clock(seconds))
     title = "Plan: it fits" if found["fits"] else "Plan: it does NOT fit"
     return Table(title, ("stage", "params", "MB", "peak MB", "disk MB", "time"), [*rows, total])
+
+
+def _named(stage: dict[str, Any]) -> str:
+    count = stage.get("candidates")
+    return f"{stage['name']} ({count} candidates)" if count else str(stage["name"])

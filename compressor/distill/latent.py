@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from compressor.distill.runner import backbone, refuse_other_vocabulary
+from compressor.distill.states import depths, real_positions, refuse_other_patches, states_of
 from compressor.errors import CompressError
 from compressor.model.model import Model, pool
 from compressor.options import options
@@ -66,12 +67,7 @@ def objective(options: Options, student: Model, teacher: Model | None) -> nn.Mod
         )
     refuse_other_vocabulary(student, teacher)
     _refuse_two_stacks(options, student)
-    patches = [getattr(model.config, "patch_size", None) for model in (student, teacher)]
-    if patches[0] != patches[1]:
-        raise CompressError(
-            f"the teacher has patches of {patches[1]} pixels and the student of {patches[0]}",
-            "use distill.kd, or a teacher with the same patch_size",
-        )
+    refuse_other_patches(student, teacher)
     if options.attention and student.sizes["heads"] != teacher.sizes["heads"]:
         raise CompressError(
             f"attention maps need equal head counts ({student.sizes['heads']} and "
@@ -126,14 +122,14 @@ class _Representations(nn.Module):
         # (weight, stack, teacher layer, student layer); layer 0 is the output of the embeddings
         self.matched: list[tuple[float, int, int, int]] = []
         self.pairs: list[tuple[int, int]] = []  # of the last stack
-        for stack, (own, above) in enumerate(zip(_depths(student), _depths(teacher), strict=True)):
+        for stack, (own, above) in enumerate(zip(depths(student), depths(teacher), strict=True)):
             self.pairs = _pairs(options, own, above)
             share = options.layers / len(self.pairs)
             terms = [(options.hidden, above, own), (options.embeddings, 0, 0)]
             terms += [(share, *pair) for pair in self.pairs]
             count = len(student.family.stacks)
             self.matched += [(w / count, stack, t, s) for w, t, s in terms if w]
-        self.last = (len(student.family.stacks) - 1, _depths(teacher)[-1])
+        self.last = (len(student.family.stacks) - 1, depths(teacher)[-1])
         self.wanted = sorted({(stack, above) for _, stack, above, _ in self.matched} | {self.last})
         self.cache_teacher = caches(options, student.task, student.config)
         width = student.sizes["hidden"], teacher.sizes["hidden"]
@@ -143,7 +139,7 @@ class _Representations(nn.Module):
     @torch.no_grad()
     def targets(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Hidden states [B, S, H] of the teacher's layers that the loss needs, by stack.layer."""
-        states = _states(backbone(self.teacher, batch, output_hidden_states=True))
+        states = states_of(backbone(self.teacher, batch, output_hidden_states=True))
         return {f"{stack}.{layer}": states[stack][layer].float() for stack, layer in self.wanted}
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
@@ -151,11 +147,8 @@ class _Representations(nn.Module):
         with _maps_kept(self.student, bool(self.options.attention)):
             output = backbone(self.student, batch, output_hidden_states=True, **extra)
         target = given_outputs(batch) or self.targets(batch)
-        states = _states(output)
-        masks = [
-            batch[stack.mask].bool() if stack.mask in batch else _all_real(states[i][0])
-            for i, stack in enumerate(self.student.family.stacks)
-        ]
+        states = states_of(output)
+        masks = real_positions(self.student, batch, states)
         self.parts = {}
         terms = []
         for weight, stack, above, below in self.matched:
@@ -193,25 +186,6 @@ class _Representations(nn.Module):
             log_ratio = (target.clamp(min=1e-9) / own.clamp(min=1e-9)).log()
             total = total + (target * log_ratio).sum() / count
         return total / len(self.pairs)
-
-
-def _depths(model: Model) -> list[int]:
-    """Layers of every stack."""
-    return [len(model.blocks(stack)) for stack in model.family.stacks]
-
-
-def _states(output: Any) -> list[tuple[Tensor, ...]]:
-    """Hidden states of every stack: of the one there is, or of encoder and decoder.
-
-    The last is the one behind the final norm, which some classes (ViT) leave out of the list.
-    """
-    if "decoder_hidden_states" in output:
-        return [output.encoder_hidden_states, output.decoder_hidden_states]
-    return [(*output.hidden_states[:-1], output.last_hidden_state)]
-
-
-def _all_real(state: Tensor) -> Tensor:
-    return torch.ones(state.shape[:2], dtype=torch.bool, device=state.device)
 
 
 @contextmanager

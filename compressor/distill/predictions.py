@@ -13,12 +13,13 @@ logits of a whole batch never exist. Legend: B rows, S tokens, T tokens of an an
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compressor.distill.states import States, states_of
 from compressor.errors import CompressError
 from compressor.model.forward import accepted, without_cache
 from compressor.model.model import Model
@@ -32,27 +33,38 @@ PREDICTING = ("causal-lm", "fill-mask", "seq2seq-lm", "speech-seq2seq", *CLASSIF
 class Predictions:
     """States [..., H] of positions and the head that turns them into logits [..., V].
 
-    `weights` are the parameters of the head that are trained.
+    `weights` are the parameters of the head that are trained; `hidden` are the hidden states of
+    every stack, where they were asked for.
     """
 
     states: Tensor
     head: Callable[[Tensor], Tensor]
     weights: tuple[Tensor, ...] = ()
+    hidden: States = field(default_factory=list)
 
 
-def predictions(model: Model, batch: dict[str, Tensor]) -> Predictions:
-    """Run a model up to its output projection; positions are those of `answers`."""
+def predictions(model: Model, batch: dict[str, Tensor], hidden: bool = False) -> Predictions:
+    """Run a model once, up to its output projection; positions are those of `answers`.
+
+    Args:
+        hidden: also give the hidden states of this very pass.
+    """
     inputs = accepted(model, batch) | without_cache(model)
+    inputs |= {"output_hidden_states": True} if hidden else {}
     if model.task in CLASSIFIERS:
-        return Predictions(model.module(**inputs).logits, nn.Identity())
+        output = model.module(**inputs)
+        return Predictions(output.logits, nn.Identity(), (), states_of(output) if hidden else [])
     module: Any = model.module
     head = module.get_output_embeddings()
     weights = tuple(p for p in head.parameters() if p.requires_grad)
     if model.task == "causal-lm":  # its class may cap the logits: the backbone alone is run
-        states = model.base(**inputs).last_hidden_state
-        return Predictions(states[:, :-1], head_of(model), weights)
-    with passing_through(head):
-        return Predictions(module(**inputs).logits, head, weights)
+        output = model.base(**inputs)
+        states, head = output.last_hidden_state[:, :-1], head_of(model)
+    else:
+        with passing_through(head):
+            output = module(**inputs)
+        states = output.logits
+    return Predictions(states, head, weights, states_of(output) if hidden else [])
 
 
 @contextmanager

@@ -35,8 +35,8 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
     """Train `model` in place on the train split; notes get the loss curve and the facts.
 
     Where the validation split has rows, they also get what the objective says of them before and
-    after: notes["validation"] = {before, after, loss, rows}; `loss`, which a search compares, is
-    that of the trained model.
+    after: notes["validation"] = {before, after, parts, rows}. A search compares `after`; `parts`
+    are those of the trained model.
 
     Args:
         objective: see training/loop.py; one that asks a teacher may have it asked beforehand
@@ -68,10 +68,10 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
     team().meet()  # after this nobody else needs the scratch
     work.log(f"training: {facts}")
     if before is not None:
-        after, rows = validation_loss(objective, kept, work)
-        found = {"before": before[0], "after": after, "loss": after, "rows": rows}
-        model.notes["validation"] = found
-        work.log(f"validation: {found}")
+        after = validation_loss(objective, kept, work)
+        losses = {"before": before.loss, "after": after.loss}
+        model.notes["validation"] = losses | {"parts": after.parts, "rows": after.rows}
+        work.log(f"validation: {model.notes['validation']}")
     return facts
 
 
@@ -95,7 +95,7 @@ def refuse_other_vocabulary(student: Model, teacher: Model) -> None:
     """Both must read the same ids, sounds or pixels.
 
     Raises:
-        CompressError: the vocabularies, or the sizes of images or features, differ.
+        CompressError: the tokenizers, their tables, or the sizes of images or features, differ.
     """
     for key in _INPUTS:
         own, other = (getattr(model.config, key, None) for model in (student, teacher))
@@ -105,11 +105,28 @@ def refuse_other_vocabulary(student: Model, teacher: Model) -> None:
                 "choose a teacher that reads the same, e.g. teacher: input",
             )
     mine, theirs = student.sizes["vocabulary"], teacher.sizes["vocabulary"]
+    tables = [m.processor.get_vocab() for m in (student, teacher) if m.processor is not None]
+    known = len(tables) == 2 and mine > 0  # a model of images reads no tokens
+    hint = "choose a teacher with the same tokenizer, e.g. teacher: input"
+    if known and tables[0] == tables[1] and mine != theirs and min(mine, theirs) >= len(tables[0]):
+        raise CompressError(
+            f"teacher and student share a tokenizer of {len(tables[0])} tokens, but the teacher's "
+            f"table has {theirs} rows and the student's {mine}: one of them is padded",
+            "give both tables the same number of rows, or take teacher: input",
+        )
     if mine != theirs:
         raise CompressError(
-            f"the teacher has a vocabulary of {theirs} tokens and the student one of {mine}",
-            "choose a teacher with the same tokenizer, e.g. teacher: input",
+            f"the teacher has a vocabulary of {theirs} tokens and the student one of {mine}", hint
         )
+    if known and tables[0] != tables[1]:
+        raise CompressError(f"the teacher has another tokenizer: {_difference(*tables)}", hint)
+
+
+def _difference(mine: dict[str, int], theirs: dict[str, int]) -> str:
+    """The first number that two vocabularies give to different tokens, in a few words."""
+    number = min(number for _, number in mine.items() ^ theirs.items())
+    own, other = ({i: token for token, i in t.items()}.get(number) for t in (mine, theirs))
+    return f"its token {number} is {other!r}, the student's {own!r}"
 
 
 def backbone(model: Model, batch: dict, **extra: Any) -> Any:

@@ -1,13 +1,13 @@
-"""From a budget to sizes: what `parameters: 0.5` means for one architecture, without weights.
+"""From a goal to sizes: what `parameters: 0.5` means for one architecture, without weights.
 
 Width goes before depth (arXiv 2407.14679, best practice 4): layers stay. Among the shapes that
 meet the budget, take the one whose axes shrink most evenly. The residual stream (hidden) stays
 too unless the MLP or the heads would fall below a quarter of theirs: embeddings, vector indexes
-and the teacher's hidden states then still fit. Dropping layers takes explicit `sizes`.
+and the teacher's hidden states then still fit. Dropping layers takes explicit `sizes` or `ratios`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from compressor.errors import CompressError
 from compressor.model.families import Family
-from compressor.model.shapes import check_sizes, count, fits
+from compressor.model.shapes import check_sizes, count, fits, head_shapes
 from compressor.options import options
 
 LEAST = 0.25  # share of the MLP and of the heads that stays before hidden is touched
@@ -48,8 +48,32 @@ class TargetSizes:
         return {axis: size for axis, size in asdict(self).items() if size is not None}
 
 
+@options
+class Ratios:
+    """The share of each axis that stays; what is not named stays whole, if the family allows."""
+
+    layers: float | None = Field(None, gt=0, le=1, description="of the blocks (of the encoder)")
+    decoder_layers: float | None = Field(
+        None, gt=0, le=1, description="of the blocks of an encoder-decoder's decoder"
+    )
+    heads: float | None = Field(None, gt=0, le=1, description="of the query heads")
+    hidden: float | None = Field(None, gt=0, le=1, description="of the residual stream's width")
+    mlp: float | None = Field(None, gt=0, le=1, description="of the MLP neurons")
+
+    @model_validator(mode="after")
+    def _names_something(self) -> "Ratios":
+        if not self.given:
+            raise ValueError("ratios names no axis; give layers, heads, hidden or mlp")
+        return self
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The shares that were named."""
+        return {axis: share for axis, share in asdict(self).items() if share is not None}
+
+
 class Goal(Protocol):
-    """Options that say how far to prune: one of the three budgets, and the rounding."""
+    """Options that say how far to prune: one of the four goals, and the rounding."""
 
     @property
     def parameters(self) -> float | None: ...
@@ -59,6 +83,9 @@ class Goal(Protocol):
 
     @property
     def bytes(self) -> int | None: ...
+
+    @property
+    def ratios(self) -> Ratios | None: ...
 
     @property
     def multiple(self) -> int: ...
@@ -72,6 +99,7 @@ def sizes_for(family: Family, config: Any, goal: Goal) -> Shape:
         parameters=goal.parameters,
         sizes=goal.sizes,
         bytes=goal.bytes,
+        ratios=goal.ratios,
         multiple=goal.multiple,
     )
 
@@ -83,26 +111,31 @@ def target_sizes(
     parameters: float | None = None,
     sizes: TargetSizes | None = None,
     bytes: int | None = None,
+    ratios: Ratios | None = None,
     multiple: int = 8,
 ) -> Shape:
-    """Resolve one of three budgets to {hidden, layers, heads, kv_heads, head_dim, mlp, vocabulary}.
+    """Resolve one of four goals to {hidden, layers, heads, kv_heads, head_dim, mlp, vocabulary}.
 
     Args:
         parameters: share of the original's parameters that may stay, embeddings included.
         sizes: explicit sizes.
         bytes: size of the weights on disk, in bytes, in the config's dtype.
-        multiple: a budget rounds the MLP down to a multiple of this.
+        ratios: share of each axis, rounded to the nearest sizes that fit.
+        multiple: all but explicit sizes round the MLP down to a multiple of this.
 
     Raises:
         CompressError: the sizes or the budget cannot be met; the hint names the nearest.
     """
-    assert sum(goal is not None for goal in (parameters, sizes, bytes)) == 1
+    assert sum(goal is not None for goal in (parameters, sizes, bytes, ratios)) == 1
     before = family.read_sizes(config)
     if sizes is not None:
         refuse_absent(family, before, sizes.given)
         after = complete(before, sizes.given)
         check_sizes(family, before, after)
         return after
+    if ratios is not None:
+        refuse_absent(family, before, ratios.given)
+        return _nearest_to(family, before, ratios.given, multiple)
     total = count(family, config, before)
     if parameters is not None:
         return _meet(family, config, int(total * parameters), multiple)
@@ -116,7 +149,33 @@ def target_sizes(
     return _meet(family, config, bytes // width, multiple)
 
 
-def refuse_absent(family: Family, before: Shape, given: Shape) -> None:
+def _nearest_to(family: Family, before: Shape, given: dict[str, float], multiple: int) -> Shape:
+    """Shares of axes as sizes: the MLP rounded down, heads and hidden to the nearest that fit.
+
+    Groups stay, as in a budget. Distances are of logarithms, half as large for an axis that was not
+    named; between equal ones, the wider.
+    """
+    wanted = {axis: max(before[axis] * share, 1.0) for axis, share in given.items()}
+    shape = before | {axis: round(size) for axis, size in wanted.items()}
+    if given.get("mlp", 1) < 1:
+        shape["mlp"] = max(int(wanted["mlp"]) // multiple * multiple, min(multiple, before["mlp"]))
+    asked = {axis: wanted.get(axis, before[axis]) for axis in ("heads", "hidden")}
+
+    def distance(found: Shape) -> tuple[float, int]:
+        moves = {axis: abs(math.log(found[axis] / size)) for axis, size in asked.items()}
+        far = sum(move if axis in given else move / 2 for axis, move in moves.items())
+        return round(far, 9), -found["heads"] * found["hidden"]
+
+    alone = before["heads"] == before["kv_heads"]
+    fitting = head_shapes(family, before, shape)
+    return min(
+        (s for s in fitting if s["kv_heads"] == (s["heads"] if alone else before["kv_heads"])),
+        key=distance,
+    )
+
+
+def refuse_absent(family: Family, before: Shape, given: Mapping[str, float]) -> None:
+    """Refuse an axis that the family lacks."""
     if "kv_heads" in given and family.sizes.kv_heads is None:
         raise CompressError(
             f"{family.model_type} has no kv_heads: every head has its own key and value",

@@ -6,14 +6,14 @@ a_bsu the activation of unit u at token s of sequence b,
     score_u = Agg_b Agg_s a_bsu        Agg in {mean of |x|, L2 norm, variance}
 
 MLP neuron: the input of the MLP's output Linear. Head: the input of attention's output Linear,
-aggregated per feature, then the L2 norm over the head's features. Residual channel: the outputs
-of the norms, summed over norms and layers. Layer, or n layers in a row: 1 - cos(input, output), a
-mean over tokens.
+aggregated per feature, then the L2 norm over the head's features, or the norm first. Residual
+channel: the outputs of the norms, summed over norms and layers. Layer, or n layers in a row:
+1 - cos(input, output), a mean over tokens.
 
-Two differences from Model Optimizer: padding is left out, and every norm on the residual stream
-counts, also the ones outside the blocks. In a post-norm model (BERT) norm outputs *are* the
-stream and the first block reads the norm of the embeddings; in a pre-norm one the last norm is
-what the head reads.
+Two differences from Model Optimizer: padding is left out, and, unless `norms` says blocks, every
+norm on the residual stream counts, also the ones outside the blocks. In a post-norm model (BERT)
+norm outputs *are* the stream and the first block reads the norm of the embeddings; in a pre-norm
+one the last norm is what the head reads.
 
 Legend: B sequences, S tokens, U units (neurons, features or channels).
 """
@@ -31,6 +31,8 @@ from compressor.model.forward import accepted, without_cache
 from compressor.model.model import Model
 
 Aggregation = Literal["mean", "l2", "variance"]
+HeadScore = Literal["features", "heads"]
+Norms = Literal["all", "blocks"]
 Tap = Callable[[Tensor, Tensor], None]  # sees a module's input and output
 
 
@@ -114,6 +116,8 @@ def measure_importance(
     *,
     over_batch: Aggregation = "l2",
     over_sequence: Aggregation = "mean",
+    head_score: HeadScore = "features",
+    norms: Norms = "all",
     windows: Sequence[int] = (),
     advance: Callable[[int], None] = lambda n: None,
 ) -> Importance:
@@ -122,10 +126,15 @@ def measure_importance(
     Args:
         batches: what the model reads; a mask is 1 at real tokens and absent where all are real.
             Every sequence has at least one. `advance(1)` is called after each.
+        head_score: `features` aggregates every feature and takes the norm over those of a head at
+            the end (Model Optimizer); `heads` takes the norm at each token and aggregates that
+            (the paper).
+        norms: which outputs score residual channels: those of all norms on the stream, or of the
+            norms inside blocks (Model Optimizer).
         windows: for each stack, how many consecutive layers are compared as one (x_i with
             x_{i+n}); 0 or nothing: none.
     """
-    tally = _Tally(model, over_sequence, windows)
+    tally = _Tally(model, over_sequence, head_score, norms, windows)
     with ExitStack() as hooks:
         for module, tap in tally.taps():
             hooks.enter_context(_attach(module, tap))
@@ -139,8 +148,17 @@ def measure_importance(
 class _Tally:
     """Running moments of every unit; the taps read the masks of the batch under way."""
 
-    def __init__(self, model: Model, over_sequence: Aggregation, windows: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        over_sequence: Aggregation,
+        head_score: HeadScore,
+        norms: Norms,
+        windows: Sequence[int],
+    ) -> None:
         self.model = model
+        self.head_score: HeadScore = head_score
+        self.norms = model.family.norms if norms == "all" else ()
         self.windows = dict(zip(model.family.stacks, windows, strict=False))
         self.how: Aggregation = over_sequence
         self.batch: dict[str, Tensor] = {}
@@ -150,7 +168,7 @@ class _Tally:
     def taps(self) -> Iterator[tuple[nn.Module, Tap]]:
         """(module, tap) of all that is watched."""
         base, family = self.model.base, self.model.family
-        for name in family.norms:
+        for name in self.norms:
             yield base.get_submodule(name), self._output(f"norm {name}", family.stack_of(name))
         for stack in family.stacks:
             for i, block in enumerate(self.model.blocks(stack)):
@@ -177,8 +195,16 @@ class _Tally:
         return x.reshape(*mask_BS.shape, -1), mask_BS
 
     def _input(self, key: str, stack: Stack) -> Tap:
-        moments = self._moments(key)
-        return lambda x, _: moments.add(over_tokens(*self._real(stack, x), self.how))
+        moments, heads = self._moments(key), self.model.sizes["heads"]
+        at_tokens = self.head_score == "heads" and not key.startswith("mlp ")
+
+        def tap(x: Tensor, _: Tensor) -> None:
+            x_BSU, mask_BS = self._real(stack, x)
+            if at_tokens:
+                x_BSU = x_BSU.float().unflatten(2, (heads, -1)).norm(dim=3)
+            moments.add(over_tokens(x_BSU, mask_BS, self.how))
+
+        return tap
 
     def _output(self, key: str, stack: Stack) -> Tap:
         moments = self._moments(key)

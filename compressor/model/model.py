@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compressor.model.beside import TensorFile
 from compressor.model.families import Family, Stack
 from compressor.model.manifest import WeightFormat
 
@@ -47,6 +48,7 @@ class Model:
         source_dtype: the dtype the checkpoint was stored in and will be saved in.
         notes: JSON-able findings of a stage, saved in manifest.metrics for the report,
             e.g. {"importance": {"layers": [...]}}.
+        beside: {file name: tensors} that a stage leaves in its directory.
     """
 
     module: nn.Module
@@ -56,6 +58,7 @@ class Model:
     pooling: Pooling | None = None
     source_dtype: str = "float32"
     notes: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, TensorFile] = field(default_factory=dict)
 
     @property
     def config(self) -> Any:

@@ -233,10 +233,10 @@ def _nearest(
             total += weight * change + 0.1 * (change > 0)  # one axis moved beats two
         return total
 
-    return sorted(_head_shapes(family, before, after), key=distance)[:n]
+    return sorted(head_shapes(family, before, after), key=distance)[:n]
 
 
-def _head_shapes(
+def head_shapes(
     family: Family, before: dict[str, int], like: dict[str, int]
 ) -> Iterator[dict[str, int]]:
     """Every shape that fits and differs from `like` in heads, kv_heads and hidden only.

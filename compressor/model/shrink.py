@@ -1,6 +1,6 @@
 """Cut units out of a model in memory: neurons, heads, residual channels, layers.
 
-arXiv 2407.14679, section 2.3 (trimming), without residual head merging. Rows of the MLP's
+arXiv 2407.14679, section 2.3 (trimming); heads.py has residual head merging. Rows of the MLP's
 input Linears and columns of its output Linear go with a neuron; rows of Q and columns of the
 output projection with a query head; rows of K and V with a whole group. For neurons, heads and
 layers the result is exactly the model with those units zeroed. A channel of the residual stream
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressError
 from compressor.model.families import Stack, present
+from compressor.model.heads import Rows, attention_rows, cross_rows
 from compressor.model.hidden import compensate, rescale_norms
 from compressor.model.model import Model
 from compressor.model.shapes import (
@@ -154,10 +155,11 @@ def _cut_stack(model: Model, stack: Stack, kept: KeptStack, sizes: dict[str, int
     for i in kept.layers:
         _cut_neurons(blocks[i], stack, kept.neurons[i], sizes["mlp"])
         _cut_heads(blocks[i], stack, kept.heads[i], sizes)
-        if stack.cross_qkv is not None and stack.cross_out is not None:
+        if stack.cross_out is not None:
             assert kept.cross_heads is not None
-            chosen = rows_of(kept.cross_heads[i], sizes["head_dim"])
-            _cut_inner(blocks[i], stack.cross_qkv, stack.cross_out, chosen)
+            heads = kept.cross_heads[i]
+            _cut_rows(blocks[i], cross_rows(stack, sizes), (heads,) * 3)
+            _cut_columns(blocks[i], stack.cross_out, rows_of(heads, sizes["head_dim"]))
     _move_tables(blocks, stack, kept, sizes["heads"])
     model.base.set_submodule(stack.blocks, nn.ModuleList(blocks[i] for i in kept.layers))
 
@@ -193,26 +195,18 @@ def rows_of(units: Sequence[int], size: int) -> list[int]:
 
 
 def _cut_heads(block: nn.Module, stack: Stack, heads: Sequence[int], sizes: dict[str, int]) -> None:
-    size, groups = sizes["head_dim"], _groups(heads, sizes)
-    if stack.qkv_layout == "separate":
-        for path, units in zip(stack.qkv, (heads, groups, groups), strict=True):
-            _cut_outputs(block.get_submodule(path), rows_of(units, size))
-    elif stack.qkv_layout == "interleaved":
-        _cut_outputs(block.get_submodule(stack.qkv[0]), rows_of(heads, 3 * size))
-    else:
-        keys = [sizes["heads"] + group for group in groups]
-        values = [sizes["kv_heads"] + key for key in keys]
-        _cut_outputs(block.get_submodule(stack.qkv[0]), rows_of([*heads, *keys, *values], size))
-    _cut_columns(block, stack.attn_out, rows_of(heads, size))
+    groups = _groups(heads, sizes)
+    _cut_rows(block, attention_rows(stack, sizes), (heads, groups, groups))
+    _cut_columns(block, stack.attn_out, rows_of(heads, sizes["head_dim"]))
 
 
-def _cut_inner(
-    block: nn.Module, inputs: tuple[str, str, str], output: str, rows: Sequence[int]
-) -> None:
-    """Keep rows of an attention's three input Linears and columns of its output."""
-    for path in inputs:
-        _cut_outputs(block.get_submodule(path), rows)
-    _cut_columns(block, output, rows)
+def _cut_rows(block: nn.Module, rows: Sequence[Rows], kept: Sequence[Sequence[int]]) -> None:
+    """Keep the rows of some units of queries, keys and values; the order of rows stays."""
+    chosen: dict[str, list[int]] = {}
+    for (path, rows_UD), units in zip(rows, kept, strict=True):
+        chosen.setdefault(path, []).extend(rows_UD[list(units)].flatten().tolist())
+    for path, index in chosen.items():
+        _cut_outputs(block.get_submodule(path), sorted(index))
 
 
 def _move_tables(blocks: nn.ModuleList, stack: Stack, kept: KeptStack, heads: int) -> None:

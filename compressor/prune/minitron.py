@@ -13,52 +13,89 @@ one or, as in the second paper, as one window of consecutive layers. All scores 
 unpruned model (single shot: the paper found no gain from several rounds). Recover with a distill
 stage; a pruned model is not usable before that.
 
-Where we differ: removed heads are not merged into those that stay; padding tokens do not count;
-in T5, where all layers of a stack share one position bias, heads are ranked by their sum over the
-layers.
+`merge_heads` merges heads that go into those that stay (model/heads.py). `preset: paper` is the
+first paper's setting, with layers ranked by perplexity; `library` that of NVIDIA Model Optimizer.
 
-Legend: H query heads of one layer, G groups, Q query heads of one group.
+Where we differ: by default heads are not merged and layers go by block influence; padding tokens
+do not count; in T5, where all layers of a stack share one position bias, heads are ranked by
+their sum over the layers.
+
+Legend: L layers, H query heads.
 """
 
 import copy
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from pydantic_core import ArgsKwargs
 from torch import Tensor
 
 from compressor.errors import CompressError
-from compressor.model.budget import TargetSizes, sizes_for
+from compressor.model.budget import Ratios, TargetSizes, sizes_for
 from compressor.model.count import count_parameters
 from compressor.model.families import Stack
+from compressor.model.heads import best_heads, merge_heads, order, own_scores
 from compressor.model.importance import Importance, StackImportance
+from compressor.model.importance_file import NAME
 from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 from compressor.model.shrink import Kept, KeptStack, shrink
 from compressor.options import options
-from compressor.prune.scores import ScoreOptions, score, summary
+from compressor.prune.scores import ScoreOptions, layers_to_go, reused, score, summary
 from compressor.training.workbench import Workbench
+
+_PAPER = {"head_score": "heads", "merge_heads": True, "norms": "all"}
+_LIBRARY = {"head_score": "features", "merge_heads": False, "norms": "blocks", "multiple": 64}
+_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": _PAPER | {"layer_importance": "perplexity"},  # 2407.14679; the second counts answers
+    "library": _LIBRARY | {"layer_importance": "block_influence"},
+}
 
 
 @options
 class Options(ScoreOptions):
-    """Exactly one of `parameters`, `sizes` and `bytes` says how far to prune."""
+    """Exactly one of `parameters`, `sizes`, `bytes` and `ratios` says how far to prune."""
+
+    preset: Literal["paper", "library"] | None = Field(
+        None, description="fills in what is not given: as in the paper, or in Model Optimizer"
+    )
 
     parameters: float | None = Field(
         None, gt=0, lt=1, description="share of the original's parameters that stays"
     )
     sizes: TargetSizes | None = Field(None, description="explicit sizes; the others stay")
     bytes: int | None = Field(None, ge=1, description="bytes of the weights on disk")
+    ratios: Ratios | None = Field(None, description="share of each axis that stays")
     multiple: int = Field(8, ge=1, description="a budget rounds the MLP to a multiple of this")
+    merge_heads: bool = Field(
+        False, description="merge heads that go into those that stay, instead of dropping them"
+    )
+    scores: str | None = Field(
+        None, description="directory of a prune.minitron stage whose importance scores are reused"
+    )
     rescale: bool = Field(
         False, description="scale RMSNorms so that removed channels count as zeros (hidden only)"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """Options of the preset that are not given; what is given counts."""
+        direct = isinstance(given, ArgsKwargs)
+        values = dict((given.kwargs if direct else given) or {})
+        filled = _PRESETS.get(str(values.get("preset")), {}) | values
+        return ArgsKwargs(given.args, filled) if direct else filled
+
     @model_validator(mode="after")
     def _one_budget(self) -> "Options":
-        given = [k for k in ("parameters", "sizes", "bytes") if getattr(self, k) is not None]
+        goals = ("parameters", "sizes", "bytes", "ratios")
+        given = [goal for goal in goals if getattr(self, goal) is not None]
         if len(given) != 1:
             what = " and ".join(given) or "none"
-            raise ValueError(f"give exactly one of parameters, sizes and bytes (got {what})")
+            raise ValueError(
+                f"give exactly one of parameters, sizes, bytes and ratios (got {what})"
+            )
         return self
 
 
@@ -66,8 +103,9 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     """Prune `model` in place; notes get the scores, the layers kept and the sizes.
 
     Raises:
-        CompressError: the budget cannot be met, the calibration split is empty, or an earlier
-            stage stored a weight format, which slicing would break.
+        CompressError: the budget cannot be met, the calibration split is empty, the scores to
+            reuse do not fit, or an earlier stage stored a weight format, which slicing would
+            break.
     """
     if model.formats:
         raise CompressError(
@@ -77,13 +115,18 @@ def run(model: Model, options: Options, work: Workbench) -> None:
         )
     before, parameters = model.sizes, count_parameters(model.module)
     after = _target(model, options)
-    axes = [depth_axis(number) for number in range(len(model.family.stacks))]
-    removed = [before[axis] - after[axis] for axis in axes]
-    importance = score(model, options, work, removed)
-    kept = _keep(model, importance, before, after)
+    removed = layers_to_go(model, after)
+    if options.scores is None:
+        scores = score(model, options, work, removed)
+    else:
+        scores = reused(model, options, options.scores, removed)
+    kept = _keep(model, scores.importance, before, after)
+    if options.merge_heads:
+        merge_heads(model, scores.importance, after)
     shrink(model, kept, options.rescale)
     assert model.sizes == after
-    model.notes["importance"] = summary(importance)
+    model.notes["importance"] = summary(scores.importance)
+    model.beside[NAME] = scores.file()
     starts = [0, before["layers"]]  # the decoder's layers count on after the encoder's
     model.notes["kept_layers"] = [
         start + i for start, stack in zip(starts, kept.stacks, strict=False) for i in stack.layers
@@ -122,18 +165,11 @@ def _keep_stack(
     layers: int,
 ) -> KeptStack:
     def heads(scores_LH: Tensor) -> list[list[int]]:
-        per_group, groups = after["heads"] // after["kv_heads"], before["kv_heads"]
-        return [
-            _best_heads(layer.unflatten(0, (groups, -1)), after["kv_heads"], per_group)
-            for layer in scores_LH
-        ]
+        return [best_heads(scores_H, before, after) for scores_H in scores_LH]
 
-    own_LH = scores.heads_LH
-    if stack.head_tables:  # one position bias serves all layers, so all keep the same heads
-        own_LH = own_LH.sum(dim=0).expand_as(own_LH)
     return KeptStack(
         neurons=[_best(layer, after["mlp"]) for layer in scores.neurons_LM],
-        heads=heads(own_LH),
+        heads=heads(own_scores(stack, scores)),
         layers=_best_layers(scores, layers),
         cross_heads=None if scores.cross_LH is None else heads(scores.cross_LH),
     )
@@ -141,8 +177,7 @@ def _keep_stack(
 
 def _best(scores: Tensor, n: int) -> list[int]:
     """Indices of the n highest scores, ascending; ties go to the lower index."""
-    order = scores.argsort(descending=True, stable=True)
-    return order[:n].sort().values.tolist()
+    return sorted(order(scores)[:n])
 
 
 def _best_layers(scores: StackImportance, n: int) -> list[int]:
@@ -152,13 +187,3 @@ def _best_layers(scores: StackImportance, n: int) -> list[int]:
     depth, first = len(scores.layers_L), int(scores.windows_W.argmin())
     gone = range(first, first + depth - n)
     return [i for i in range(depth) if i not in gone]
-
-
-def _best_heads(scores_GQ: Tensor, groups: int, per_group: int) -> list[int]:
-    """The best heads of the best groups; a group scores the L2 norm of its heads."""
-    size = scores_GQ.shape[1]
-    return [
-        group * size + head
-        for group in _best(scores_GQ.norm(dim=1), groups)
-        for head in _best(scores_GQ[group], per_group)
-    ]

@@ -5,7 +5,8 @@ pass for each layer, or window of layers, that might go.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -13,11 +14,19 @@ from torch import Tensor
 
 from compressor.errors import CompressError
 from compressor.model.depth import Removal, consecutive, removal_scores, single_layers
-from compressor.model.importance import Aggregation, Importance, measure_importance
+from compressor.model.importance import (
+    Aggregation,
+    HeadScore,
+    Importance,
+    Norms,
+    measure_importance,
+)
+from compressor.model.importance_file import Scores, read_scores
 from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 from compressor.options import options
 from compressor.prune.damage import DAMAGES, Ranking
+from compressor.training.batches import Batches
 from compressor.training.workbench import Batch, Workbench
 
 _BATCH = 8
@@ -32,17 +41,30 @@ class ScoreOptions:
     length: int = Field(128, ge=2, description="tokens of a calibration sequence")
     batch_aggregation: Aggregation = Field("l2", description="over sequences")
     sequence_aggregation: Aggregation = Field("mean", description="over tokens, of |x|")
+    head_score: HeadScore = Field(
+        "features", description="norm over a head's features: last, or at each token (heads)"
+    )
+    norms: Norms = Field("all", description="norms that score channels: all, or those in blocks")
     layer_importance: Ranking = Field(
         "block_influence",
         description="how layers are ranked; all but block_influence remove each and look",
     )
     contiguous: bool = Field(False, description="layers that go are consecutive")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the scores: scores of other settings are other scores."""
+        return {field.name: getattr(self, field.name) for field in fields(ScoreOptions)}
 
-def score(
-    model: Model, options: ScoreOptions, work: Workbench, removed: Sequence[int]
-) -> Importance:
-    """Score the units of a model.
+
+def layers_to_go(model: Model, after: dict[str, int]) -> list[int]:
+    """How many layers each stack loses on the way to sizes `after`."""
+    axes = [depth_axis(number) for number in range(len(model.family.stacks))]
+    return [model.sizes[axis] - after[axis] for axis in axes]
+
+
+def score(model: Model, options: ScoreOptions, work: Workbench, removed: Sequence[int]) -> Scores:
+    """Score the units of a model; notes say how many sequences were used.
 
     Args:
         removed: for each stack, how many layers will go. Rankings by removal are measured only
@@ -52,7 +74,6 @@ def score(
         CompressError: the calibration split is empty, or rows have no labels.
     """
     batches = _calibration(options, work)
-    by_removal = options.layer_importance != "block_influence"
     windows = removed if options.contiguous else [0] * len(removed)
     with work.progress("importance", len(batches)) as advance:
         found = measure_importance(
@@ -60,25 +81,65 @@ def score(
             batches,
             over_batch=options.batch_aggregation,
             over_sequence=options.sequence_aggregation,
-            windows=[0] * len(removed) if by_removal else windows,
+            head_score=options.head_score,
+            norms=options.norms,
+            windows=[0] * len(removed) if _by_removal(options) else windows,
             advance=advance,
         )
-    if by_removal and any(removed):
-        return _with_removals(model, found, options, work, removed, batches)
+    if _by_removal(options) and any(removed):
+        found = _with_removals(model, found, options, work, removed, batches)
+    stacks = tuple(stack.blocks for stack in model.family.stacks)
+    used = sum(len(next(iter(batch.values()))) for batch in batches)
+    model.notes["calibration"] = {"asked": options.samples, "used": used}
+    return Scores(found, stacks, options.settings, tuple(removed))
+
+
+def reused(model: Model, options: ScoreOptions, path: str, removed: Sequence[int]) -> Scores:
+    """Scores that an earlier stage left, in place of forward passes; of `model` no weight is read.
+
+    Raises:
+        CompressError: there are none, or they are of another shape or other settings, or do not
+            rank the layers that are to go.
+    """
+    found = read_scores(path)
+    found.refuse_other_shapes(model)
+    for name, value in options.settings.items():
+        if found.settings.get(name) != value:
+            raise CompressError(
+                f"the scores at '{path}' were measured with {name}: {found.settings.get(name)}, "
+                f"and {value} is asked for",
+                f"set {name}: {found.settings.get(name)}, or leave scores out to measure anew",
+            )
+    for stack, before, now in zip(found.stacks, found.removed, removed, strict=True):
+        enough = before == now if options.contiguous else before > 0 or not _by_removal(options)
+        if now > 0 and not enough:
+            raise CompressError(
+                f"the scores at '{path}' were measured to remove {before} layers of {stack}, and "
+                f"{now} are to go",
+                "remove as many, or leave scores out to measure anew",
+            )
     return found
 
 
+def _by_removal(options: ScoreOptions) -> bool:
+    return options.layer_importance != "block_influence"
+
+
 def _calibration(options: ScoreOptions, work: Workbench) -> Sequence[Batch]:
+    """At most `samples` sequences; the last batch may be smaller."""
     batch = min(_BATCH, options.samples)
-    batches = work.batches(
-        "calibration", options.samples // batch, batch=batch, length=options.length
-    )
+    whole = -(-options.samples // batch)
+    batches = work.batches("calibration", whole, batch=batch, length=options.length)
     if len(batches) == 0:
         raise CompressError(
             "the calibration data holds no sequence",
             "name a text with more documents under data.calibration",
         )
-    return batches
+    last = options.samples - (whole - 1) * batch
+    return Batches(
+        len(batches),
+        lambda i: batches[i] if i < whole - 1 else {k: x[:last] for k, x in batches[i].items()},
+    )
 
 
 def _with_removals(

@@ -7,11 +7,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from compressor.model.manifest import Artifact, file_digest
+from compressor.model.count import count_parameters
+from compressor.model.manifest import Artifact, file_digest, read_manifest
 from compressor.run.bench import VERSION, measure_candidates
 from compressor.run.candidates import Candidate
 from compressor.run.layout import stage_directories, stage_name
 from compressor.run.machine import machine, packages
+from compressor.run.rehearse import empty
 from compressor.run.report import presentable
 from compressor.run.setting import Setting
 
@@ -49,10 +51,21 @@ def _candidates(setting: Setting, artifacts: list[Artifact]) -> list[Candidate]:
         last = stage_directories(setting.home / "baselines" / name)[-1]
         found.append(Candidate(f"original, {name}", last))
     models = [s.method for s in setting.profile.stages if s.kind != "export"]
+    sizes = setting.profile.finished_sizes
+    found += [_size(setting, number) for number in sizes]
     if not artifacts and models:
         last = setting.home / stage_name(len(models), models[-1])
-        found.append(Candidate("ours, torch", last))
+        whole = _size(setting, len(models)) if sizes else Candidate("ours, torch", last)
+        found.append(whole)
     return found + [Candidate(f"ours, {_short(a.path)}", a.path) for a in artifacts]
+
+
+def _size(setting: Setting, number: int) -> Candidate:
+    """One size of a family, named by the share of the original's parameters and its stage."""
+    name = stage_name(number, setting.profile.stages[number - 1].method)
+    own = read_manifest(setting.home / name).metrics["parameters"]
+    share = own / count_parameters(empty(setting.source.path).module)
+    return Candidate(f"ours, {share:.0%}, {name}", setting.home / name)
 
 
 def _short(path: Path) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.run.plots import Bar, columns, curve, heatmap, horizontal_bars
+from compressor.run.search_report import search_chart
 from compressor.run.tables import (
     FIDELITY,
     LOWER_IS_BETTER,
@@ -29,7 +30,7 @@ def figures(report: dict[str, Any]) -> list[Figure]:
     """Every chart that the report has numbers for, in reading order."""
     found = list(_before_after(report["bench"])) if report.get("bench") else []
     for stage in report["stages"]:
-        found += [*_importance(stage), *_loss(stage)]
+        found += [*_search(stage), *_importance(stage), *_loss(stage)]
     return found
 
 
@@ -91,6 +92,11 @@ def _importance(stage: dict[str, Any]) -> Iterator[Figure]:
             title = f"{stage['name']}: importance of {axis}"
             caption = "Stronger colour is more important; every layer has its own scale."
             yield Figure(title, heatmap(title, rows, what), caption)
+
+
+def _search(stage: dict[str, Any]) -> Iterator[Figure]:
+    if drawn := search_chart(stage):
+        yield Figure(*drawn, "After light retraining; up and left is better.")
 
 
 def _loss(stage: dict[str, Any]) -> Iterator[Figure]:

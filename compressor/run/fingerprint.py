@@ -4,10 +4,13 @@ import hashlib
 import json
 from dataclasses import replace
 from importlib import metadata
+from typing import Any
 
 from compressor.errors import CompressError
-from compressor.model.manifest import StageRecord
+from compressor.model.importance_file import scores_path
+from compressor.model.manifest import StageRecord, file_digest
 from compressor.run.methods import load_method, method_hash
+from compressor.run.profile import Stage
 
 
 def fingerprint(record: StageRecord, dtype: str | None) -> str:
@@ -24,9 +27,30 @@ def fingerprint(record: StageRecord, dtype: str | None) -> str:
         "data": record.data["sha256"] if record.data else None,
         "dtype": dtype,
         "version": metadata.version("compress"),
-        "file": method_hash(load_method(record.method)),
+        "file": _files(record),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def portable_options(stage: Stage) -> dict[str, Any]:
+    """Options as a stage record holds them: the sha256 of a file in place of its path.
+
+    Raises:
+        CompressError: there is no such file.
+    """
+    found = stage.plain_options()
+    if found.get("scores") is not None:
+        found["scores"] = file_digest(scores_path(found["scores"]))
+    return found
+
+
+def _files(record: StageRecord) -> str | list[str]:
+    """Hash of the method's file; of a search, also of the methods its candidates are made with."""
+    own = method_hash(load_method(record.method))
+    if not record.method.startswith("search."):
+        return own
+    used = ("prune.minitron", record.options["method"])
+    return [own, *(method_hash(load_method(method)) for method in used)]
 
 
 def with_fingerprint(record: StageRecord, dtype: str | None = None) -> StageRecord:

@@ -11,14 +11,19 @@ from compressor.model.manifest import NAME, Manifest, read_manifest
 from compressor.model.shapes import config_of
 from compressor.model.sources import deployed_bytes, read_config, resolve
 from compressor.run.candidates import refuse_run
+from compressor.run.inspect_importance import inspect_importance
 
 
-def inspect(path: str) -> dict[str, Any]:
+def inspect(path: str, importance: bool = False) -> dict[str, Any]:
     """Describe a checkpoint or artefact in the `inspect --json` form.
 
     Args:
         path: a directory, a hub id or package:NAME.
+        importance: give the scores that prune.minitron left in the directory (or a file of
+            them) instead; see inspect_importance.py.
     """
+    if importance:
+        return inspect_importance(str(path))
     refuse_run(str(path), "inspect")
     source = resolve(str(path))
     raw = read_config(source.path)

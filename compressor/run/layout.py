@@ -15,6 +15,7 @@ from compressor.training.snapshot import flush
 
 SOURCE = "00-source"
 SCRATCH = ".scratch"
+SEARCH = "search"  # candidates of stage NN: search/NN/KK-SHAPE
 OURS = (SOURCE, ".lock")
 
 
@@ -94,6 +95,11 @@ def locked(out: Path) -> Iterator[Lock]:
 def stage_name(index: int, method: str) -> str:
     """Directory name of stage `index` (from 1), e.g. 02-distill.kd."""
     return f"{index:02d}-{method}"
+
+
+def search_place(home: Path, stage: str) -> Path:
+    """Where the candidates of a search stage stand, by its directory name."""
+    return home / SEARCH / stage[:2]
 
 
 def stage_directories(home: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from html import escape
 from typing import Any
 
 from compressor.run.figures import figures
+from compressor.run.front_svg import STYLE as CHART_STYLE
 from compressor.run.plots import STYLE as PLOT_STYLE
 from compressor.run.report_tables import report_tables
 from compressor.run.tables import Table
@@ -57,7 +58,7 @@ def document(heading: str, body: str, style: str = "") -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(heading)}</title><style>{STYLE}{PLOT_STYLE}{style}</style></head>"
+        f"<title>{escape(heading)}</title><style>{STYLE}{PLOT_STYLE}{CHART_STYLE}{style}</style></head>"
         f"<body><main>{body}</main></body></html>\n"
     )
 

@@ -14,7 +14,6 @@ from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Artifact, Manifest, read_manifest, write_manifest
-from compressor.model.sources import weight_files
 from compressor.run.compare import compare
 from compressor.run.layout import SCRATCH, SOURCE, locked, stage_name
 from compressor.run.loading import load_profile
@@ -24,7 +23,7 @@ from compressor.run.profile import Profile, resolved_text
 from compressor.run.report import write_report
 from compressor.run.setting import Setting, open_source
 from compressor.run.shortage import shortages
-from compressor.run.steps import WEIGHTS_REMOVED, find_stage, forget, run_stage
+from compressor.run.steps import WEIGHTS_REMOVED, drop_weights, find_stage, forget, run_stage
 from compressor.run.summary import summary
 from compressor.screen import Screen, Silent
 from compressor.training.parallel import joined, refuse_uneven, team
@@ -96,6 +95,7 @@ def run(
         )
     with joined() as peers:
         refuse_uneven_batches(loaded, peers.size)
+        refuse_shared_search(loaded, home, redo, peers.size)
         source = open_source(str(loaded.model))
         if not peers.leads:
             return follow(loaded, source, home)
@@ -129,17 +129,28 @@ def lead(
         check_finished(setting, redo or 0)
         if redo is not None:
             forget(home, redo, home / SCRATCH)
-        describe_run(setting)
-        checkpoint, artifacts = run_stages(setting)
-        lock.note("measuring")
-        with shortages("bench.json", "measure fewer models, or close other programs"):
-            bench = compare(setting, artifacts)
-        report = summary(setting, plan, bench, time.perf_counter() - begin)
-        with shortages("report.md"):
-            write_report(home, report)
-        keep_last(setting)
-        shutil.rmtree(home / SCRATCH, ignore_errors=True)
-        return RunResult(home, checkpoint, artifacts, report)
+        return conduct(setting, plan, begin)
+
+
+def conduct(setting: Setting, plan: dict[str, Any], begin: float) -> RunResult:
+    """Make what is missing, measure, report: a whole run, or that of a search's candidate.
+
+    Args:
+        plan: what preflight said, for the report.
+        begin: `time.perf_counter()` when the run began.
+    """
+    home = setting.home
+    describe_run(setting)
+    checkpoint, artifacts = run_stages(setting)
+    setting.note("measuring")
+    with shortages("bench.json", "measure fewer models, or close other programs"):
+        bench = compare(setting, artifacts)
+    report = summary(setting, plan, bench, time.perf_counter() - begin)
+    with shortages("report.md"):
+        write_report(home, report)
+    keep_last(setting)
+    shutil.rmtree(home / SCRATCH, ignore_errors=True)
+    return RunResult(home, checkpoint, artifacts, report)
 
 
 def follow(loaded: Profile, source: Checkpoint, home: Path) -> RunResult:
@@ -163,6 +174,22 @@ def refuse_uneven_batches(profile: Profile, processes: int) -> None:
             if stage.kind == "distill":
                 place = f"baselines.{name}.{number}" if name else f"stages.{number}"
                 refuse_uneven(stage.options.train.batch, processes, place)
+
+
+def refuse_shared_search(profile: Profile, home: Path, redo: int | None, processes: int) -> None:
+    """Refuse a search that is still to be made under several processes.
+
+    Raises:
+        CompressError: names the stage.
+    """
+    for number, stage in enumerate(profile.stages, start=1):
+        name = stage_name(number, stage.method)
+        made = (home / name).is_dir() and (redo is None or number < redo)
+        if processes > 1 and stage.kind == "search" and not made:
+            raise CompressError(
+                f"{name} searches in one process, and torchrun started {processes}",
+                "run the same command without torchrun until the search is done",
+            )
 
 
 def refuse_another_model(home: Path, manifest: Manifest) -> None:
@@ -236,19 +263,11 @@ def run_stages(setting: Setting) -> tuple[Checkpoint, list[Artifact]]:
 
 
 def keep_last(setting: Setting) -> None:
-    """With `keep: last`, delete the weights of all model stages but the last, and say so."""
+    """With `keep: last`, delete the weights of all model stages but the last of each size."""
     if setting.profile.keep != "last":
         return
     stages = enumerate(setting.profile.stages, start=1)
-    models = [stage_name(n, s.method) for n, s in stages if s.kind != "export"]
-    for directory in (setting.home / name for name in models[:-1]):
-        manifest = read_manifest(directory)
-        if not manifest.metrics.get(WEIGHTS_REMOVED):
-            weights = [file.name for file in weight_files(directory)]
-            kept = {name: entry for name, entry in manifest.files.items() if name not in weights}
-            metrics = manifest.metrics | {WEIGHTS_REMOVED: True}
-            manifest = dataclasses.replace(manifest, files=kept, metrics=metrics)
-            write_manifest(directory, manifest)
-        for file in directory.glob("*.safetensors"):
-            if file.name not in manifest.files:  # also what a killed run did not come to delete
-                file.unlink()
+    models = [(n, stage_name(n, s.method)) for n, s in stages if s.kind != "export"]
+    for number, name in models[:-1]:
+        if number not in setting.profile.finished_sizes:
+            drop_weights(setting.home / name)

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 
 from compressor.distill import latent
+from compressor.distill import minitron as minitron_retraining
+from compressor.distill.logits import kept_bytes
 from compressor.errors import CompressError
 from compressor.model.budget import sizes_for
+from compressor.model.candidates import budget_of
 from compressor.model.families import Family, find_family
 from compressor.model.shapes import config_of, count, resized
 from compressor.model.sources import read_config
@@ -23,8 +26,10 @@ from compressor.run.layout import stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
 from compressor.run.profile import Stage
 from compressor.run.rehearse import rehearse
+from compressor.run.search_stages import candidate_stages, planned_shapes
 from compressor.run.setting import Setting, open_source
 from compressor.screen import Silent
+from compressor.search import minitron as search
 
 # Resident bytes of a process that has imported torch and transformers and run one forward.
 PROCESS_BYTES = 700_000_000
@@ -33,6 +38,7 @@ PROCESS_BYTES = 700_000_000
 EFFICIENCY = {torch.float32: 0.6, torch.bfloat16: 0.24}
 EXPORT_BYTES = 250_000_000  # what torch.export and onnxscript hold beside the model
 EXPORT_SECONDS = 12.0  # torch.export and graph optimization, nearly independent of size
+MEASURE_SECONDS = 6.0  # a process that imports torch, opens a model and times it
 # Bytes that training holds per hidden unit, token and layer for the backward pass.
 ACTIVATION_BYTES = 180
 
@@ -73,11 +79,14 @@ def plan_run(setting: Setting) -> dict[str, Any]:
     Raises:
         CompressError: a stage could not work, or the data cannot be read.
     """
-    rehearse(setting.profile, setting.source)
+    for remark in rehearse(setting.profile, setting.source):
+        setting.screen.say(remark)
+        setting.log(remark)
     if setting.corpus is None and setting.profile.floor:  # reads the data, with a floor or not
         raise CompressError(
             "the profile sets a floor for fidelity and names no data", "add --data FILE"
         )
+    say_short_calibration(setting)
     outline = original = _outline(setting)
     speed = {d: matmul_speed(d) * EFFICIENCY[d] for d in EFFICIENCY}
     rates = (speed[torch.float32], max(speed.values()))
@@ -94,6 +103,25 @@ def plan_run(setting: Setting) -> dict[str, Any]:
     fits = fits and sum(s["disk_bytes"] for s in open_stages) <= disk
     has = machine() | {"memory_available_bytes": memory, "disk_free_bytes": disk}
     return {"fits": fits, "stages": stages, "machine": has}
+
+
+def say_short_calibration(setting: Setting) -> None:
+    """Say where the data holds fewer calibration sequences than a pruning stage asks for."""
+    for stage in setting.profile.stages:
+        options = stage.options
+        prunes = isinstance(options, minitron.Options) and options.scores is None
+        if not prunes or setting.corpus is None or not setting.readable:
+            continue
+        rows = setting.corpus.rows(
+            "calibration", setting.processor, options.length, setting.reading
+        )
+        if 0 < len(rows) < options.samples:
+            said = (
+                f"calibration has {len(rows):,} of the {options.samples:,} sequences asked for: "
+                f"give more text or write samples: {len(rows)}"
+            )
+            setting.screen.say(said)
+            setting.log(said)
 
 
 def refuse_if_too_big(plan: dict[str, Any]) -> None:
@@ -137,6 +165,10 @@ def _outline(setting: Setting) -> Outline:
 def _after(outline: Outline, stage: Stage) -> Outline:
     """The outline a stage leaves; only pruning and quantization change it."""
     options = stage.options
+    if isinstance(options, search.Options):
+        shape = planned_shapes(outline.family, outline.config, options)[0]
+        pruned, _ = candidate_stages(outline.family, stage, shape)
+        return replace(_after(outline, pruned), parameters=_searched(outline, options))
     if isinstance(options, minitron.Options):
         sizes = sizes_for(outline.family, outline.config, options)
         parameters = count(outline.family, outline.config, sizes)
@@ -151,6 +183,45 @@ def _after(outline: Outline, stage: Stage) -> Outline:
     return outline
 
 
+def _searched(outline: Outline, options: search.Options) -> int:
+    """Parameters that a search leaves; a share of latency is taken for one of parameters."""
+    share = replace(options, latency=None, parameters=options.latency) if options.latency else None
+    return budget_of(outline.family, outline.config, share or options)
+
+
+def _estimate_search(
+    setting: Setting,
+    stage: Stage,
+    before: Outline,
+    after: Outline,
+    teacher: Outline,
+    rates: tuple[float, float],
+) -> dict[str, Any]:
+    """Numbers of a search: its candidates one after the other, and what it keeps of each."""
+    count = len(planned_shapes(before.family, before.config, stage.options))
+    pair = candidate_stages(before.family, stage, after.sizes)
+    prune, light = (_estimate(setting, s, before, after, teacher, rates) for s in pair)
+    kept = (count + 1) * light["bytes_out"]
+    passes = count if stage.options.contiguous else 1  # else all are cut by the same scores
+    measured = MEASURE_SECONDS * (3 * count + 1) if stage.options.latency else 0.0
+    return light | {
+        "peak_memory_bytes": max(prune["peak_memory_bytes"], light["peak_memory_bytes"]),
+        "disk_bytes": kept + prune["disk_bytes"] + light["disk_bytes"],
+        "seconds": round(prune["seconds"] * passes + count * light["seconds"] + measured, 1),
+        "candidates": count,
+    }
+
+
+def _kept(options: Any, teacher: Outline) -> int:
+    """Bytes of the teacher's answers to one token, at most, where the largest logits are kept."""
+    if getattr(options, "top_k", None) is None:
+        return 0
+    size = kept_bytes(options.top_k, teacher.sizes["vocabulary"])
+    if isinstance(options, minitron_retraining.Options) and options.intermediate != "off":
+        size += 2 * 2 * teacher.sizes["hidden"]  # two states in float16
+    return size
+
+
 def _estimate(
     setting: Setting,
     stage: Stage,
@@ -160,6 +231,8 @@ def _estimate(
     rates: tuple[float, float],
 ) -> dict[str, Any]:
     """Numbers of one stage; `rates` are float32 and best floating-point operations a second."""
+    if stage.kind == "search":
+        return _estimate_search(setting, stage, before, after, teacher, rates)
     tables = after.sizes["vocabulary"] * after.sizes["hidden"]
     size = after.parameters * after.weight_bytes
     memory, disk, seconds = PROCESS_BYTES + 8.0 * before.parameters, size, 2.0
@@ -167,17 +240,23 @@ def _estimate(
         train = stage.options.train
         rows = train.steps * train.batch * train.accumulate
         tokens = rows * setting.row_tokens(train.length)
-        work = 6.0 * (after.parameters - tables) + 2.0 * (teacher.parameters - tables)
+        corrects = getattr(stage.options, "correct_teacher", None) is not None
+        moving = teacher.parameters if corrects else 0  # weights of a teacher that is trained
+        work = 6.0 * (after.parameters - tables)
+        work += (6.0 if corrects else 2.0) * (teacher.parameters - tables)
         seconds += tokens * work / rates[1]
-        memory = PROCESS_BYTES + 16.0 * after.parameters + 4.0 * teacher.parameters
-        depth = after.sizes["layers"] + after.sizes.get("decoder_layers", 0)
-        held = train.batch * setting.reading.positions(train.length) * after.sizes["hidden"]
-        memory += held * depth * ACTIVATION_BYTES
-        disk += 24.0 * after.parameters  # two snapshots of weights and both Adam moments
+        memory = PROCESS_BYTES + 16.0 * after.parameters + 4.0 * teacher.parameters + 12.0 * moving
+        positions = train.batch * setting.reading.positions(train.length)
+        for trained in (after, teacher) if corrects else (after,):
+            depth = trained.sizes["layers"] + trained.sizes.get("decoder_layers", 0)
+            memory += positions * trained.sizes["hidden"] * depth * ACTIVATION_BYTES
+        # two snapshots of weights and both Adam moments
+        disk += 24.0 * (after.parameters + moving)
         if isinstance(stage.options, latent.Options) and latent.caches(
             stage.options, setting.task, before.config
         ):
             disk += 2.0 * teacher.sizes["hidden"] * tokens  # at most: a row is stored once
+        disk += tokens * _kept(stage.options, teacher)
     elif stage.kind == "prune":
         length = setting.reading.positions(getattr(stage.options, "length", 0))
         tokens = getattr(stage.options, "samples", 0) * length

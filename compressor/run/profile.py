@@ -2,10 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter
+
+CUTS = ("prune", "search")  # kinds that make a model smaller
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,20 @@ class Profile:
     floor: dict[str, float] = field(default_factory=dict)  # {quality key: lowest allowed}
     text: str = ""
 
+    @property
+    def finished_sizes(self) -> list[int]:
+        """Numbers of the stages that finish a size before a smaller one is cut from it.
+
+        Such a stage trains a model that was pruned since the last one, and the next prunes again.
+        """
+        found, cut = [], False
+        for number, (stage, after) in enumerate(pairwise(self.stages), start=1):
+            cut = cut or stage.kind in CUTS
+            if cut and stage.kind in ("distill", "search") and after.kind in CUTS:
+                found.append(number)
+                cut = False
+        return found
+
 
 KEYS = tuple(f.name for f in dataclasses.fields(Profile) if f.name != "text")
 
@@ -64,5 +81,6 @@ def resolved_text(profile: Profile) -> str:
     content["measures"] = [
         {k: TypeAdapter(type(v)).dump_python(v, mode="json")} for k, v in profile.measures.items()
     ]
-    kept = {k: v for k, v in content.items() if v not in (None, {}, "", [])}
+    # without the key a profile has the default measures, so an empty list is written
+    kept = {k: v for k, v in content.items() if k == "measures" or v not in (None, {}, "", [])}
     return yaml.safe_dump(kept, sort_keys=False, width=100)

@@ -7,10 +7,13 @@ Wrong tasks, other vocabularies, layers that do not exist and groups that do not
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
 from compressor.measure import perplexity
 from compressor.model.budget import sizes_for
+from compressor.model.candidates import label
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
 from compressor.model.families import find_family
 from compressor.model.model import Model
@@ -19,10 +22,12 @@ from compressor.model.shrink import Kept, shrink
 from compressor.model.sources import read_config, resolve
 from compressor.prune import minitron
 from compressor.prune.damage import refuse_unpredictable
+from compressor.prune.scores import layers_to_go, reused
 from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.run.methods import load_method
 from compressor.run.profile import Profile, Stage
+from compressor.run.search_stages import candidate_stages, planned_shapes
 from compressor.training.reading import most_tokens
 
 # The tasks a measure works for; one that is not here works for all.
@@ -33,33 +38,88 @@ MEASURED_TASKS = {
 ONNX_BLOCK = 16  # smallest block of ONNX Runtime's quantized operators
 
 
-def rehearse(profile: Profile, source: Checkpoint) -> None:
+def rehearse(profile: Profile, source: Checkpoint) -> list[str]:
     """Run what can be run of every stage without weights.
+
+    Returns:
+        What the user should read before the work begins; one sentence each.
 
     Raises:
         CompressError: what the stage itself would have raised, before any work.
     """
-    made = [empty(source.path)]
+    made, remarks = [empty(source.path)], []
+    if profile.dtype:
+        made[0].config.dtype = getattr(torch, profile.dtype)
     _check_measures(profile, made[0].task)
-    for number, stage in enumerate(profile.stages, start=1):
-        model = made[-1]
-        _check_length(f"stages.{number}", stage, model)
-        if isinstance(stage.options, minitron.Options):
-            model = _pruned(model, stage.options)
-        elif stage.kind == "distill":
-            teacher = _teacher(stage.teacher or profile.teacher, made)
-            load_method(stage.method).objective(stage.options, model, teacher)
-        made.append(model)
-    exports = [s.name for s in profile.stages if s.kind == "export"]
-    _check_groups(profile.stages, made, exports)
+    _rehearse_from(profile, made, remarks)
     for name, stages in profile.baselines.items():
         for number, stage in enumerate(stages, start=1):
             _check_length(f"baselines.{name}.{number}", stage, made[0])
         names = [s.name for s in stages if s.kind == "export"]
         try:
+            _prune_all(made[0], stages)
             _check_groups(stages, [made[0]] * (len(stages) + 1), names)
         except CompressError as error:
             raise CompressError(f"baseline '{name}': {error.what}", error.hint) from error
+    return list(dict.fromkeys(remarks))  # the candidates of a search say the same
+
+
+def _prune_all(model: Model, stages: tuple[Stage, ...]) -> None:
+    for stage in stages:
+        if isinstance(stage.options, minitron.Options):
+            model = _pruned(model, stage.options)
+
+
+def _rehearse_from(profile: Profile, made: list[Model], remarks: list[str]) -> None:
+    """Go through the stages after the first `len(made) - 1`; a search leads to many ends.
+
+    Args:
+        made: the source's model and that of every stage before, without weights.
+        remarks: gets what the user should read.
+    """
+    for number, stage in enumerate(profile.stages[len(made) - 1 :], start=len(made)):
+        place = f"stages.{number}"
+        if stage.kind == "search":
+            _rehearse_search(profile, place, stage, made, remarks)
+            return
+        made = [*made, _after(profile, place, stage, made, made[-1], remarks)]
+    exports = [s.name for s in profile.stages if s.kind == "export"]
+    _check_groups(profile.stages, made, exports)
+
+
+def _rehearse_search(
+    profile: Profile, place: str, stage: Stage, made: list[Model], remarks: list[str]
+) -> None:
+    """Go through the two stages of every candidate, and through all that follows with its shape."""
+    before = made[-1]
+    for shape in planned_shapes(before.family, before.config, stage.options):
+        candidate = before
+        try:
+            for own in candidate_stages(before.family, stage, shape):
+                candidate = _after(profile, place, own, made, candidate, remarks)
+            _rehearse_from(profile, [*made, candidate], remarks)
+        except CompressError as error:
+            what = f"candidate {label(shape)} of {stage.method}: {error.what}"
+            raise CompressError(what, error.hint) from error
+
+
+def _after(
+    profile: Profile,
+    place: str,
+    stage: Stage,
+    made: list[Model],
+    model: Model,
+    remarks: list[str],
+) -> Model:
+    """What a stage makes of `model`; `made` is what stages before may be taken from as teachers."""
+    _check_length(place, stage, model)
+    if isinstance(stage.options, minitron.Options):
+        return _pruned(model, stage.options)
+    if stage.kind == "distill":
+        teacher = _teacher(stage.teacher or profile.teacher, made)
+        objective = load_method(stage.method).objective(stage.options, model, teacher)
+        remarks += [f"{stage.method}: {said}" for said in getattr(objective, "remarks", ())]
+    return model
 
 
 def _check_measures(profile: Profile, task: str) -> None:
@@ -100,6 +160,8 @@ def _pruned(model: Model, options: minitron.Options) -> Model:
     """The model without its weights, cut by the very code that will cut it."""
     refuse_unpredictable(model, options.layer_importance)
     sizes = sizes_for(model.family, model.config, options)
+    if options.scores is not None:
+        reused(model, options, options.scores, layers_to_go(model, sizes))
     pruned = replace(model, module=empty_model(type(model.module), model.config))
     shrink(pruned, Kept.first(pruned, sizes), options.rescale)
     return pruned

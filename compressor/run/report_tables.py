@@ -3,6 +3,7 @@
 from typing import Any
 
 from compressor.run.bench_tables import bench_tables
+from compressor.run.search_report import search_tables
 from compressor.run.tables import (
     FIDELITY,
     MISSING,
@@ -101,5 +102,5 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
     """Every table of a report that has rows, in reading order."""
     bench = report.get("bench")
     found = bench_tables(bench) if bench else []
-    found += [stages(report), gates(report), circumstances(report)]
+    found += [stages(report), *search_tables(report), gates(report), circumstances(report)]
     return [table for table in found if table and table.rows]

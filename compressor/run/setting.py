@@ -35,7 +35,9 @@ class Setting:
     screen: Screen
     log: Callable[[str], None]
     note: Callable[[str], None] = lambda place: None  # what is being done, into the lock
+    learns_from: Checkpoint | None = None  # the teacher of every stage of a search's candidate
     _teachers: dict[str, Checkpoint] = field(default_factory=dict, repr=False)
+    _corpora: list[Corpus] = field(default_factory=list, repr=False)  # the one, once it is read
 
     @cached_property
     def processor(self) -> Any:
@@ -52,16 +54,21 @@ class Setting:
         """What the source model reads beside tokens: pairs, images, sound."""
         return reading_of(self.source.path)
 
-    @cached_property
+    @property
     def corpus(self) -> Corpus | None:
-        """The data of the profile, split by document; None when the profile names none."""
+        """The data of the profile, split by document; None when the profile names none.
+
+        The candidates of a search share it with the run they are part of.
+        """
         data = self.profile.data
         if not data:
             return None
-        reading = self.reading
-        corpus = load_corpus(DataSpec(**data), self.task, reading.kind, reading.classes)
-        corpus.check(reading)
-        return corpus
+        if not self._corpora:
+            reading = self.reading
+            corpus = load_corpus(DataSpec(**data), self.task, reading.kind, reading.classes)
+            corpus.check(reading)
+            self._corpora.append(corpus)
+        return self._corpora[0]
 
     @property
     def readable(self) -> bool:
@@ -91,6 +98,8 @@ class Setting:
 
     def teacher_of(self, stage: Stage) -> Checkpoint:
         """The checkpoint a stage learns from: input, stage:N, a path or a hub id."""
+        if self.learns_from is not None:
+            return self.learns_from
         name = stage.teacher or self.profile.teacher
         if name == "input":
             return self.source

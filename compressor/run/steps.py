@@ -25,9 +25,18 @@ from compressor.model.manifest import (
 )
 from compressor.model.model import Model
 from compressor.model.probe import largest_difference, probe_batches, write_probe
+from compressor.model.sources import weight_files
 from compressor.run.export import export_into, refuse_below
-from compressor.run.fingerprint import refuse_change, with_fingerprint
-from compressor.run.layout import SCRATCH, landing, rejecting, remove, stage_name
+from compressor.run.fingerprint import portable_options, refuse_change, with_fingerprint
+from compressor.run.layout import (
+    SCRATCH,
+    SEARCH,
+    landing,
+    rejecting,
+    remove,
+    search_place,
+    stage_name,
+)
 from compressor.run.machine import (
     give_back_memory,
     machine,
@@ -37,6 +46,7 @@ from compressor.run.machine import (
 )
 from compressor.run.methods import WITHOUT_DATA, WITHOUT_TEACHER, load_method
 from compressor.run.profile import Stage
+from compressor.run.search import clear_candidates, peak_of, search
 from compressor.run.setting import Setting
 from compressor.run.shortage import shortages
 from compressor.training.parallel import team
@@ -66,6 +76,8 @@ def run_stage(
         made = _make(setting, home, number, stage, parent)
     target = home / stage_name(number, stage.method)
     _clear(setting.scratch(target, made.manifest.fingerprint))
+    if stage.kind == "search":
+        clear_candidates(search_place(setting.home, target.name), drop_weights)
     team().tell(_MADE)
     return made
 
@@ -85,15 +97,17 @@ def _make(
     reset_peak_memory()
     start = time.perf_counter()
     exports = stage.kind == "export"
-    make = _export if exports else _edit
+    make = {"export": _export, "search": _search}.get(stage.kind, _edit)
     with (
-        landing(target, scratch, _less_memory(stage, number, home == setting.home)) as partial,
+        landing(target, scratch, _less_memory(setting, home, number, stage)) as partial,
         rejecting(partial, target) if exports else nullcontext(),
     ):
         work = setting.workbench(stage, scratch)
         manifest = make(setting, stage, parent, partial, work)
         record = dataclasses.replace(
-            wanted, seconds=time.perf_counter() - start, peak_memory_bytes=peak_memory()
+            wanted,
+            seconds=time.perf_counter() - start,
+            peak_memory_bytes=max(peak_memory(), peak_of(manifest.metrics.get("notes", {}))),
         )
         manifest = dataclasses.replace(
             manifest,
@@ -116,7 +130,7 @@ def _follow(
     target = home / stage_name(number, stage.method)
     if team().hear() == _TRAINS:
         scratch = setting.scratch(target, _record(setting, stage, parent).fingerprint)
-        with shortages(target.name, _less_memory(stage, number, home == setting.home)):
+        with shortages(target.name, _less_memory(setting, home, number, stage)):
             _edited(setting, stage, parent, setting.workbench(stage, scratch))
         team().hear()
     return Checkpoint.open(target)
@@ -128,8 +142,9 @@ def _clear(scratch: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _less_memory(stage: Stage, number: int, main: bool) -> str:
-    """What to type when a stage runs out of memory."""
+def _less_memory(setting: Setting, home: Path, number: int, stage: Stage) -> str:
+    """What to type when a stage runs out of memory; --set reaches no baseline or candidate."""
+    main = home == setting.home and setting.learns_from is None
     train, length = getattr(stage.options, "train", None), getattr(stage.options, "length", None)
     if main and train is not None and train.batch > 1:
         place = f"--set stages.{number}.train"
@@ -172,11 +187,12 @@ def find_stage(
 
 
 def _record(setting: Setting, stage: Stage, parent: Checkpoint) -> StageRecord:
-    learns = stage.kind == "distill" and stage.method not in WITHOUT_TEACHER
+    method = stage.options.method if stage.kind == "search" else stage.method
+    learns = method.startswith("distill.") and method not in WITHOUT_TEACHER
     reads = stage.kind != "export" and stage.method not in WITHOUT_DATA
     record = StageRecord(
         method=stage.method,
-        options=stage.plain_options(),
+        options=portable_options(stage),
         seed=setting.seed_of(stage),
         teacher=setting.teacher_of(stage).manifest.fingerprint if learns else None,
         data=setting.data_record if reads else None,
@@ -196,14 +212,33 @@ def _edit(
     Raises:
         CompressError: the parent's weights are gone.
     """
+    _refuse_removed(stage, parent)
+    if stage.kind == "distill":
+        team().tell(_TRAINS)
+    return save_and_prove(_edited(setting, stage, parent, work), partial, parent.path)
+
+
+def _search(
+    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, work: Workbench
+) -> Manifest:
+    """Train the candidates; the winner is saved and proven as every model is.
+
+    Raises:
+        CompressError: the parent's weights are gone, or no candidate is any good.
+    """
+    _refuse_removed(stage, parent)
+    place = search_place(setting.home, partial.name)
+    fingerprint = _record(setting, stage, parent).fingerprint
+    winner = search(setting, stage, parent, place, work, fingerprint)
+    return save_and_prove(winner, partial, parent.path)
+
+
+def _refuse_removed(stage: Stage, parent: Checkpoint) -> None:
     if parent.manifest.metrics.get(WEIGHTS_REMOVED):
         raise CompressError(
             f"{parent.path.name} kept no weights (keep: last), so {stage.method} cannot start",
             "add --redo 1 to make all stages again",
         )
-    if stage.kind == "distill":
-        team().tell(_TRAINS)
-    return save_and_prove(_edited(setting, stage, parent, work), partial, parent.path)
 
 
 def _edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench) -> Model:
@@ -235,6 +270,8 @@ def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
     expected = [outputs(model, batch) for batch in batches]
     tied = _tied(model)
     save(model, directory, parent)
+    for name, tensors in model.beside.items():
+        tensors.write(directory / name)
     model.module.to("meta")
     give_back_memory()
     tolerance = RELOAD_TOLERANCE[model.source_dtype]
@@ -289,7 +326,22 @@ def keep_metrics(file: Path, scratch: Path, stage: Path) -> None:
 
 
 def forget(home: Path, number: int, scratch: Path) -> None:
-    """Delete stage `number` and all after it (--redo)."""
-    for directory in sorted(home.glob("[0-9][0-9]-*"), reverse=True):
+    """Delete stage `number` and all after it, with the candidates of searches (--redo)."""
+    made = [*home.glob("[0-9][0-9]-*"), *home.glob(f"{SEARCH}/[0-9][0-9]")]
+    for directory in sorted(made, key=lambda path: path.name, reverse=True):
         if int(directory.name[:2]) >= number:
             remove(directory, scratch)
+
+
+def drop_weights(directory: Path) -> None:
+    """Delete the weights of a stage and say so in its manifest; what else it holds stays."""
+    manifest = read_manifest(directory)
+    if not manifest.metrics.get(WEIGHTS_REMOVED):
+        weights = [file.name for file in weight_files(directory)]
+        kept = {name: entry for name, entry in manifest.files.items() if name not in weights}
+        metrics = manifest.metrics | {WEIGHTS_REMOVED: True}
+        manifest = dataclasses.replace(manifest, files=kept, metrics=metrics)
+        write_manifest(directory, manifest)
+    for file in directory.glob("*.safetensors"):
+        if file.name not in manifest.files:  # also what a killed run did not come to delete
+            file.unlink()

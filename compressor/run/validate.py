@@ -109,7 +109,17 @@ def _stage(document: Document, path: tuple[Any, ...], raw: Any) -> Stage:
         _check_seed(document, (*path, "seed"), seed)
     rest = {key: value for key, value in given.items() if key not in ("teacher", "seed")}
     options = make_options(module.Options, rest, document, path)
+    if kind == "search":
+        _check_light(options, document, path)
     return Stage(kind, name, options, teacher, seed)
+
+
+def _check_light(options: Any, document: Document, path: tuple[Any, ...]) -> None:
+    """Refuse what the distill method of a search would refuse."""
+    light = load_method(options.method, document.where((*path, "method"))).Options
+    make_options(
+        light, {"train": options.train, **options.objective}, document, (*path, "objective")
+    )
 
 
 def _baselines(document: Document) -> dict[str, tuple[Stage, ...]]:
@@ -127,6 +137,11 @@ def _baselines(document: Document) -> dict[str, tuple[Stage, ...]]:
             )
         found[name] = _stages(document, path, given)
         check_order(document, path, found[name])
+        if any(stage.kind == "search" for stage in found[name]):
+            raise CompressError(
+                f"{document.where(path)}baseline '{name}' has a search",
+                "search in the stages of the profile: a baseline is what there was before",
+            )
         if sum(stage.kind == "export" for stage in found[name]) > 1:
             raise CompressError(
                 f"{document.where(path)}baseline '{name}' has several exports",

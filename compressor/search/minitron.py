@@ -8,16 +8,17 @@ and end better, and the ranking moves until about step 300 (there, 400 steps of 
 
 Where we differ: the budget may also be a share of the original's latency, measured on this
 machine; more shapes than `candidates` are thinned to some that are unlike each other. run/search.py
-drives the search: every candidate is an ordinary run of two stages. Retrain the winner in full
-with a distill stage.
+drives the search: every candidate is an ordinary run of two stages, and all share one measurement
+of importance. `length` is also that of the rows that latency is timed with. Retrain the winner in
+full with a distill stage.
 """
 
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from compressor.model.importance import Aggregation
 from compressor.options import options
+from compressor.prune.scores import ScoreOptions
 from compressor.training.options import Train
 
 _BUDGETS = ("parameters", "bytes", "latency")
@@ -25,7 +26,7 @@ _AXES = ("layers", "decoder_layers", "heads", "kv_heads", "hidden", "mlp")
 
 
 @options
-class Options:
+class Options(ScoreOptions):
     """Exactly one of `parameters`, `bytes` and `latency` is the budget."""
 
     parameters: float | None = Field(
@@ -59,10 +60,6 @@ class Options:
     method: str = Field("distill.kd", description="the distill method of the light retraining")
     train: Train = Field(Train(steps=400), description="how long and how fast each is retrained")
     objective: dict[str, Any] = Field({}, description="other options of the distill method")
-    samples: int = Field(1024, ge=1, description="calibration sequences of the importance scores")
-    length: int = Field(128, ge=2, description="tokens of a calibration sequence or a timed row")
-    batch_aggregation: Aggregation = Field("l2", description="over sequences")
-    sequence_aggregation: Aggregation = Field("mean", description="over tokens, of |x|")
     rescale: bool = Field(
         False, description="scale RMSNorms so that removed channels count as zeros (hidden only)"
     )
@@ -76,6 +73,8 @@ class Options:
             raise ValueError(f"give exactly one of {', '.join(_BUDGETS)} (got {what})")
         if not self.method.startswith("distill."):
             raise ValueError(f"method must be a distill method (got {self.method})")
+        if "train" in self.objective:
+            raise ValueError("train stands beside objective, not in it")
         return self
 
     @property

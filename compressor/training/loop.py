@@ -36,11 +36,25 @@ from compressor.training.workbench import Batch, Workbench
 _EVERY = 10  # steps of one line of metrics
 
 
+class NotFinite(CompressError):
+    """The training diverged: its loss or gradient is NaN or infinite."""
+
+
 @runtime_checkable
 class Itemized(Protocol):
     """An objective that says what its last loss was made of; its parts go into the metrics."""
 
     parts: dict[str, Tensor]
+
+
+@runtime_checkable
+class HasRates(Protocol):
+    """An objective with modules that learn at a highest rate of their own.
+
+    What learns at its own rate is another training on the same batches: it is clipped by itself.
+    """
+
+    rates: list[tuple[nn.Module, float]]
 
 
 @dataclass
@@ -80,13 +94,14 @@ def train(
         {steps, tokens, seconds, loss, precision}; loss is the mean over the last steps.
 
     Raises:
-        CompressError: the loss or its gradient is not finite; earlier snapshots stay.
+        NotFinite: the loss or its gradient is; earlier snapshots stay.
     """
     module = model.module if isinstance(model, Model) else model
     module.eval()
     objective.to(work.device)
     weights = _trained(module, objective)
-    optimizer = optimizer or _adamw(list(weights.values()), options)
+    learners = _learners(weights, objective, options)
+    optimizer = optimizer or _adamw(learners, options)
     highest = [group["lr"] for group in optimizer.param_groups]
     start = {**module.state_dict(), **objective.state_dict(), "ids": row_inputs(batches[0])}
     identity = f"{identity} {options} {work.seed} {digest(start)}"
@@ -109,7 +124,8 @@ def train(
         while done.step < options.steps:
             loss = _backward(objective, batches, options, precision, work, done)
             peers.average(p.grad for p in weights.values() if p.grad is not None)
-            _clip(list(weights.values()), options, done.step + 1)
+            for _, learner in learners:
+                _clip(learner, options, done.step + 1)
             for group, lr in zip(optimizer.param_groups, highest, strict=True):
                 group["lr"] = lr * lr_factor(options, done.step)
             optimizer.step()
@@ -139,12 +155,26 @@ def _trained(module: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]
     return found
 
 
-def _adamw(parameters: list[nn.Parameter], options: Train) -> Optimizer:
+def _learners(
+    weights: dict[str, nn.Parameter], objective: nn.Module, options: Train
+) -> list[tuple[float, list[nn.Parameter]]]:
+    """(highest learning rate, parameters) of the model and of what learns beside it."""
+    found, taken = [], set()
+    for module, lr in objective.rates if isinstance(objective, HasRates) else []:
+        own = [p for p in module.parameters() if p.requires_grad]
+        found.append((lr, own))
+        taken |= {id(p) for p in own}
+    return [(options.lr, [p for p in weights.values() if id(p) not in taken]), *found]
+
+
+def _adamw(learners: list[tuple[float, list[nn.Parameter]]], options: Train) -> Optimizer:
     """AdamW; biases and norms do not decay."""
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    groups = []
+    for lr, parameters in learners:
+        matrices = [p for p in parameters if p.dim() > 1]
+        vectors = [p for p in parameters if p.dim() <= 1]
+        groups.append({"params": matrices, "weight_decay": options.weight_decay, "lr": lr})
+        groups.append({"params": vectors, "weight_decay": 0.0, "lr": lr})
     groups = [group for group in groups if group["params"]]
     return AdamW(groups, lr=options.lr, betas=options.betas, eps=1e-8)
 
@@ -186,7 +216,7 @@ def _clip(weights: list[nn.Parameter], options: Train, step: int) -> None:
 
 def _refuse_unless_finite(value: float, what: str, step: int) -> None:
     if not math.isfinite(value):
-        raise CompressError(
+        raise NotFinite(
             f"the {what} is {value} at step {step}; snapshots from before it, if any, are kept",
             "lower train.lr or raise train.warmup; at step 1, look for NaN in the model",
         )

@@ -62,6 +62,22 @@ def _kl(p_NV: Tensor, q_NV: Tensor) -> Tensor:
     return (p_NV.exp() * (p_NV - q_NV)).sum(dim=-1)
 
 
+def truncated_kl(
+    logits_s: Tensor, index_NK: Tensor, log_p_NK: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """T^2 KL(p~_t || p_s) [N], p~_t being the teacher's distribution over K tokens alone.
+
+    Args:
+        logits_s: of the student [N, V]; its distribution is over all tokens.
+        index_NK: ids of the K tokens, int64.
+        log_p_NK: what the teacher gives them, up to a constant for each position.
+        temperature: T.
+    """
+    s_NV = (logits_s.float() / temperature).log_softmax(dim=-1)
+    t_NK = (log_p_NK.float() / temperature).log_softmax(dim=-1)
+    return temperature**2 * _kl(t_NK, s_NV.gather(-1, index_NK))
+
+
 def label_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     """Cross-entropy with the labels [N], float32, in nats."""
     return cross_entropy(logits_NV.float(), targets_N, reduction="none")
@@ -94,9 +110,17 @@ def chunked(
     assert len(real[0]) > 0, "no token counts"
     trained = weights if torch.is_grad_enabled() else ()
     total: Any = _Chunks.apply(loss, chunk, len(real), *real, *trained)
-    count = torch.tensor(len(real[0]), dtype=torch.float32, device=total.device)
-    team().average([count])  # rows of several processes count by their tokens, not by process
-    return total / count
+    return total / tokens_of(mask)
+
+
+def tokens_of(mask: Tensor) -> Tensor:
+    """Tokens that count, float32: what a sum over this process's tokens is divided by.
+
+    Rows of several processes count by their tokens, not by process, so it is the mean of theirs.
+    """
+    count = mask.sum().float()
+    team().average([count])
+    return count
 
 
 class _Chunks(torch.autograd.Function):

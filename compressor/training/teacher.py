@@ -1,16 +1,19 @@
 """A teacher that is asked once: its outputs for every row of a run, kept on disk.
 
 A row costs the teacher one forward pass however many epochs follow, and a resumed run asks
-nothing again. Values are float16: 11 bits of mantissa, a relative error of at most 2^-11 = 5e-4
-(bfloat16 would have 4e-3); states of normalized layers are far from its limit of 65504. Padding
-is not stored. The file is read through a memory map, so it need not fit into memory.
+nothing again. A token is one record of the file, with a field for each output. Numbers are
+float16: 11 bits of mantissa, a relative error of at most 2^-11 = 5e-4 (bfloat16 would have 4e-3).
+States of normalized layers are far from its limit of 65504; of log-probabilities that error
+weighs p |log p| 2^-11, in all at most the entropy times 2^-11, which no training notices. Ids stay
+integers, of two bytes where the vocabulary fits. Padding is not stored. The file is read through
+a memory map, so it need not fit into memory.
 """
 
 import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,7 +31,6 @@ from compressor.training.workbench import Batch, Workbench
 
 PREFIX = "teacher."
 _DATA, _MARK = "teacher-outputs.bin", "teacher-outputs.json"
-_BYTES = 2  # of a float16
 _FLUSH_SECONDS = 60.0  # of asking that a killed run may lose
 
 
@@ -36,8 +38,9 @@ _FLUSH_SECONDS = 60.0  # of asking that a killed run may lose
 class AsksTeacher(Protocol):
     """An objective whose teacher outputs can be computed beforehand.
 
-    `targets(batch)` gives token-aligned outputs {name: [B, S, width]}; in the batches of
-    `with_outputs` they are already there, under PREFIX + name, zero at padding.
+    `targets(batch)` gives token-aligned outputs {name: [B, S, width]}, float32, or uint16 or
+    int32 ids; in the batches of `with_outputs` they are already there, under PREFIX + name, as
+    float32 or int64, zero at padding.
     """
 
     cache_teacher: bool
@@ -64,31 +67,36 @@ def with_outputs(
         CompressError: the disk is too small, or an output does not fit into float16.
     """
     places, tokens, text = _places(batches)
-    widths = {k: v.shape[-1] for k, v in _ask(objective, batches[0], work).items()}
-    row = sum(widths.values()) * _BYTES
-    identity = {"text": text, "teacher": digest(teacher.state_dict()), "widths": widths}
+    record = _record(_ask(objective, batches[0], work))
+    identity = {"text": text, "teacher": digest(teacher.state_dict()), "record": str(record)}
     with team().leader_first():
         done = _known(work.scratch, identity)
         if done["batches"] < len(batches):
-            _refuse_small_disk((tokens - done["tokens"]) * row, work)
-            _fill(batches, objective, work, identity, done)
-    stored = np.memmap(work.scratch / _DATA, np.float16, mode="r")
-    return mapped(batches, partial(_answer, stored=stored, places=places, widths=widths))
+            _refuse_small_disk((tokens - done["tokens"]) * record.itemsize, work)
+            label = f"teacher outputs, {tokens * record.itemsize / 1e6:.0f} MB of disk"
+            with work.progress(label, len(batches)) as advance:
+                _fill(batches, objective, work, identity, record, done, advance)
+    stored = np.memmap(work.scratch / _DATA, record, mode="r")
+    return mapped(batches, partial(_answer, stored=stored, places=places))
 
 
-def _answer(
-    batch: Batch, stored: NDArray[np.float16], places: dict[int, int], widths: dict[str, int]
-) -> Batch:
+def _record(outputs: dict[str, Tensor]) -> np.dtype:
+    """What the file holds of one token."""
+    kinds = {torch.uint16: "<u2", torch.int32: "<i4"}
+    fields = [(k, kinds.get(v.dtype, "<f2"), (v.shape[-1],)) for k, v in outputs.items()]
+    return np.dtype(fields)
+
+
+def _answer(batch: Batch, stored: NDArray[Any], places: dict[int, int]) -> Batch:
     """A batch with the teacher's outputs in it."""
-    stored = stored.reshape(-1, sum(widths.values()))
     keep = batch["attention_mask"].bool()
     rows = zip(batch["row"].tolist(), keep.sum(dim=1).tolist(), strict=True)
     found = [stored[places[row] : places[row] + size] for row, size in rows]
-    flat = torch.from_numpy(np.concatenate(found).astype(np.float32))
-    filled = {}
-    for name, part in zip(widths, flat.split(list(widths.values()), dim=-1), strict=True):
-        filled[PREFIX + name] = part.new_zeros(*keep.shape, part.shape[-1])
-        filled[PREFIX + name][keep] = part
+    flat, filled = np.concatenate(found), {}
+    for name in flat.dtype.names or ():
+        values = torch.from_numpy(flat[name].astype("f4" if flat[name].dtype == "f2" else "i8"))
+        filled[PREFIX + name] = values.new_zeros(*keep.shape, values.shape[-1])
+        filled[PREFIX + name][keep] = values
     return batch | filled
 
 
@@ -122,28 +130,27 @@ def _fill(
     objective: AsksTeacher,
     work: Workbench,
     identity: dict[str, Any],
+    record: np.dtype,
     done: dict[str, int],
+    advance: Callable[[int], None],
 ) -> None:
     """Append the outputs of the batches that are not on disk; `_places` has the same order.
 
     Written as a file and not through a memory map, which a full disk would end with SIGBUS. What
     follows the last flushed batch is asked again, so a row is always computed in the same batch.
     """
-    data, total = work.scratch / _DATA, sum(identity["widths"].values())
+    data = work.scratch / _DATA
     known = {row for i in range(done["batches"]) for row in batches[i]["row"].tolist()}
     tokens, saved = done["tokens"], time.perf_counter()
     if not tokens:
         (work.scratch / _MARK).unlink(missing_ok=True)  # it may be of another teacher
     data.touch()
-    with (
-        data.open("r+b") as file,
-        work.progress("teacher outputs", len(batches)) as advance,
-    ):
-        file.truncate(tokens * total * _BYTES)
+    with data.open("r+b") as file:
+        file.truncate(tokens * record.itemsize)
         file.seek(0, os.SEEK_END)
         advance(done["batches"])
         for index in range(done["batches"], len(batches)):
-            outputs = _new_outputs(batches[index], known, objective, work)
+            outputs = _new_outputs(batches[index], known, objective, record, work)
             file.write(outputs.tobytes())
             tokens += len(outputs)
             advance(1)
@@ -156,18 +163,21 @@ def _fill(
 
 
 def _new_outputs(
-    batch: Batch, known: set[int], objective: AsksTeacher, work: Workbench
-) -> NDArray[np.float16]:
-    """Outputs [tokens, width] of the real tokens of rows that are not known yet."""
+    batch: Batch, known: set[int], objective: AsksTeacher, record: np.dtype, work: Workbench
+) -> NDArray[Any]:
+    """Records [tokens] of the real tokens of rows that are not known yet."""
     new = torch.tensor([row not in known for row in batch["row"].tolist()])
     if new.any():
         batch = {key: value[new] for key, value in batch.items()}
-        answers = torch.cat([v.half() for v in _ask(objective, batch, work).values()], dim=-1)
-        real = answers[batch["attention_mask"].bool()].cpu()
-        _refuse_overflow(real)
+        real = batch["attention_mask"].bool().numpy()
+        found = np.empty(int(real.sum()), record)
+        for name, values in _ask(objective, batch, work).items():
+            values = values.half() if values.is_floating_point() else values
+            found[name] = values.cpu().numpy()[real]
+            _refuse_overflow(found[name])
         known.update(batch["row"].tolist())
-        return real.numpy()
-    return np.empty((0, 0), np.float16)
+        return found
+    return np.empty(0, record)
 
 
 def _write_mark(scratch: Path, identity: dict[str, Any], done: dict[str, int]) -> None:
@@ -188,13 +198,13 @@ def _refuse_small_disk(size: int, work: Workbench) -> None:
     if size > free:
         raise CompressError(
             f"the teacher's outputs need {size / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free",
-            "set cache_teacher: false, or give --out on another disk",
+            "set cache_teacher: false or a smaller top_k, or give --out on another disk",
         )
 
 
-def _refuse_overflow(values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
+def _refuse_overflow(values: NDArray[Any]) -> None:
+    if not np.isfinite(values).all():
         raise CompressError(
             "an output of the teacher is NaN or beyond the range of float16",
-            "set cache_teacher: false",
+            "set cache_teacher: false, or top_k: null",
         )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compressor.distill import ce, kd, latent, predictions, runner
+from compressor.distill import ce, kd, latent, minitron, predictions, runner
 from compressor.errors import CompressError
 from compressor.model.model import Pooling, pool
 from compressor.training.options import Train
@@ -99,6 +99,30 @@ def test_other_vocabularies_and_tasks_are_refused(pico_bert, pico_llama):
         latent.objective(latent.Options(), pico_bert(), pico_bert(vocab_size=50))
     with pytest.raises(CompressError, match="the teacher is a text-classification"):
         kd.objective(kd.Options(), pico_llama(), pico_bert(head="sequence-classification"))
+
+
+def renamed(model, old, new):
+    """The model with a tokenizer of the same size in which one token is called otherwise."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    names = {new if token == old else token: i for token, i in model.processor.get_vocab().items()}
+    words = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
+    model.processor = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    return model
+
+
+@pytest.mark.parametrize("method", [kd, latent, minitron])
+def test_teachers_with_another_tokenizer_or_a_padded_table_are_refused(pico_llama, method):
+    other = renamed(pico_llama(), "b", "ß")
+    with pytest.raises(CompressError, match="its token 5 is 'ß', the student's 'b'"):
+        method.objective(method.Options(), pico_llama(), other)
+    with pytest.raises(CompressError) as caught:
+        method.objective(method.Options(), pico_llama(), pico_llama(vocab_size=128))
+    assert "share a tokenizer of 96 tokens" in caught.value.what
+    assert "table has 128 rows and the student's 96" in caught.value.what
+    other.processor = None  # nothing to compare
+    method.objective(method.Options(), pico_llama(), other)
 
 
 def states(model, batch):
@@ -202,7 +226,7 @@ def test_the_runner_trains_freezes_and_notes(pico_bert, make_work):
     assert steps == (1, 10, 20, 30) and losses[-1] < losses[0]
     assert student.notes["training"]["steps"] == 30
     found = student.notes["validation"]
-    assert found["rows"] == 32 and found["after"] == found["loss"] < found["before"]
+    assert found["rows"] == 32 and found["after"] < found["before"]
 
 
 def test_the_validation_note_is_the_objective_before_and_after(pico_llama, make_work):

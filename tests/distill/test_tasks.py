@@ -8,28 +8,10 @@ from compressor.errors import CompressError
 from compressor.model.forward import accepted, outputs
 from compressor.training.losses import label_loss
 from families import VOCABULARY, pico, random_inputs
+from predicting import labelled, scored
 
 LANGUAGE = ("llama", "gemma2", "gpt2", "bert", "roberta", "distilbert", "t5", "whisper")
 MODELS = (*LANGUAGE, "vit", "deit")
-
-
-def labelled(model, seed=3):
-    """A batch of what the model reads with the answers of its task."""
-    batch = random_inputs(model)
-    draw = torch.Generator().manual_seed(seed)
-    if model.task == "image-classification":
-        return batch | {"labels": torch.tensor([4, 0, 2])}
-    if model.task == "fill-mask":
-        hidden = (torch.rand(batch["input_ids"].shape, generator=draw) < 0.3) & batch[
-            "attention_mask"
-        ].bool()
-        hidden[0, 2] = True
-        return batch | {"labels": batch["input_ids"].masked_fill(~hidden, -100)}
-    if "decoder_input_ids" in batch:
-        mask = batch["decoder_attention_mask"]
-        labels = torch.randint(5, VOCABULARY, mask.shape, generator=draw)
-        return batch | {"labels": labels.masked_fill(mask == 0, -100)}
-    return batch
 
 
 def own_loss(model, batch):
@@ -70,19 +52,6 @@ def test_ce_of_images_is_the_loss_of_transformers(name):
     del batch["labels"]
     with pytest.raises(CompressError, match="needs labelled rows"):
         ce.objective(ce.Options(), model, None)(batch)
-
-
-def scored(model, batch):
-    """Logits [N, V] float64 of the positions that count, from full logits."""
-    z = outputs(model, batch)["logits"].double()
-    if model.task == "image-classification":
-        return z, batch["labels"]
-    if model.task == "causal-lm":
-        mask = batch["attention_mask"].bool()
-        keep = mask[:, 1:] & mask[:, :-1]
-        return z[:, :-1][keep], batch["input_ids"][:, 1:][keep]
-    keep = batch["labels"] != -100
-    return z[keep], batch["labels"][keep]
 
 
 @pytest.mark.parametrize("name", MODELS)

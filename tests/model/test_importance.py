@@ -79,6 +79,7 @@ def test_scores_equal_the_definition_on_unpadded_sequences(family, request, make
     batches = make_work().batches("calibration", 3)
     seen = record(model, batches)
     got = measure_importance(model, batches)
+    norm_first = measure_importance(model, batches, head_score="heads", norms="blocks")
     (stack,), (own,) = model.family.stacks, got.stacks
     hidden = sum(score(seen[name], 1) for name in model.family.norms)
     for i in range(3):
@@ -88,12 +89,22 @@ def test_scores_equal_the_definition_on_unpadded_sequences(family, request, make
         features = score(seen[f"{block}.{stack.attn_out}"], 0)
         heads = features.unflatten(0, (4, 8)).norm(dim=1)
         torch.testing.assert_close(own.heads_LH[i].double(), heads, rtol=1e-4, atol=1e-6)
+        at_tokens = [
+            (before.unflatten(1, (4, 8)).norm(dim=2),)
+            for before, _ in seen[f"{block}.{stack.attn_out}"]
+        ]
+        first = norm_first.stacks[0].heads_LH[i].double()
+        torch.testing.assert_close(first, score(at_tokens, 0), rtol=1e-4, atol=1e-6)
         pairs = seen[block]
         x, y = (torch.cat([p[side] for p in pairs]) for side in (0, 1))
         cosine = (x * y).sum(dim=1) / (x.norm(dim=1) * y.norm(dim=1))
         assert float(own.layers_L[i]) == pytest.approx(1 - float(cosine.mean()), rel=1e-4)
         hidden = hidden + sum(score(seen[f"{block}.{name}"], 1) for name in stack.norms)
     torch.testing.assert_close(got.hidden_D.double(), hidden, rtol=1e-4, atol=1e-6)
+    outside = sum(score(seen[name], 1) for name in model.family.norms)
+    inside = norm_first.hidden_D.double()
+    torch.testing.assert_close(inside, hidden - outside, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(norm_first.stacks[0].heads_LH, own.heads_LH)
 
 
 def test_dead_units_rank_last(pico_llama, make_work):

@@ -13,6 +13,7 @@ from compressor.errors import CompressError
 from compressor.model.budget import target_sizes
 from compressor.model.count import count_parameters
 from compressor.model.families import find_family
+from compressor.model.heads import best_heads
 from compressor.model.importance import Importance, StackImportance
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
@@ -29,7 +30,7 @@ def options(**given):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({}, "exactly one of parameters, sizes and bytes"),
+        ({}, "exactly one of parameters, sizes, bytes and ratios"),
         ({"parameters": 0.5, "bytes": 1000}, r"got parameters and bytes"),
         ({"parameters": 1.5}, "less than 1"),
         ({"parameters": 0}, "greater than 0"),
@@ -144,10 +145,15 @@ def test_the_least_important_go(pico_llama, make_work):
 
 
 def test_heads_are_ranked_inside_their_group():
-    scores = torch.tensor([[9.0, 8.0, 7.0, 1.0], [4.0, 6.0, 5.0, 0.5]])
-    assert minitron._best_heads(scores, 2, 2) == [0, 1, 5, 6]
-    assert minitron._best_heads(scores, 1, 3) == [0, 1, 2]
-    assert minitron._best_heads(scores.flip(0), 1, 2) == [4, 5]
+    scores = torch.tensor([9.0, 8.0, 7.0, 1.0, 4.0, 6.0, 5.0, 0.5])
+    before = {"heads": 8, "kv_heads": 2}
+
+    def best(scores, heads, kv_heads):
+        return best_heads(scores, before, {"heads": heads, "kv_heads": kv_heads})
+
+    assert best(scores, 4, 2) == [0, 1, 5, 6]
+    assert best(scores, 3, 1) == [0, 1, 2]
+    assert best(scores.unflatten(0, (2, 4)).flip(0).flatten(), 2, 1) == [4, 5]
 
 
 def test_stored_formats_are_refused(pico_llama, make_work):
@@ -252,3 +258,63 @@ def test_rankings_by_removal_take_no_pass_where_no_layer_goes(pico_llama, make_w
     object.__setattr__(work, "_screen", bars)
     minitron.run(pico_llama(), options(parameters=0.7, layer_importance="perplexity"), work)
     assert list(bars.totals) == ["importance"]
+
+
+PAPER = {"head_score": "heads", "merge_heads": True, "norms": "all"}
+
+
+@pytest.mark.parametrize(
+    ("preset", "wanted"),
+    [
+        ("paper", PAPER | {"layer_importance": "perplexity", "multiple": 8}),
+        (
+            "library",
+            {"head_score": "features", "merge_heads": False, "norms": "blocks", "multiple": 64}
+            | {"layer_importance": "block_influence"},
+        ),
+        (None, {"head_score": "features", "merge_heads": False, "norms": "all", "multiple": 8}),
+    ],
+)
+def test_a_preset_fills_in_what_is_not_given(preset, wanted):
+    for make in (options, lambda **given: minitron.Options(samples=16, **given)):
+        filled = make(parameters=0.5, preset=preset)
+        assert {name: getattr(filled, name) for name in wanted} == wanted
+        own = make(parameters=0.5, preset=preset, norms="all", multiple=3)
+        assert (own.norms, own.multiple) == ("all", 3)
+        plain = TypeAdapter(minitron.Options).dump_python(filled, mode="json")
+        assert make(**{k: v for k, v in plain.items() if k != "samples"}) == filled
+    with pytest.raises(ValidationError, match="'paper' or 'library'"):
+        options(parameters=0.5, preset="book")
+
+
+@pytest.mark.parametrize(
+    ("name", "ratios", "wanted"),
+    [
+        ("llama", {"mlp": 0.5, "layers": 0.5}, {"mlp": 24, "layers": 2, "hidden": 32, "heads": 4}),
+        ("llama", {"mlp": 0.7, "heads": 0.5}, {"mlp": 32, "heads": 2, "kv_heads": 2}),
+        ("mistral", {"hidden": 0.7}, {"hidden": 22, "heads": 4}),
+        ("llama", {"hidden": 0.7}, {"hidden": 24, "heads": 4}),
+        ("bert", {"heads": 0.75}, {"heads": 3, "hidden": 24}),
+        ("bert", {"hidden": 0.7}, {"heads": 3, "hidden": 24}),
+        ("t5", {"layers": 0.6, "decoder_layers": 0.1}, {"layers": 2, "decoder_layers": 1}),
+        ("bert", {"mlp": 0.01}, {"mlp": 8}),
+    ],
+)
+def test_ratios_are_rounded_to_what_fits(name, ratios, wanted):
+    model = pico(name)
+    found = minitron._target(model, options(ratios=ratios))
+    assert {axis: found[axis] for axis in wanted} == wanted
+
+
+def test_ratios_are_refused_with_a_sentence():
+    for ratios, sentence in (({}, "names no axis"), ({"mlp": 1.2}, "less than or equal to 1")):
+        with pytest.raises(ValidationError, match=sentence):
+            options(ratios=ratios)
+    with pytest.raises(CompressError, match="has no decoder_layers"):
+        minitron._target(pico("bert"), options(ratios={"decoder_layers": 0.5}))
+
+
+def test_as_many_sequences_are_used_as_asked_for(pico_llama, make_work):
+    model = pico_llama()
+    minitron.run(model, options(parameters=0.5, samples=11), make_work())
+    assert model.notes["calibration"] == {"asked": 11, "used": 11}

@@ -20,9 +20,10 @@ stages:
   - distill.kd: {train: &train {steps: 10, batch: 4, length: 16, lr: 1.0e-3, warmup: 1,
       accumulate: 2, precision: float32}}
   - distill.latent: {train: *train}
+  - distill.minitron: {train: *train, intermediate: on, correct_teacher: {lr: 1.0e-3}}
 measures: []
 """
-STAGES = ("01-prune.minitron", "02-distill.kd", "03-distill.latent")
+STAGES = ("01-prune.minitron", "02-distill.kd", "03-distill.latent", "04-distill.minitron")
 
 
 def torchrun(folder, out, *more):
@@ -62,12 +63,13 @@ def test_two_processes_train_what_one_does(folder):
     log = (two / "log.txt").read_text()
     assert "2 processes share every batch" in log and log.count("starts") == len(STAGES)
     wanted = losses(one)
-    assert len(wanted) == 4 and losses(two) == pytest.approx(wanted, rel=1e-5)
+    assert len(wanted) == 6 and losses(two) == pytest.approx(wanted, rel=1e-5)
     notes = [
         [read_manifest(home / stage).metrics["notes"]["validation"] for stage in STAGES[1:]]
         for home in (one, two)
     ]
     for mine, theirs in zip(*notes, strict=True):
+        assert theirs.pop("parts") == pytest.approx(mine.pop("parts"), rel=1e-4)
         assert theirs == pytest.approx(mine, rel=1e-4) and mine["after"] < mine["before"]
     for stage in STAGES:
         mine, theirs = (load_file(home / stage / "model.safetensors") for home in (one, two))

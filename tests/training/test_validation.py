@@ -18,18 +18,22 @@ class Counted(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("seen", torch.zeros(()))
+        self.parts = {}
 
     def forward(self, batch):
         assert not torch.is_grad_enabled()
         self.seen += 1
-        return batch["input_ids"].float().mean() + 0 * torch.rand(()) * self.seen
+        loss = batch["input_ids"].float().mean() + 0 * torch.rand(()) * self.seen
+        self.parts = {"first": loss}
+        return loss
 
 
 def test_batches_count_by_their_rows_and_nothing_is_left_behind(make_work):
     batches = [{"input_ids": torch.full((rows, 2), value)} for rows, value in ((4, 1), (1, 6))]
     objective, random = Counted(), torch.get_rng_state()
-    loss, rows = validation_loss(objective, batches, make_work())
-    assert (loss, rows) == (pytest.approx((4 * 1 + 1 * 6) / 5), 5)
+    found = validation_loss(objective, batches, make_work())
+    assert found.rows == 5 and found.loss == pytest.approx((4 * 1 + 1 * 6) / 5)
+    assert found.parts == {"first": pytest.approx((4 * 1 + 1 * 6) / 5)}
     assert objective.seen == 0 and torch.equal(random, torch.get_rng_state())
 
 
@@ -63,7 +67,7 @@ def test_no_gradient_of_the_head_is_computed(pico_llama, make_work, monkeypatch)
         return ()
 
     monkeypatch.setattr(losses, "_gradients", none_wanted)
-    assert validation_loss(objective, batches, make_work())[0] == pytest.approx(wanted, rel=1e-6)
+    assert validation_loss(objective, batches, make_work()).loss == pytest.approx(wanted, rel=1e-6)
 
 
 def test_a_split_without_a_row_is_no_mistake_here(pico_llama):
@@ -88,5 +92,5 @@ def test_cross_entropy_is_that_of_the_whole_logits(pico_llama, make_work):
         log_p = z[:, :-1].log_softmax(-1)
         chosen = log_p.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
         losses.append(-chosen[keep].mean().item())
-    got, rows = validation_loss(ce.objective(ce.Options(), model, None), batches, make_work())
-    assert got == pytest.approx(sum(losses) / 2, rel=1e-5) and rows == 8
+    got = validation_loss(ce.objective(ce.Options(), model, None), batches, make_work())
+    assert got.loss == pytest.approx(sum(losses) / 2, rel=1e-5) and got.rows == 8

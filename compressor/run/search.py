@@ -1,0 +1,288 @@
+"""Drive a search: every candidate is an ordinary run of two stages, and the best one stays.
+
+Candidate K of stage NN has the directory D/search/NN/KK-SHAPE with a profile, stages and a report
+of its own, so a search that was killed goes on where it stopped and ends with the same bits. They
+share the corpus, one measurement of importance and the teacher's checkpoint. The winner has the
+least loss on the validation split; held-out text is never looked at. A candidate whose training
+gives NaN is noted and loses. Once the stage has landed, the weights of all candidates are deleted;
+their reports stay.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.errors import CompressError, Refused
+from compressor.model.budget import Shape, itemsize
+from compressor.model.candidates import Counts, grid
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.importance_file import NAME as IMPORTANCE
+from compressor.model.manifest import read_manifest
+from compressor.model.model import Model
+from compressor.prune.scores import layers_to_go, score
+from compressor.run.layout import SCRATCH, remove, stage_directories, stage_name
+from compressor.run.outputs import replace_files
+from compressor.run.profile import Profile, Stage, resolved_text
+from compressor.run.rehearse import empty
+from compressor.run.search_latency import Latencies, open_latencies, within_latency
+from compressor.run.search_stages import candidate_name, candidate_stages, planned_shapes
+from compressor.run.setting import Setting
+from compressor.run.tables import clock, millions, threads
+from compressor.screen import Screen
+from compressor.training.loop import NotFinite
+from compressor.training.workbench import Workbench
+
+_RECORD, _FAILED = "search.json", "failed.json"
+_DONE = "report.html"  # what a run writes last
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search stage at work.
+
+    Attributes:
+        setting: the run it is part of.
+        stage: its method and options.
+        parent: the checkpoint every candidate is cut from.
+        place: directory of the candidates.
+        model: the parent without weights.
+        work: the surroundings of the stage.
+    """
+
+    setting: Setting
+    stage: Stage
+    parent: Checkpoint
+    place: Path
+    model: Model
+    work: Workbench
+
+
+def search(
+    setting: Setting,
+    stage: Stage,
+    parent: Checkpoint,
+    place: Path,
+    work: Workbench,
+    fingerprint: str,
+) -> Model:
+    """Train all candidates that are not trained yet; the winner, its notes hold the whole table.
+
+    Args:
+        place: directory of the candidates; those of other settings are deleted.
+        work: of the search stage; calibration rows are what is timed.
+        fingerprint: of the search stage.
+
+    Raises:
+        CompressError: no shape meets the budget, or every candidate failed.
+    """
+    _claim(place, fingerprint, setting.home / SCRATCH)
+    model = empty(parent.path)
+    if setting.profile.dtype:
+        model.config.dtype = getattr(torch, setting.profile.dtype)
+    job = Search(setting, stage, parent, place, model, work)
+    _refuse_unranked(setting, work, stage.options.train.length)
+    shapes, times = _shapes(job)
+    rows = _train_all(job, shapes, _scores(job, shapes))
+    chosen = _best(rows)
+    rows = [row | {"chosen": row is chosen} for row in rows]
+    if times is not None:
+        rows = [row | {"latency_ms": times(row["sizes"])} for row in rows]
+    last = stage_name(2, stage.options.method)
+    winner = Checkpoint.open(place / chosen["name"] / last).load()
+    winner.notes["search"] = _summary(job, times) | {"candidates": rows}
+    return winner
+
+
+def _scores(job: Search, shapes: list[Shape]) -> Path | None:
+    """The importance that all candidates are cut by, measured once; None where it cannot be shared.
+
+    Windows of consecutive layers are ranked for one length, which is not that of all candidates.
+    """
+    file = job.place / IMPORTANCE
+    if job.stage.options.contiguous:
+        return None
+    if not file.is_file():
+        model = job.parent.load()
+        each = [layers_to_go(model, shape) for shape in shapes]
+        most = [max(stack) for stack in zip(*each, strict=True)]
+        found = score(model, job.stage.options, job.work, most)
+        found.file().write(job.work.scratch / IMPORTANCE)
+        (job.work.scratch / IMPORTANCE).rename(file)
+    return file
+
+
+def _shapes(job: Search) -> tuple[list[Shape], Latencies | None]:
+    """The shapes to train, and their latencies where these are the budget."""
+    family, config, options = job.model.family, job.model.config, job.stage.options
+    if options.latency is None:
+        return planned_shapes(family, config, options), None
+    name = stage_name(int(job.place.name), job.stage.method)
+    times = open_latencies(job.place, name, job.parent, options, job.work)
+    job.setting.screen.say(f"  measuring latency on {threads(options.threads)}")
+    cells = grid(family, config, options)
+    return within_latency(job.model.sizes, cells, options, times), times
+
+
+def _refuse_unranked(setting: Setting, work: Workbench, length: int) -> None:
+    """Refuse data without validation rows: nothing else may choose.
+
+    Raises:
+        CompressError: the validation split is empty.
+    """
+    documents = [] if setting.corpus is None else setting.corpus.documents["validation"]
+    if not documents or not work.batches("validation", 1, batch=1, length=length):
+        raise CompressError(
+            "the validation split has no rows, so candidates cannot be ranked",
+            "give more documents with --data, or name some under data.validation",
+        )
+
+
+def _claim(place: Path, fingerprint: str, scratch: Path) -> None:
+    """Make the directory of the candidates; one of other settings goes first."""
+    record = place / _RECORD
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    if place.is_dir() and known.get("fingerprint") != fingerprint:
+        remove(place, scratch)
+    place.mkdir(parents=True, exist_ok=True)
+    replace_files(place, {_RECORD: json.dumps({"fingerprint": fingerprint})})
+
+
+def _train_all(job: Search, shapes: list[Shape], scores: Path | None) -> list[dict[str, Any]]:
+    counts, rows = Counts(job.model.family, job.model.config), []
+    begin, made = time.perf_counter(), 0
+    for number, shape in enumerate(shapes, start=1):
+        name, parameters = candidate_name(number, shape), counts(shape)
+        left = (time.perf_counter() - begin) / made * (len(shapes) - number + 1) if made else None
+        job.setting.screen.say(
+            f"  candidate {number} of {len(shapes)}: {name}, {millions(parameters)} parameters"
+            + (f", about {clock(left)} left" if left is not None else "")
+        )
+        stages = candidate_stages(job.model.family, job.stage, shape, scores)
+        made += _train(job, name, stages)
+        size = parameters * itemsize(job.model.config)
+        known = {"name": name, "sizes": shape, "parameters": parameters, "bytes": size}
+        rows.append(known | _outcome(job.place / name, job.stage.options.method))
+        job.setting.log(f"candidate {rows[-1]}")
+    return rows
+
+
+def _train(job: Search, name: str, stages: tuple[Stage, ...]) -> bool:
+    """Run a candidate unless it has been run, or has failed, before."""
+    from compressor.run.pipeline import conduct  # which runs stages, of which a search is one
+
+    home = job.place / name
+    if (home / _DONE).is_file() or (home / _FAILED).is_file():
+        return False
+    home.mkdir(exist_ok=True)
+    try:
+        conduct(_inside(job, home, stages), {"stages": []}, time.perf_counter())
+    except (NotFinite, Refused) as error:
+        replace_files(home, {_FAILED: json.dumps({"what": error.what})})
+    return True
+
+
+def _inside(job: Search, home: Path, stages: tuple[Stage, ...]) -> Setting:
+    """The setting of a candidate's run: another profile and home, the same corpus and teacher."""
+    outer = job.setting
+    profile = Profile(
+        name=home.name,
+        description=f"A candidate of {job.stage.method}.",
+        stages=stages,
+        teacher=outer.profile.teacher,
+        data=outer.profile.data,
+        seed=outer.profile.seed,
+        dtype=outer.profile.dtype,
+        keep="last",
+    )
+    within = home.relative_to(outer.home).as_posix()
+    return replace(
+        outer,
+        profile=replace(profile, text=resolved_text(profile)),
+        source=job.parent,
+        home=home,
+        screen=_BarsOnly(outer.screen),
+        note=lambda place: outer.note(f"{within}/{place}"),
+        learns_from=outer.teacher_of(job.stage),
+    )
+
+
+@dataclass(frozen=True)
+class _BarsOnly:
+    """A screen on which a candidate shows its progress and does not speak."""
+
+    screen: Screen
+
+    def say(self, text: str) -> None:
+        pass
+
+    def progress(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        return self.screen.progress(label, total)
+
+
+def _outcome(home: Path, method: str) -> dict[str, Any]:
+    """What became of a candidate: {before, after (losses), seconds, peak_memory_bytes, failed}."""
+    if (home / _FAILED).is_file():
+        what = json.loads((home / _FAILED).read_text(encoding="utf-8"))["what"]
+        return {"before": None, "after": None, "seconds": None, "failed": what}
+    manifest = read_manifest(home / stage_name(2, method))
+    notes, records = manifest.metrics["notes"], manifest.stages[-2:]
+    assert "validation" in notes, f"{method} notes no validation loss"
+    losses = notes["validation"]
+    finite = math.isfinite(losses["after"])
+    return {
+        "before": losses["before"],
+        "after": losses["after"] if finite else None,
+        "seconds": sum(record.seconds for record in records),
+        "peak_memory_bytes": max(record.peak_memory_bytes for record in records),
+        "failed": None if finite else "the validation loss is not finite",
+    }
+
+
+def _best(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The least validation loss; the earlier of equals.
+
+    Raises:
+        CompressError: every candidate failed.
+    """
+    able = [row for row in rows if row["failed"] is None]
+    if not able:
+        raise CompressError(
+            f"all {len(rows)} candidates of the search failed; the first: {rows[0]['failed']}",
+            "lower train.lr or raise train.warmup of the search stage",
+        )
+    return min(able, key=lambda row: row["after"])
+
+
+def _summary(job: Search, times: Latencies | None) -> dict[str, Any]:
+    options = job.stage.options
+    budgets = {k: getattr(options, k) for k in ("parameters", "bytes", "latency")}
+    return {
+        "budget": {k: v for k, v in budgets.items() if v is not None},
+        "tolerance": options.tolerance,
+        "method": options.method,
+        "steps": options.train.steps,
+        "task": job.model.task,
+        "latency": times and times.circumstances | {"original_ms": times(job.model.sizes)},
+    }
+
+
+def peak_of(notes: dict[str, Any]) -> int:
+    """The highest peak memory of the candidates in a stage's notes, bytes; 0 for other stages."""
+    rows = notes.get("search", {}).get("candidates", [])
+    return max((row.get("peak_memory_bytes") or 0 for row in rows), default=0)
+
+
+def clear_candidates(place: Path, drop_weights: Callable[[Path], None]) -> None:
+    """Delete the weights and the scratch of all candidates of a stage that has landed."""
+    for home in place.glob("[0-9]*"):
+        for stage in stage_directories(home):
+            drop_weights(stage)
+        shutil.rmtree(home / SCRATCH, ignore_errors=True)

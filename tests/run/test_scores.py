@@ -1,0 +1,152 @@
+"""Importance scores on disk: left by a stage, reused by another, refused where they do not fit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from compressor.cli.main import call
+from safetensors.torch import load_file, save_file
+
+import compressor
+from compressor.errors import CompressError
+from compressor.model.importance import measure_importance
+from compressor.model.importance_file import NAME
+from compressor.model.manifest import read_manifest
+from compressor.prune import minitron, scores
+from compressor.run.loading import load_profile
+from compressor.run.rehearse import rehearse
+from compressor.run.setting import open_source
+
+STAGE = "01-prune.minitron"
+GIVEN = "sizes: {{mlp: {mlp}, layers: 2}}, samples: 8, length: 16{more}"
+
+
+@pytest.fixture
+def prune(tmp_path, llama_folder, text_file):
+    """Factory: run one pruning stage into a directory and return that of the stage."""
+
+    def run(name, mlp=32, more="", model=llama_folder):
+        profile = tmp_path / f"{name}.yaml"
+        line = GIVEN.format(mlp=mlp, more=more)
+        profile.write_text(f"stages: [{{prune.minitron: {{{line}}}}}]\nmeasures: []\n")
+        compressor.run(profile, str(model), tmp_path / name, data=str(text_file))
+        return tmp_path / name / STAGE
+
+    return run
+
+
+def test_scores_are_left_beside_the_weights_and_reused_without_a_pass(prune, monkeypatch):
+    first = prune("first")
+    assert NAME in read_manifest(first).files
+    tensors = load_file(first / NAME)
+    assert tensors["stacks.0.neurons_LM"].shape == (3, 48)
+    assert all(t.dtype == torch.float32 for t in tensors.values())
+    monkeypatch.setattr(scores, "measure_importance", None)
+    again = prune("again", more=f", scores: '{first}'")
+    assert (again / NAME).read_bytes() == (first / NAME).read_bytes()
+    assert load_file(again / "model.safetensors").keys()
+    for name, tensor in load_file(first / "model.safetensors").items():
+        assert torch.equal(tensor, load_file(again / "model.safetensors")[name])
+
+
+def test_another_path_with_the_same_content_is_the_same_stage(prune, tmp_path, monkeypatch):
+    first = prune("first")
+    copy = tmp_path / "elsewhere.safetensors"
+    shutil.copy(first / NAME, copy)
+    done = prune("again", more=f", scores: '{first}'")
+    before = (done / "manifest.json").read_text()
+    assert str(tmp_path) not in before
+    monkeypatch.setattr(minitron, "run", None)
+    prune("again", more=f", scores: '{copy}'")  # finds the stage made
+    assert (done / "manifest.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (", scores: absent", "no importance scores at 'absent'"),
+        (", scores: SCORES, sequence_aggregation: l2", "measured with sequence_aggregation: mean"),
+        (", scores: SCORES, layer_importance: output", "layer_importance: block_influence"),
+    ],
+)
+def test_scores_that_cannot_serve_are_refused_before_work(prune, more, sentence, monkeypatch):
+    first = prune("first")
+    monkeypatch.setattr(minitron, "run", None)
+    with pytest.raises(CompressError, match=sentence):
+        prune("again", more=more.replace("SCORES", f"'{first}'"))
+
+
+def test_scores_of_another_shape_name_the_axis(prune, pico_llama, tmp_path):
+    first = prune("first", mlp=48)
+    for axis, size in {"mlp": 40, "hidden": 64, "layers": 2}.items():
+        key = {"mlp": "intermediate_size", "hidden": "hidden_size", "layers": "num_hidden_layers"}
+        other = pico_llama(**{key[axis]: size})
+        folder = tmp_path / axis
+        other.module.save_pretrained(folder)
+        other.processor.save_pretrained(folder)
+        profile = tmp_path / "p.yaml"
+        line = f"sizes: {{heads: 2}}, samples: 8, length: 16, scores: '{first}'"
+        profile.write_text(f"stages: [{{prune.minitron: {{{line}}}}}]\nmeasures: []\n")
+        with pytest.raises(CompressError, match=f"{axis} is .* there and {size} here"):
+            rehearse(load_profile(profile), open_source(str(folder)))
+
+
+def test_a_ranking_by_removal_needs_scores_that_removed_layers(pico_llama, make_work, tmp_path):
+    def options(**given):
+        return minitron.Options(samples=8, layer_importance="perplexity", **given)
+
+    model = pico_llama()
+    minitron.run(model, options(sizes={"mlp": 32}), make_work())
+    model.beside[NAME].write(tmp_path / NAME)
+    with pytest.raises(CompressError, match="remove 0 layers of layers, and 1 are to go"):
+        given = options(sizes={"layers": 2}, scores=str(tmp_path))
+        minitron.run(pico_llama(), given, make_work())
+    minitron.run(pico_llama(), options(sizes={"heads": 2}, scores=str(tmp_path)), make_work())
+
+
+def test_what_is_no_file_of_scores_is_refused(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(CompressError, match="does not say what it holds"):
+        compressor.inspect(str(tmp_path / "a.safetensors"), importance=True)
+    save_file({"a": torch.zeros(1)}, tmp_path / NAME, {"about": "{}"})
+    with pytest.raises(CompressError, match="holds no importance scores"):
+        compressor.inspect(str(tmp_path), importance=True)
+
+
+def test_inspect_shows_every_score(make_work, tmp_path, capsys):
+    from families import pico, random_inputs
+
+    model = pico("t5")
+    batches = [random_inputs(model)]
+    work = make_work()
+    object.__setattr__(work, "_batches", lambda *args, **shape: batches)
+    given = minitron.Options(sizes={"layers": 1, "heads": 2}, samples=3, contiguous=True)
+    wanted = measure_importance(pico("t5"), batches)
+    minitron.run(model, given, work)
+    model.beside[NAME].write(tmp_path / NAME)
+    found = json.loads(json.dumps(compressor.inspect(str(tmp_path), importance=True)))
+    encoder, decoder = found["stacks"]
+    assert encoder["blocks"] == "encoder.block" and decoder["cross_heads"] is not None
+    assert len(encoder["windows"]) == 2 and decoder["windows"] is None
+    assert encoder["neurons"] == wanted.stacks[0].neurons_LM.tolist()
+    assert found["hidden"] == wanted.hidden_D.tolist()
+    assert found["settings"]["samples"] == 3
+    assert call(["inspect", str(tmp_path), "--importance"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for title in ("encoder.block: layers", "windows of 2 layers", "cross attention", "neurons"):
+        assert title in shown
+
+
+def test_a_model_without_predictions_names_the_ranking_that_works(pico_bert, tmp_path):
+    model = pico_bert()
+    model.module.save_pretrained(tmp_path / "m")
+    model.processor.save_pretrained(tmp_path / "m")
+    for ranking in ("perplexity", "accuracy"):
+        line = f"sizes: {{layers: 2}}, length: 16, layer_importance: {ranking}"
+        (tmp_path / "p.yaml").write_text(
+            f"stages: [{{prune.minitron: {{{line}}}}}]\nmeasures: []\n"
+        )
+        with pytest.raises(CompressError, match="predicts tokens or labels") as error:
+            rehearse(load_profile(tmp_path / "p.yaml"), open_source(str(tmp_path / "m")))
+        assert "layer_importance: output" in error.value.hint
