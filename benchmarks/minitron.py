@@ -3,10 +3,12 @@
     python benchmarks/minitron.py EXPERIMENT [--model MODEL] [--seeds 0 1 2]
     python benchmarks/minitron.py page
 
-Every experiment is a file of its own, benchmarks/minitron_EXPERIMENT.py. Cells are appended to
-docs/results/minitron.jsonl and skipped where they are there; docs/results/minitron.md is made from
-all of them. Training runs in float32 on one thread. Where several seeds were run, ranges are over
-seeds, and two arms are called apart only where their ranges do not overlap.
+MODEL is "stories260K, whole stories" unless given, "stories260K" (the file of stories as it is) or
+"novels-llama". Every experiment is a file of its own, benchmarks/minitron_*.py. Cells are appended
+to docs/results/minitron.jsonl and skipped where they are there; docs/results/minitron.md is made
+from all of them. Training runs in float32 on one thread. Where several seeds were run, ranges are
+over seeds, and two arms are called apart only where their ranges do not overlap; of a single seed
+the numbers are compared as they are.
 """
 
 import argparse
