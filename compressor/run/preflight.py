@@ -140,9 +140,11 @@ def _refuse_unranked(setting: Setting) -> None:
                 f"{stage.method} needs data and the profile names none",
                 "--data FILE, or data: in YAML",
             )
-        length = stage.options.train.length
-        rows = setting.corpus.rows("validation", setting.processor, length, setting.reading)
-        if len(rows) == 0:
+        length, corpus = stage.options.train.length, setting.corpus
+        known = corpus.documents["validation"]
+        if not known or not len(
+            corpus.rows("validation", setting.processor, length, setting.reading)
+        ):
             raise CompressError(
                 "the validation split has no rows, so candidates cannot be ranked",
                 "give more documents with --data, or name some under data.validation",

@@ -118,7 +118,7 @@ def test_a_budget_out_of_reach_names_the_nearest_which_then_works():
     with pytest.raises(CompressError) as caught:
         candidates_for(model.family, model.config, Options(parameters=0.02))
     assert "no shape in these lists is within 5.0% of" in caught.value.what
-    share = float(caught.value.hint.partition("write parameters: ")[2].split()[0])
+    share = float(caught.value.hint.partition("write parameters: ")[2].partition(",")[0])
     nearest = caught.value.hint.partition("the nearest, ")[2].partition(",")[0]
     found = candidates_for(model.family, model.config, Options(parameters=share))
     assert nearest in map(label, found)

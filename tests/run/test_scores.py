@@ -50,6 +50,16 @@ def test_scores_are_left_beside_the_weights_and_reused_without_a_pass(prune, mon
         assert torch.equal(tensor, load_file(again / "model.safetensors")[name])
 
 
+def test_redo_does_not_delete_the_scores_it_is_to_reuse(tmp_path, prune, llama_folder, text_file):
+    stage = prune("first")
+    profile = tmp_path / "again.yaml"
+    line = GIVEN.format(mlp=24, more=f", scores: '{stage}'")
+    profile.write_text(f"stages: [{{prune.minitron: {{{line}}}}}]\nmeasures: []\n")
+    with pytest.raises(CompressError, match="would delete the scores"):
+        compressor.run(profile, str(llama_folder), stage.parent, data=str(text_file), redo=1)
+    assert (stage / NAME).is_file()
+
+
 def test_another_path_with_the_same_content_is_the_same_stage(prune, tmp_path, monkeypatch):
     first = prune("first")
     copy = tmp_path / "elsewhere.safetensors"

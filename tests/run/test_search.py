@@ -167,6 +167,34 @@ def test_a_changed_search_is_refused_until_redo(finished, profile, arguments):
     assert read_manifest(home / STAGE).metrics["notes"]["search"]["steps"] == 4
 
 
+def test_a_lost_stage_is_searched_again_although_its_candidates_stand_without_weights(
+    finished, profile, arguments
+):
+    wanted = bits(finished)
+    shutil.rmtree(finished / STAGE)
+    compressor.run(profile(), **arguments)
+    assert bits(finished) == wanted
+
+
+def test_the_stage_has_the_notes_and_the_scores_of_its_winner(finished):
+    notes = read_manifest(finished / STAGE).metrics["notes"]
+    assert {"sizes", "kept_layers", "importance", "training", "validation"} <= notes.keys()
+    assert compressor.inspect(str(finished / STAGE), importance=True)
+
+
+def test_losses_of_candidates_of_any_depth_are_those_of_their_logits(profile, arguments):
+    home = compressor.run(
+        profile(method="distill.minitron", layers=[3, 1], tolerance=0.5), **arguments
+    ).path
+    rows = rows_of(home)
+    assert {row["sizes"]["layers"] for row in rows} == {3, 1}
+    for row in rows:
+        stage = home / "search" / "01" / row["name"] / "02-distill.minitron"
+        parts = read_manifest(stage).metrics["notes"]["validation"]["parts"]
+        assert ("alpha" in parts) == (row["sizes"]["layers"] == 1)
+        assert row["after"] == pytest.approx(parts["logits"], rel=1e-5)
+
+
 def test_importance_is_measured_once_for_all(profile, arguments, monkeypatch):
     measure, calls = scores.measure_importance, []
 
@@ -234,7 +262,7 @@ def test_the_plan_counts_candidates_and_sums_them(profile, arguments):
     few = compressor.plan(profile(candidates=1), **arguments)["stages"][0]
     more = compressor.plan(profile(), **arguments)["stages"][0]
     assert few["candidates"] == 1 and more["candidates"] == 2
-    assert more["seconds"] > 1.7 * few["seconds"] and more["disk_bytes"] > few["disk_bytes"]
+    assert more["seconds"] > few["seconds"] and more["disk_bytes"] > few["disk_bytes"]
     total = compressor.inspect(arguments["model"])["parameters"]
     assert more["parameters_out"] == int(0.7 * total)
 
