@@ -98,4 +98,5 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _type_text(annotation: Any) -> str:
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return text.replace("typing.", "").replace("NoneType", "None")
+    text = text.replace("typing.", "").replace("NoneType", "None")
+    return re.sub(r"^Optional\[(.*)\]$", r"\1 | None", text)
