@@ -61,6 +61,7 @@ def output(model: Model, batch: Batch) -> Lost:
     return lost
 
 
+BY_ANSWERS = ("perplexity", "accuracy")
 DAMAGES: dict[str, Damage] = {"perplexity": perplexity, "accuracy": accuracy, "output": output}
 
 
@@ -70,12 +71,22 @@ def refuse_unpredictable(model: Model, ranking: Ranking) -> None:
     Raises:
         CompressError: names the ranking that works.
     """
-    if ranking in ("perplexity", "accuracy") and model.task not in PREDICTING:
+    if ranking in BY_ANSWERS and model.task not in PREDICTING:
         raise CompressError(
             f"layer_importance: {ranking} needs a model that predicts tokens or labels; this one "
             f"is a {model.task} model",
             "layer_importance: output compares its last hidden states",
         )
+
+
+def refuse_unlabelled(model: Model, batch: Batch) -> None:
+    """Refuse a ranking by answers for a classifier whose rows have no labels.
+
+    Raises:
+        CompressError: they have none.
+    """
+    if model.task in CLASSIFIERS:
+        checked_labels(model, answers(model.task, batch)[1])
 
 
 def _right(logits_AV: Tensor, targets_A: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from compressor.model.importance_file import Scores, read_scores
 from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 from compressor.options import options
-from compressor.prune.damage import DAMAGES, Ranking
+from compressor.prune.damage import BY_ANSWERS, DAMAGES, Ranking, refuse_unlabelled
 from compressor.training.batches import Batches
 from compressor.training.workbench import Batch, Workbench
 
@@ -74,6 +74,8 @@ def score(model: Model, options: ScoreOptions, work: Workbench, removed: Sequenc
         CompressError: the calibration split is empty, or rows have no labels.
     """
     batches = _calibration(options, work)
+    if options.layer_importance in BY_ANSWERS and any(removed):
+        refuse_unlabelled(model, batches[0])
     windows = removed if options.contiguous else [0] * len(removed)
     with work.progress("importance", len(batches)) as advance:
         found = measure_importance(

@@ -84,7 +84,7 @@ def search(
     Raises:
         CompressError: no shape meets the budget, or every candidate failed.
     """
-    _claim(place, fingerprint, setting.home / SCRATCH)
+    _claim(setting, place, fingerprint)
     model = empty(parent.path)
     if setting.profile.dtype:
         model.config.dtype = getattr(torch, setting.profile.dtype)
@@ -138,7 +138,7 @@ def _shapes(job: Search) -> tuple[list[Shape], Latencies | None]:
     return shapes, times
 
 
-def _claim(place: Path, fingerprint: str, scratch: Path) -> None:
+def _claim(setting: Setting, place: Path, fingerprint: str) -> None:
     """Make the directory of the candidates; what is of no use here goes first.
 
     That is one of other settings, or of a stage that had landed, whose weights were deleted.
@@ -146,7 +146,8 @@ def _claim(place: Path, fingerprint: str, scratch: Path) -> None:
     record = place / _RECORD
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if place.is_dir() and (known.get("fingerprint") != fingerprint or known.get(_CLEARED)):
-        remove(place, scratch)
+        setting.screen.say("  earlier candidates are of other settings or without weights: starting anew")
+        remove(place, setting.home / SCRATCH)
     place.mkdir(parents=True, exist_ok=True)
     replace_files(place, {_RECORD: json.dumps({"fingerprint": fingerprint})})
 
