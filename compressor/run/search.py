@@ -146,7 +146,7 @@ def _claim(setting: Setting, place: Path, fingerprint: str) -> None:
     record = place / _RECORD
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if place.is_dir() and (known.get("fingerprint") != fingerprint or known.get(_CLEARED)):
-        setting.screen.say("  earlier candidates are of other settings or without weights: starting anew")
+        setting.screen.say("  starting anew: what is there has other settings, or no weights")
         remove(place, setting.home / SCRATCH)
     place.mkdir(parents=True, exist_ok=True)
     replace_files(place, {_RECORD: json.dumps({"fingerprint": fingerprint})})
