@@ -129,7 +129,7 @@ def test_a_packed_load_holds_no_whole_file(peaks):
 
 
 def test_an_export_needs_no_second_model(peaks):
-    assert peaks["export"] < peaks["model"]  # a float table, the probe's logits, and the libraries'
+    assert peaks["export"] < peaks["model"]  # a float table, the probe's logits, and the libraries
 
 
 def test_the_proof_of_a_save_needs_no_second_model(peaks):

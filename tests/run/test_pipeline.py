@@ -239,7 +239,7 @@ def test_what_a_killed_run_did_not_come_to_is_done_later(
     chain, llama_folder, text_file, tmp_path, monkeypatch
 ):
     """Killed when a trained stage has its name, and when `keep: last` deletes the weights."""
-    from compressor.run import pipeline, steps
+    from compressor.run import steps
 
     home = tmp_path / "out"
     arguments = {"model": str(llama_folder), "data": str(text_file), "out": home}
@@ -253,7 +253,7 @@ def test_what_a_killed_run_did_not_come_to_is_done_later(
         with pytest.raises(KeyboardInterrupt):
             compressor.run(chain, **arguments, set=["keep=last"])
     assert (home / STAGES[1]).is_dir() and list((home / ".scratch").glob("02-distill-kd.*"))
-    write = pipeline.write_manifest
+    write = steps.write_manifest
 
     def write_and_stop(directory, manifest):
         write(directory, manifest)
@@ -261,7 +261,7 @@ def test_what_a_killed_run_did_not_come_to_is_done_later(
             stop()
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_manifest", write_and_stop)
+        patch.setattr(steps, "write_manifest", write_and_stop)
         with pytest.raises(KeyboardInterrupt):
             compressor.run(chain, **arguments, set=["keep=last"])
     assert (home / STAGES[0] / "model.safetensors").is_file()
