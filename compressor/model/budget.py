@@ -140,13 +140,22 @@ def target_sizes(
     if parameters is not None:
         return _meet(family, config, int(total * parameters), multiple)
     assert bytes is not None
+    return _meet(family, config, parameters_in(bytes, total, config, "prune.minitron"), multiple)
+
+
+def parameters_in(bytes: int, total: int, config: Any, method: str) -> int:
+    """How many parameters a number of bytes holds, in the config's dtype.
+
+    Raises:
+        CompressError: the `total` of the original already fits, so `method` has nothing to do.
+    """
     width = itemsize(config)
     if bytes >= total * width:
         raise CompressError(
             f"the model already takes {total * width:,} bytes, within the budget of {bytes:,}",
-            "give a smaller number of bytes, or leave prune.minitron out",
+            f"give a smaller number of bytes, or leave {method} out",
         )
-    return _meet(family, config, bytes // width, multiple)
+    return bytes // width
 
 
 def _nearest_to(family: Family, before: Shape, given: dict[str, float], multiple: int) -> Shape:

@@ -20,7 +20,7 @@ from itertools import product
 from typing import Any, Protocol
 
 from compressor.errors import CompressError
-from compressor.model.budget import LEAST, Shape, complete, itemsize, refuse_absent
+from compressor.model.budget import LEAST, Shape, complete, itemsize, parameters_in, refuse_absent
 from compressor.model.families import Family
 from compressor.model.shapes import axes_of, count, fits
 
@@ -93,13 +93,7 @@ def budget_of(family: Family, config: Any, space: Space) -> int:
     if space.parameters is not None:
         return int(total * space.parameters)
     assert space.bytes is not None
-    if space.bytes >= total * itemsize(config):
-        raise CompressError(
-            f"the model already takes {total * itemsize(config):,} bytes, within the budget of "
-            f"{space.bytes:,}",
-            "give a smaller number of bytes, or leave search.minitron out",
-        )
-    return space.bytes // itemsize(config)
+    return parameters_in(space.bytes, total, config, "search.minitron")
 
 
 def grid(family: Family, config: Any, space: Space) -> list[Shape]:
@@ -146,12 +140,12 @@ def spread(before: Shape, shapes: Sequence[Shape], n: int) -> list[Shape]:
         place = _place(before, shape)
         return max(place) - min(place)
 
-    left = sorted(shapes, key=unevenness)
-    places = [_place(before, shape) for shape in left]
-    gaps, taken = [math.inf] * len(left), []
-    while left and len(taken) < min(n, len(shapes)):
+    ordered = sorted(shapes, key=unevenness)
+    places = [_place(before, shape) for shape in ordered]
+    gaps, taken = [math.inf] * len(ordered), []
+    while len(taken) < min(n, len(ordered)):
         index = gaps.index(max(gaps))
-        taken.append(left[index])
+        taken.append(ordered[index])
         gaps = [min(gap, math.dist(p, places[index])) for gap, p in zip(gaps, places, strict=True)]
         gaps[index] = -1.0  # equal shapes may have a gap of 0 and are still to be taken
     return taken
