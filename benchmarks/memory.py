@@ -81,7 +81,9 @@ def kl_cells(cells):
 
 def alone(measure, *arguments):
     """What a function returns in a process of its own, forked from this one that only imported."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
+    # torch rebuilds its thread pool after a fork and crashes where two threads do so at once
+    start = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with multiprocessing.get_context("fork").Pool(1, **start) as pool:
         return pool.apply(measure, arguments)
 
 
