@@ -34,6 +34,7 @@ from compressor.distill.predictions import (
 )
 from compressor.distill.runner import refuse_other_vocabulary
 from compressor.errors import CompressError
+from compressor.model.manifest import quantized
 from compressor.model.model import Model
 from compressor.options import options
 from compressor.training.losses import (
@@ -194,7 +195,7 @@ def refuse_unlike(
         )
     if top_k is not None:
         _refuse_top_k(student, kind, correct_teacher)
-    if correct_teacher is not None and teacher.formats:
+    if correct_teacher is not None and quantized(teacher.formats):
         raise CompressError(
             "the teacher is quantized, so it cannot be trained", "correct_teacher: null"
         )

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from compressor.engines import Engine
 from compressor.errors import CompressError
 from compressor.model.manifest import NAME as MANIFEST
-from compressor.model.manifest import read_manifest
+from compressor.model.manifest import quantized, read_manifest
 from compressor.model.sources import deployed_bytes, model_files
 from compressor.options import options
 from compressor.training.workbench import Workbench
@@ -49,7 +49,7 @@ def _parameters(path: Path, weights: list[Path]) -> int:
         manifest = read_manifest(path)
         if manifest.metrics.get("parameters") is not None:
             return manifest.metrics["parameters"]
-        if manifest.formats:
+        if quantized(manifest.formats):
             raise CompressError(
                 f"the manifest of '{path.name}' does not say how many parameters it has",
                 "write it again with this version of compress",

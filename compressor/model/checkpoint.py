@@ -19,7 +19,7 @@ from compressor.model import layers
 from compressor.model.conv1d import to_linear, turned_names
 from compressor.model.families import Family, find_family
 from compressor.model.manifest import NAME as MANIFEST
-from compressor.model.manifest import Manifest, WeightFormat, read_manifest
+from compressor.model.manifest import Manifest, WeightFormat, quantized, read_manifest
 from compressor.model.model import Model, task_of
 from compressor.model.pooling import fit_pooling, read_pooling
 from compressor.model.shapes import config_of, drop_extras, model_class
@@ -70,7 +70,8 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
     files = weight_files(path)
     if formats is None and (path / MANIFEST).is_file():
         formats = read_manifest(path).formats
-    if formats:
+    formats = dict(formats or {})
+    if quantized(formats):
         module = _load_quantized(path, raw, family, formats, files)
     else:
         module = _load_float(path, raw, family, files)
@@ -80,7 +81,7 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
         module=module,
         family=family,
         processor=load_processor(path),
-        formats=dict(formats or {}),
+        formats=formats,
         pooling=read_pooling(path),
         source_dtype=dtype,
     )
@@ -207,7 +208,7 @@ def save(model: Model, directory: Path, parent: Path, shard: int | None = None) 
     copy_side_files(parent, directory)
     fit_pooling(directory, model.sizes["hidden"])
     dtype = getattr(torch, model.source_dtype)
-    if model.formats:
+    if quantized(model.formats):
         write_config(model.module, directory, dtype)
         write_tensors(directory, Path(PACKED).stem, quantized_state(model.module, dtype), shard)
     else:

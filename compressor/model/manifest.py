@@ -7,6 +7,7 @@ docs/formats.md. Formats are keyed by module name, never by tensor or file name.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ class WeightFormat:
     activation: dict[str, Any] | None = None  # null | {bits, per, dynamic}
     codebook: str | None = None  # null | nf4 | learned
     side_rank: int | None = None
+
+
+def quantized(formats: Mapping[str, WeightFormat]) -> bool:
+    """Whether any weight is stored as codes; sparse float weights are not."""
+    return any(form.bits is not None for form in formats.values())
 
 
 @dataclass(frozen=True)

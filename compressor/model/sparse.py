@@ -1,0 +1,82 @@
+"""Sparse models: which layers may lose weights, what was promised, and how zeros stay zero.
+
+A sparse layer is an ordinary Linear with zeros, so plain transformers loads it. `Model.formats`
+says which pattern its zeros follow, and the zeros themselves are the mask: nothing else is stored.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from compressor.errors import CompressError
+from compressor.model.manifest import WeightFormat
+from compressor.model.model import Model
+from compressor.numerics.masks import fits, group_of, most_in_a_group, share_of_zeros
+
+
+def prunable(model: Model) -> dict[str, nn.Linear]:
+    """{module name: Linear} of every Linear inside a block, in order; not embeddings or head."""
+    names = {id(module): name for name, module in model.module.named_modules()}
+    blocks = [block for stack in model.family.stacks for block in model.blocks(stack)]
+    found = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
+    return {names[id(linear)]: linear for linear in found}
+
+
+def refuse_undivided(linears: Mapping[str, nn.Linear], pattern: str) -> None:
+    """Raise CompressError where N:M does not divide the inputs of a layer; names the first."""
+    for name, linear in linears.items():
+        if not fits(linear.in_features, pattern):
+            raise CompressError(
+                f"pattern {pattern} does not divide the {linear.in_features} inputs of '{name}'",
+                "undivided: dense leaves such layers as they are",
+            )
+
+
+def promise(model: Model, name: str, pattern: str) -> None:
+    """Write into `model.formats` that a layer's zeros follow a pattern, and how many there are."""
+    weight = model.module.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    form = model.formats.get(name, WeightFormat())
+    sparsity = share_of_zeros(weight)
+    model.formats[name] = replace(form, pattern=pattern, sparsity=sparsity)
+
+
+def broken_promise(model: Model, formats: Mapping[str, WeightFormat]) -> str:
+    """What no longer holds of the patterns in `formats`, in one sentence; "" when all do.
+
+    Works for float and quantized layers alike. A layer may have more zeros than was promised,
+    never fewer.
+    """
+    for name, form in formats.items():
+        if form.pattern is None:
+            continue
+        weight = model.module.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        group, zeros = group_of(form.pattern), share_of_zeros(weight)
+        if group and most_in_a_group(weight, group[1]) > group[0]:
+            most = most_in_a_group(weight, group[1])
+            return f"'{name}' has {most} weights in a group of {group[1]}, not {group[0]} or fewer"
+        if zeros < form.sparsity:
+            return f"'{name}' has {zeros:.2%} zeros instead of {form.sparsity:.2%}"
+    return ""
+
+
+@contextmanager
+def zeros_held(model: Model) -> Iterator[None]:
+    """Until the block ends, training cannot revive a weight that a pattern says is zero.
+
+    The gradient of such a weight is zero, so it does not count when gradients are clipped, and
+    Adam's update of it, weight decay included, is zero as well. Enter before the first step.
+    """
+    with ExitStack() as hooks:
+        for name, form in model.formats.items():
+            weight = model.module.get_submodule(name).weight
+            if form.pattern is not None and isinstance(weight, nn.Parameter):
+                hooks.callback(weight.register_hook(_masked(weight.detach() != 0)).remove)
+        yield
+
+
+def _masked(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda gradient: gradient * mask

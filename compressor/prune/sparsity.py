@@ -1,0 +1,51 @@
+"""What every sparse pruning method is told: how many weights go, and in which pattern."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from compressor.model.model import Model
+from compressor.model.sparse import prunable, refuse_undivided
+from compressor.numerics.masks import UNSTRUCTURED, fits, group_of, sparsity_of
+from compressor.options import options
+
+
+@options
+class SparseOptions:
+    """How many weights of every layer go, and in which pattern."""
+
+    sparsity: float | None = Field(
+        None, gt=0, lt=1, description="share of weights that go: 0.5, or what N:M means"
+    )
+    pattern: str = Field(
+        UNSTRUCTURED, description="unstructured, or N:M: N of every M consecutive inputs stay"
+    )
+    undivided: Literal["refuse", "dense"] = Field(
+        "refuse", description="a layer whose inputs N:M does not divide: refuse it, or leave it"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> "SparseOptions":
+        group_of(self.pattern)  # raises ValueError where it is no pattern
+        meant = sparsity_of(self.pattern)
+        if meant is not None and self.sparsity not in (None, meant):
+            raise ValueError(f"pattern {self.pattern} means sparsity {meant:g}; leave sparsity out")
+        return self
+
+    @property
+    def share(self) -> float:
+        """Share of weights that go."""
+        return self.sparsity or sparsity_of(self.pattern) or 0.5
+
+
+def targets(model: Model, options: SparseOptions) -> dict[str, nn.Linear]:
+    """{module name: Linear} of the layers that lose weights, in the order of the forward pass.
+
+    Raises:
+        CompressError: N:M does not divide the inputs of a layer, and that is to be refused.
+    """
+    linears = prunable(model)
+    if options.undivided == "refuse":
+        refuse_undivided(linears, options.pattern)
+    return {name: m for name, m in linears.items() if fits(m.in_features, options.pattern)}
