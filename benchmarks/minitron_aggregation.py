@@ -11,13 +11,13 @@ import itertools
 from contextlib import contextmanager
 from functools import partial
 
-import minitron_lab as lab
+import lab
 import torch
 from cells import table
-from minitron_ranks import spearman
-from minitron_sweep import NOT_RUN, against, mean, shown
 from minitron_zero_shot import PAIRS
 from minitron_zero_shot import values as zero_shot_losses
+from ranks import spearman
+from sweep import NOT_RUN, against, mean, shown
 
 from compressor.model.importance import measure_importance
 

@@ -7,9 +7,9 @@ best for KL in the recovery experiment. 12 to 40 seconds a cell.
 
 from functools import partial
 
-import minitron_lab as lab
+import lab
 from cells import table
-from minitron_sweep import against, key, mean, shown
+from sweep import against, key, mean, shown
 
 TITLE = "Width, depth, or both"
 STEPS, RATE = 200, 3e-3

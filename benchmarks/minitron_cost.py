@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from cells import table
 from memory import alone
-from minitron_sweep import NOT_RUN
+from sweep import NOT_RUN
 
 from compressor.model.budget import TargetSizes
 from compressor.model.checkpoint import load_directory, save

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
-import minitron_lab as lab
+import lab
 import torch
 from cells import DATA, table
-from minitron_ranks import spearman
-from minitron_sweep import NOT_RUN
+from ranks import spearman
+from sweep import NOT_RUN
 from torch.nn.functional import cosine_similarity
 
 from compressor.distill import latent

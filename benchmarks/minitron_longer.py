@@ -8,10 +8,10 @@ law. 2 to 6 minutes a cell on stories260K.
 
 from functools import partial
 
-import minitron_lab as lab
+import lab
 from cells import table
 from minitron_recovery import ARMS, STEPS, cell, prefix
-from minitron_sweep import best_rate, mean, outcomes, shown
+from sweep import best_rate, mean, outcomes, shown
 
 TITLE = "Tokens that training from scratch needs"
 ARM, FACTORS = "random, CE", (5, 10, 20)

@@ -13,9 +13,9 @@ them.
 
 from functools import partial
 
-import minitron_lab as lab
+import lab
 from cells import table
-from minitron_sweep import NOT_RUN, against, at_an_end, best_rate, mean, outcomes, shown, sweep
+from sweep import NOT_RUN, against, at_an_end, best_rate, mean, outcomes, shown, sweep
 
 TITLE = "Recovery after pruning to half"
 PAPER = """\

@@ -9,10 +9,10 @@ seconds a cell.
 import itertools
 from functools import partial
 
-import minitron_lab as lab
+import lab
 from cells import table
-from minitron_ranks import kendall, spearman
-from minitron_sweep import NOT_RUN
+from ranks import kendall, spearman
+from sweep import NOT_RUN
 
 TITLE = "Search: when is the order of shapes settled?"
 SHAPES = {

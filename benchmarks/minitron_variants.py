@@ -11,9 +11,9 @@ import itertools
 from dataclasses import replace
 from functools import partial
 
-import minitron_lab as lab
+import lab
 from cells import table
-from minitron_sweep import NOT_RUN, mean, shown
+from sweep import NOT_RUN, mean, shown
 
 from compressor.model.shrink import Kept, shrink
 

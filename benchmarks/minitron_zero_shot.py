@@ -9,10 +9,10 @@ to a minute on novels-llama.
 import itertools
 from functools import partial
 
-import minitron_lab as lab
+import lab
 import torch
 from cells import table
-from minitron_sweep import mean, shown
+from sweep import mean, shown
 
 from compressor.model.families import present
 from compressor.model.importance import Importance, StackImportance, measure_importance
