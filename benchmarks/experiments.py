@@ -26,7 +26,7 @@ def page(cells, title, doc, files):
 
 
 def main(name, title, doc, experiments):
-    """Command line of a page: EXPERIMENT or `page`.
+    """Command line of a page: EXPERIMENT or `page`; an experiment may name its MODELS.
 
     Args:
         name: docs/results/`name`.jsonl holds the cells.
@@ -35,11 +35,15 @@ def main(name, title, doc, experiments):
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("experiment", choices=[*experiments, "page"])
-    parser.add_argument("--model", choices=MODELS, default=STORIES)
+    parser.add_argument("--model", help="the experiment's first unless given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     if args.experiment != "page":
         experiment = importlib.import_module(experiments[args.experiment])
-        experiment.run(Cells(name), args.model, args.seeds)
+        known = list(getattr(experiment, "MODELS", (STORIES, *MODELS)))
+        model = args.model or known[0]
+        if model not in known:
+            parser.error(f"--model {model}: one of {', '.join(known)}")
+        experiment.run(Cells(name), model, args.seeds)
     cells = Cells(name)  # read anew: another experiment may have added cells
     cells.page.write_text(page(cells, title, doc, experiments.values()), encoding="utf-8")

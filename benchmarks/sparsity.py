@@ -3,8 +3,8 @@
     python benchmarks/sparsity.py EXPERIMENT [--model MODEL] [--seeds 0 1 2]
     python benchmarks/sparsity.py page
 
-MODEL is "stories260K, whole stories" unless given, or "novels-llama". Every experiment is a file of
-its own, benchmarks/sparsity_*.py. Cells are appended to docs/results/sparsity.jsonl and skipped
+MODEL is the experiment's first unless given. Every experiment is a file of its own,
+benchmarks/sparsity_*.py. Cells are appended to docs/results/sparsity.jsonl and skipped
 where they are there; docs/results/sparsity.md is made from all of them. Training runs in float32 on
 one thread. Where several seeds were run, ranges are over seeds, and two arms are called apart only
 where their ranges do not overlap; of a single seed the numbers are compared as they are.
