@@ -27,6 +27,7 @@ from compressor.model.shapes import depth_axis
 from compressor.options import options
 from compressor.prune.damage import BY_ANSWERS, DAMAGES, Ranking, refuse_unlabelled
 from compressor.training.batches import Batches
+from compressor.training.snapshot import digest
 from compressor.training.workbench import Batch, Workbench
 
 _BATCH = 8
@@ -93,11 +94,27 @@ def score(model: Model, options: ScoreOptions, work: Workbench, removed: Sequenc
     stacks = tuple(stack.blocks for stack in model.family.stacks)
     used = sum(len(next(iter(batch.values()))) for batch in batches)
     model.notes["calibration"] = {"asked": options.samples, "used": used}
-    return Scores(found, stacks, options.settings, tuple(removed))
+    weights = digest(model.module.state_dict())
+    return Scores(found, stacks, options.settings, tuple(removed), weights)
 
 
 def reused(model: Model, options: ScoreOptions, path: str, removed: Sequence[int]) -> Scores:
-    """Scores that an earlier stage left, in place of forward passes; of `model` no weight is read.
+    """Scores that an earlier stage left, in place of forward passes.
+
+    Raises:
+        CompressError: as `fitting`, or they are of other weights.
+    """
+    found = fitting(model, options, path, removed)
+    if found.weights != digest(model.module.state_dict()):
+        raise CompressError(
+            f"the scores at '{path}' were measured on other weights than those of this model",
+            "take scores of this very checkpoint, or leave scores out to measure anew",
+        )
+    return found
+
+
+def fitting(model: Model, options: ScoreOptions, path: str, removed: Sequence[int]) -> Scores:
+    """Scores that an earlier stage left and that may be those of `model`, which needs no weights.
 
     Raises:
         CompressError: there are none, or they are of another shape or other settings, or do not

@@ -23,7 +23,7 @@ from compressor.model.shrink import Kept, shrink
 from compressor.model.sources import read_config, resolve
 from compressor.prune import minitron
 from compressor.prune.damage import refuse_unpredictable
-from compressor.prune.scores import layers_to_go, reused
+from compressor.prune.scores import fitting, layers_to_go
 from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.run.methods import load_method
@@ -167,7 +167,7 @@ def _pruned(model: Model, options: minitron.Options) -> Model:
     refuse_unpredictable(model, options.layer_importance)
     sizes = sizes_for(model.family, model.config, options)
     if options.scores is not None:
-        reused(model, options, options.scores, layers_to_go(model, sizes))
+        fitting(model, options, options.scores, layers_to_go(model, sizes))
     pruned = replace(model, module=empty_model(type(model.module), model.config))
     shrink(pruned, Kept.first(pruned, sizes), options.rescale)
     return pruned

@@ -102,6 +102,24 @@ def test_scores_of_another_shape_name_the_axis(prune, pico_llama, tmp_path):
             rehearse(load_profile(profile), open_source(str(folder)))
 
 
+def test_scores_of_other_weights_of_the_same_shape_are_refused(pico_llama, make_work, tmp_path):
+    def options(**given):
+        return minitron.Options(sizes={"mlp": 32}, samples=8, length=16, **given)
+
+    model, other = pico_llama(), pico_llama()
+    minitron.run(model, options(), make_work())
+    model.beside[NAME].write(tmp_path / NAME)
+    minitron.run(pico_llama(), options(scores=str(tmp_path)), make_work())
+    with torch.no_grad():  # one step of one weight is another model
+        weight = other.module.model.layers[1].mlp.up_proj.weight
+        weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(2.0))
+    before = other.module.state_dict()["model.embed_tokens.weight"].clone()
+    with pytest.raises(CompressError, match="measured on other weights") as caught:
+        minitron.run(other, options(scores=str(tmp_path)), make_work())
+    assert "leave scores out" in caught.value.hint and other.sizes["mlp"] == 48
+    assert torch.equal(other.module.state_dict()["model.embed_tokens.weight"], before)
+
+
 def test_a_ranking_by_removal_needs_scores_that_removed_layers(pico_llama, make_work, tmp_path):
     def options(**given):
         return minitron.Options(samples=8, layer_importance="perplexity", **given)
