@@ -14,7 +14,7 @@ from compressor.run.profile import Stage
 
 
 def fingerprint(record: StageRecord, dtype: str | None) -> str:
-    """Hash of parent, method, options, seed, teacher, data, dtype, package version and method file.
+    """Hash of parent, method, options, seed, teacher, data, dtype, package version, method files.
 
     Speed and memory of the record do not count.
     """
@@ -45,7 +45,7 @@ def portable_options(stage: Stage) -> dict[str, Any]:
 
 
 def _files(record: StageRecord) -> str | list[str]:
-    """Hash of the method's file; of a search, also of the methods its candidates are made with."""
+    """Hash of the method's files; of a search, also of the methods its candidates are made with."""
     own = method_hash(load_method(record.method))
     if not record.method.startswith("search."):
         return own
