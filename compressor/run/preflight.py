@@ -80,7 +80,7 @@ def plan_run(setting: Setting) -> dict[str, Any]:
     Raises:
         CompressError: a stage could not work, or the data cannot be read.
     """
-    for remark in rehearse(setting.profile, setting.source):
+    for remark in rehearse(setting.profile, setting.source, home=setting.home):
         setting.screen.say(remark)
         setting.log(remark)
     if setting.corpus is None and setting.profile.floor:  # reads the data, with a floor or not

@@ -134,7 +134,8 @@ def _shapes(job: Search) -> tuple[list[Shape], Latencies | None]:
     job.setting.screen.say(f"  measuring latency on {threads(options.threads)}")
     cells = grid(family, config, options)
     shapes = within_latency(job.model.sizes, cells, options, times)
-    rehearse(job.setting.profile, job.setting.source, {int(job.place.name): shapes})
+    chosen = {int(job.place.name): shapes}
+    rehearse(job.setting.profile, job.setting.source, chosen, job.setting.home)
     return shapes, times
 
 
@@ -199,10 +200,13 @@ def _inside(job: Search, home: Path, stages: tuple[Stage, ...]) -> Setting:
         dtype=outer.profile.dtype,
         keep="last",
     )
+    cut, light = stages
+    alone = replace(cut, options=replace(cut.options, scores=None))  # the search hands them over
+    text = resolved_text(replace(profile, stages=(alone, light)))
     within = home.relative_to(outer.home).as_posix()
     return replace(
         outer,
-        profile=replace(profile, text=resolved_text(profile)),
+        profile=replace(profile, text=text),
         source=job.parent,
         home=home,
         screen=_BarsOnly(outer.screen),

@@ -26,11 +26,11 @@ GIVEN = "sizes: {{mlp: {mlp}, layers: 2}}, samples: 8, length: 16{more}"
 def prune(tmp_path, llama_folder, text_file):
     """Factory: run one pruning stage into a directory and return that of the stage."""
 
-    def run(name, mlp=32, more="", model=llama_folder):
+    def run(name, mlp=32, more="", model=llama_folder, redo=None):
         profile = tmp_path / f"{name}.yaml"
         line = GIVEN.format(mlp=mlp, more=more)
         profile.write_text(f"stages: [{{prune.minitron: {{{line}}}}}]\nmeasures: []\n")
-        compressor.run(profile, str(model), tmp_path / name, data=str(text_file))
+        compressor.run(profile, str(model), tmp_path / name, data=str(text_file), redo=redo)
         return tmp_path / name / STAGE
 
     return run
@@ -70,6 +70,24 @@ def test_another_path_with_the_same_content_is_the_same_stage(prune, tmp_path, m
     monkeypatch.setattr(minitron, "run", None)
     prune("again", more=f", scores: '{copy}'")  # finds the stage made
     assert (done / "manifest.json").read_text() == before
+
+
+def test_a_finished_stage_needs_its_scores_no_more_and_redo_does(prune, monkeypatch):
+    first = prune("first")
+    line = f", scores: '{first}'"
+    done = prune("again", more=line)
+    before = (done / "manifest.json").read_bytes()
+    shutil.rmtree(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(minitron, "run", None)
+        assert prune("again", more=line) == done
+    assert (done / "manifest.json").read_bytes() == before
+    with pytest.raises(CompressError, match="mlp was 32, now 24"):
+        prune("again", mlp=24, more=line)
+    for name, redo in (("again", 1), ("new", None)):
+        with pytest.raises(CompressError, match="no importance scores at"):
+            prune(name, more=line, redo=redo)
+    assert (done / "manifest.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

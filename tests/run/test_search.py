@@ -104,6 +104,12 @@ def test_a_candidate_has_the_bits_of_an_ordinary_run(finished, arguments, tmp_pa
     assert bits(alone.path, "02-distill.kd") == bits(home)
 
 
+def test_nothing_that_a_candidate_leaves_says_where_the_shared_scores_stand(finished):
+    files = [file for file in (finished / "search" / "01").rglob("*") if file.is_file()]
+    assert sum(file.name == "profile.yaml" for file in files) == 2
+    assert not [file for file in files if b"/importance.safetensors" in file.read_bytes()]
+
+
 CHILD = "import sys, compressor; given = sys.argv; "
 CHILD += "compressor.run(given[1], model=given[2], data=given[3], out=given[4])"
 
