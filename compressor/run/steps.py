@@ -46,7 +46,7 @@ from compressor.run.machine import (
 )
 from compressor.run.methods import WITHOUT_DATA, WITHOUT_TEACHER, load_method
 from compressor.run.profile import Stage
-from compressor.run.search import clear_candidates, peak_of, search
+from compressor.run.search import clear_candidates, earlier_seconds, peak_of, search
 from compressor.run.setting import Setting
 from compressor.run.shortage import shortages
 from compressor.training.parallel import team
@@ -104,10 +104,11 @@ def _make(
     ):
         work = setting.workbench(stage, scratch)
         manifest = make(setting, stage, parent, partial, work)
+        notes = manifest.metrics.get("notes", {})
         record = dataclasses.replace(
             wanted,
-            seconds=time.perf_counter() - start,
-            peak_memory_bytes=max(peak_memory(), peak_of(manifest.metrics.get("notes", {}))),
+            seconds=time.perf_counter() - start + earlier_seconds(notes),
+            peak_memory_bytes=max(peak_memory(), peak_of(notes)),
         )
         manifest = dataclasses.replace(
             manifest,

@@ -68,6 +68,12 @@ def rows_of(home, stage=STAGE):
     return read_manifest(home / stage).metrics["notes"]["search"]["candidates"]
 
 
+def spent_on(home):
+    """Seconds of all stages of all candidates of a search that are done."""
+    manifests = [read_manifest(d.parent) for d in home.glob("search/01/*/*/manifest.json")]
+    return sum(m.stages[-1].seconds for m in manifests if m.stages)
+
+
 def bits(home, stage=STAGE):
     return read_manifest(home / stage).files["model.safetensors"]["sha256"]
 
@@ -153,13 +159,21 @@ def test_finished_candidates_are_not_trained_again_until_redo(profile, arguments
     monkeypatch.setattr(kd, "objective", counted)
     with pytest.raises(KeyboardInterrupt):
         compressor.run(profile(), **arguments)
+    kept = arguments["out"] / "search" / "01" / "search.json"
+    spent, record = spent_on(arguments["out"]), json.loads(kept.read_text())
+    assert record["seconds"] >= spent > 0
+    kept.write_text(json.dumps(record | {"seconds": record["seconds"] + 1000}))
     home = compressor.run(profile(), **arguments).path
     assert len(count) == 3
+    took = read_manifest(home / STAGE).stages[-1].seconds
+    assert took >= 1000 + spent_on(home), "seconds of the first attempt are not counted"
+    assert took < 1200
     first = bits(home)
     compressor.run(profile(), **arguments)
     assert len(count) == 3
     compressor.run(profile(), **arguments, redo=1)
     assert len(count) == 5 and bits(home) == first
+    assert read_manifest(home / STAGE).stages[-1].seconds < 1000
 
 
 def test_a_changed_search_is_refused_until_redo(finished, profile, arguments):
