@@ -86,10 +86,10 @@ def score(model: Model, options: ScoreOptions, work: Workbench, removed: Sequenc
             over_sequence=options.sequence_aggregation,
             head_score=options.head_score,
             norms=options.norms,
-            windows=[0] * len(removed) if _by_removal(options) else windows,
+            windows=[0] * len(removed) if by_removal(options) else windows,
             advance=advance,
         )
-    if _by_removal(options) and any(removed):
+    if by_removal(options) and any(removed):
         found = _with_removals(model, found, options, work, removed, batches)
     stacks = tuple(stack.blocks for stack in model.family.stacks)
     used = sum(len(next(iter(batch.values()))) for batch in batches)
@@ -131,7 +131,7 @@ def fitting(model: Model, options: ScoreOptions, path: str, removed: Sequence[in
                 f"set {name}: {found.settings.get(name)}, or leave scores out to measure anew",
             )
     for stack, before, now in zip(found.stacks, found.removed, removed, strict=True):
-        enough = before == now if options.contiguous else before > 0 or not _by_removal(options)
+        enough = before == now if options.contiguous else before > 0 or not by_removal(options)
         if now > 0 and not enough:
             raise CompressError(
                 f"the scores at '{path}' were measured to remove {before} layers of {stack}, and "
@@ -141,7 +141,8 @@ def fitting(model: Model, options: ScoreOptions, path: str, removed: Sequence[in
     return found
 
 
-def _by_removal(options: ScoreOptions) -> bool:
+def by_removal(options: ScoreOptions) -> bool:
+    """Whether layers are ranked by what is lost without them."""
     return options.layer_importance != "block_influence"
 
 
@@ -172,7 +173,7 @@ def _with_removals(
 ) -> Importance:
     """Layers, or windows of as many as will go, ranked by what is lost without them."""
     stacks = model.family.stacks
-    sets = [_removable(model.sizes[depth_axis(i)], n, options) for i, n in enumerate(removed)]
+    sets = [removable(model.sizes[depth_axis(i)], n, options) for i, n in enumerate(removed)]
     removals: list[Removal] = [(stacks[i], own) for i, few in enumerate(sets) for own in few]
     with work.progress("layers", len(batches) * len(removals)) as advance:
         scores = removal_scores(
@@ -189,7 +190,8 @@ def _with_removals(
     )
 
 
-def _removable(depth: int, n: int, options: ScoreOptions) -> list[range]:
+def removable(depth: int, n: int, options: ScoreOptions) -> list[range]:
+    """What is removed from a stack of `depth` layers to choose n that go: each, or each window."""
     if n == 0:
         return []
     return consecutive(depth, n) if options.contiguous else single_layers(depth)

@@ -18,7 +18,7 @@ from compressor.distill import kd
 from compressor.errors import CompressError
 from compressor.model.manifest import read_manifest
 from compressor.prune import scores
-from compressor.run import search_latency, setting
+from compressor.run import preflight, search_latency, setting
 from compressor.run.machine import machine
 from compressor.run.setting import open_source
 from compressor.run.steps import WEIGHTS_REMOVED
@@ -285,6 +285,47 @@ def test_the_plan_counts_candidates_and_sums_them(profile, arguments):
     assert more["seconds"] > few["seconds"] and more["disk_bytes"] > few["disk_bytes"]
     total = compressor.inspect(arguments["model"])["parameters"]
     assert more["parameters_out"] == int(0.7 * total)
+
+
+def test_the_plan_asks_no_disk_for_what_a_stopped_search_left(profile, arguments):
+    before = compressor.plan(profile(), **arguments)["stages"][0]
+    place = arguments["out"] / "search" / "01" / "01-l3" / "02-distill.kd"
+    place.mkdir(parents=True)
+    (place / "model.safetensors").write_bytes(bytes(50_000))
+    after = compressor.plan(profile(), **arguments)["stages"][0]
+    assert before["disk_bytes"] - after["disk_bytes"] == 50_000
+
+
+def test_the_plan_counts_the_process_that_is_timed(profile, arguments):
+    given = {"parameters": None, "latency": 0.7}
+    once = compressor.plan(profile(), **arguments)["stages"][0]["peak_memory_bytes"]
+    timed = compressor.plan(profile(**given), **arguments)["stages"][0]["peak_memory_bytes"]
+    assert timed - once == pytest.approx(preflight.PROCESS_BYTES, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "bodies", "heads"),
+    [
+        ({}, 1, 0),
+        ({"layer_importance": "perplexity"}, 1 + 3, 3),
+        ({"layer_importance": "accuracy"}, 1 + 3 + 1, 3 + 1),
+        ({"layer_importance": "output"}, 1 + 3 + 1, 0),
+        ({"layer_importance": "output", "contiguous": True, "layers": [3, 1]}, 2 * (1 + 2 + 1), 0),
+        ({"layer_importance": "perplexity", "layers": [3]}, 1, 0),
+    ],
+)
+def test_the_plan_counts_the_passes_that_rank_layers(
+    profile, arguments, monkeypatch, given, bodies, heads
+):
+    monkeypatch.setattr(preflight, "matmul_speed", lambda dtype: 1e5)
+    rate = 1e5 * preflight.EFFICIENCY[torch.float32]
+    wide = {"tolerance": 0.5} | given
+    planned = compressor.plan(profile(**wide, samples=108), **arguments)["stages"][0]
+    none = compressor.plan(profile(**wide, samples=8), **arguments)["stages"][0]
+    found = compressor.inspect(arguments["model"])
+    head = found["sizes"]["vocabulary"] * found["sizes"]["hidden"]
+    work = 2 * 100 * 16 * (bodies * (found["parameters"] - head) + heads * head)
+    assert planned["seconds"] - none["seconds"] == pytest.approx(work / rate, rel=1e-3)
 
 
 @pytest.mark.parametrize(
