@@ -197,19 +197,40 @@ def removable(depth: int, n: int, options: ScoreOptions) -> list[range]:
     return consecutive(depth, n) if options.contiguous else single_layers(depth)
 
 
-def summary(scores: Importance) -> dict[str, list]:
+def summary(scores: Scores, removed: Sequence[int]) -> dict[str, list]:
     """JSON-able scores for plots: layers and heads whole, wide axes as sorted quantiles.
 
-    An encoder-decoder lists the layers of its encoder first, then those of its decoder.
+    An encoder-decoder lists the layers of its encoder first, then those of its decoder. `depth`
+    says for each stack what layers were chosen by: {blocks, ranking, window, scores}, of windows
+    of so many layers by their first, or, with window 1, of layers.
     """
+    found = scores.importance
 
     def quantiles(row: Tensor) -> list[float]:
         places = torch.linspace(0, 1, min(_QUANTILES, len(row)))
         return row.float().cpu().quantile(places).tolist()
 
     return {
-        "layers": [x for stack in scores.stacks for x in stack.layers_L.tolist()],
-        "heads": [row for stack in scores.stacks for row in stack.heads_LH.tolist()],
-        "neurons": [quantiles(row) for stack in scores.stacks for row in stack.neurons_LM],
-        "hidden": quantiles(scores.hidden_D),
+        "depth": [_decisive(scores, number, n) for number, n in enumerate(removed)],
+        "layers": [x for stack in found.stacks for x in stack.layers_L.tolist()],
+        "heads": [row for stack in found.stacks for row in stack.heads_LH.tolist()],
+        "neurons": [quantiles(row) for stack in found.stacks for row in stack.neurons_LM],
+        "hidden": quantiles(found.hidden_D),
+    }
+
+
+def _decisive(scores: Scores, number: int, n: int) -> dict[str, Any]:
+    """What the n layers that go from stack `number` are chosen by."""
+    stack, measured = scores.importance.stacks[number], scores.removed[number]
+    windows = stack.windows_W is not None and n > 0
+    ranking = scores.settings["layer_importance"]
+    if not windows and (not measured or scores.settings["contiguous"]):
+        ranking = "block_influence"  # layers_L is that wherever no layer was removed by itself
+    values = stack.windows_W if windows else stack.layers_L
+    assert values is not None
+    return {
+        "blocks": scores.stacks[number],
+        "ranking": ranking,
+        "window": n if windows else 1,
+        "scores": values.tolist(),
     }
