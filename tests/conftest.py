@@ -229,8 +229,11 @@ def _candidate(name, size, p50, cosine):
 @pytest.fixture
 def sample_report():
     """A report of a run with two stages, three candidates and one artefact, all made up."""
+    scores = [0.9, 0.1, 0.4]
+    decisive = {"blocks": "layer", "ranking": "block_influence", "window": 1, "scores": scores}
     importance = {
-        "layers": [0.9, 0.1, 0.4],
+        "depth": [decisive],
+        "layers": scores,
         "heads": [[0.1, 0.2], [0.3, 0.4], [0.5, 0.0]],
         "neurons": [[0.0, 0.5, 1.0]] * 3,
     }

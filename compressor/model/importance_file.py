@@ -3,7 +3,8 @@
     hidden_D, stacks.0.neurons_LM, stacks.0.heads_LH, stacks.0.layers_L, ...   all float32
 
 Shapes are those of importance.py. What was asked for stands in the header: {stacks: paths of the
-stacks, settings: options, removed: layers of each stack that were to go}.
+stacks, settings: options, removed: layers of each stack that were to go, weights: digest of the
+model that was scored}.
 """
 
 from dataclasses import dataclass, fields
@@ -19,7 +20,7 @@ from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 
 NAME = "importance.safetensors"
-_ABOUT = {"stacks", "settings", "removed"}
+_ABOUT = {"stacks", "settings", "removed", "weights"}
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Scores:
         stacks: paths of the stacks, e.g. encoder.block.
         settings: {option: value} of the measurement.
         removed: how many layers of each stack were to go; see prune/scores.py.
+        weights: digest of all tensors of the model that was scored.
     """
 
     importance: Importance
     stacks: tuple[str, ...]
     settings: dict[str, Any]
     removed: tuple[int, ...]
+    weights: str
 
     def file(self) -> TensorFile:
         """What is written."""
@@ -44,7 +47,7 @@ class Scores:
             for field in fields(stack):
                 if (found := getattr(stack, field.name)) is not None:
                     tensors[f"stacks.{number}.{field.name}"] = found
-        about = {"stacks": self.stacks, "settings": self.settings, "removed": self.removed}
+        about = {name: getattr(self, name) for name in sorted(_ABOUT)}
         return TensorFile({k: t.float().cpu() for k, t in tensors.items()}, about)
 
     def refuse_other_shapes(self, model: Model) -> None:
@@ -103,6 +106,7 @@ def read_scores(path: str | Path) -> Scores:
         tuple(about["stacks"]),
         about["settings"],
         tuple(about["removed"]),
+        about["weights"],
     )
 
 

@@ -97,7 +97,7 @@ def run(model: Model, options: Options, work: Workbench) -> None:
         merge_heads(model, scores.importance, after)
     shrink(model, kept, options.rescale)
     assert model.sizes == after
-    model.notes["importance"] = summary(scores.importance)
+    model.notes["importance"] = summary(scores, removed)
     model.beside[NAME] = scores.file()
     starts = [0, before["layers"]]  # the decoder's layers count on after the encoder's
     model.notes["kept_layers"] = [

@@ -27,6 +27,7 @@ from compressor.model.shapes import depth_axis
 from compressor.options import options
 from compressor.prune.damage import BY_ANSWERS, DAMAGES, Ranking, refuse_unlabelled
 from compressor.training.batches import Batches
+from compressor.training.snapshot import digest
 from compressor.training.workbench import Batch, Workbench
 
 _BATCH = 8
@@ -85,19 +86,35 @@ def score(model: Model, options: ScoreOptions, work: Workbench, removed: Sequenc
             over_sequence=options.sequence_aggregation,
             head_score=options.head_score,
             norms=options.norms,
-            windows=[0] * len(removed) if _by_removal(options) else windows,
+            windows=[0] * len(removed) if by_removal(options) else windows,
             advance=advance,
         )
-    if _by_removal(options) and any(removed):
+    if by_removal(options) and any(removed):
         found = _with_removals(model, found, options, work, removed, batches)
     stacks = tuple(stack.blocks for stack in model.family.stacks)
     used = sum(len(next(iter(batch.values()))) for batch in batches)
     model.notes["calibration"] = {"asked": options.samples, "used": used}
-    return Scores(found, stacks, options.settings, tuple(removed))
+    weights = digest(model.module.state_dict())
+    return Scores(found, stacks, options.settings, tuple(removed), weights)
 
 
 def reused(model: Model, options: ScoreOptions, path: str, removed: Sequence[int]) -> Scores:
-    """Scores that an earlier stage left, in place of forward passes; of `model` no weight is read.
+    """Scores that an earlier stage left, in place of forward passes.
+
+    Raises:
+        CompressError: as `fitting`, or they are of other weights.
+    """
+    found = fitting(model, options, path, removed)
+    if found.weights != digest(model.module.state_dict()):
+        raise CompressError(
+            f"the scores at '{path}' were measured on other weights than those of this model",
+            "take scores of this very checkpoint, or leave scores out to measure anew",
+        )
+    return found
+
+
+def fitting(model: Model, options: ScoreOptions, path: str, removed: Sequence[int]) -> Scores:
+    """Scores that an earlier stage left and that may be those of `model`, which needs no weights.
 
     Raises:
         CompressError: there are none, or they are of another shape or other settings, or do not
@@ -114,7 +131,7 @@ def reused(model: Model, options: ScoreOptions, path: str, removed: Sequence[int
                 f"set {name}: {found.settings.get(name)}, or leave scores out to measure anew",
             )
     for stack, before, now in zip(found.stacks, found.removed, removed, strict=True):
-        enough = before == now if options.contiguous else before > 0 or not _by_removal(options)
+        enough = before == now if options.contiguous else before > 0 or not by_removal(options)
         if now > 0 and not enough:
             raise CompressError(
                 f"the scores at '{path}' were measured to remove {before} layers of {stack}, and "
@@ -124,7 +141,8 @@ def reused(model: Model, options: ScoreOptions, path: str, removed: Sequence[int
     return found
 
 
-def _by_removal(options: ScoreOptions) -> bool:
+def by_removal(options: ScoreOptions) -> bool:
+    """Whether layers are ranked by what is lost without them."""
     return options.layer_importance != "block_influence"
 
 
@@ -155,7 +173,7 @@ def _with_removals(
 ) -> Importance:
     """Layers, or windows of as many as will go, ranked by what is lost without them."""
     stacks = model.family.stacks
-    sets = [_removable(model.sizes[depth_axis(i)], n, options) for i, n in enumerate(removed)]
+    sets = [removable(model.sizes[depth_axis(i)], n, options) for i, n in enumerate(removed)]
     removals: list[Removal] = [(stacks[i], own) for i, few in enumerate(sets) for own in few]
     with work.progress("layers", len(batches) * len(removals)) as advance:
         scores = removal_scores(
@@ -172,25 +190,47 @@ def _with_removals(
     )
 
 
-def _removable(depth: int, n: int, options: ScoreOptions) -> list[range]:
+def removable(depth: int, n: int, options: ScoreOptions) -> list[range]:
+    """What is removed from a stack of `depth` layers to choose n that go: each, or each window."""
     if n == 0:
         return []
     return consecutive(depth, n) if options.contiguous else single_layers(depth)
 
 
-def summary(scores: Importance) -> dict[str, list]:
+def summary(scores: Scores, removed: Sequence[int]) -> dict[str, list]:
     """JSON-able scores for plots: layers and heads whole, wide axes as sorted quantiles.
 
-    An encoder-decoder lists the layers of its encoder first, then those of its decoder.
+    An encoder-decoder lists the layers of its encoder first, then those of its decoder. `depth`
+    says for each stack what layers were chosen by: {blocks, ranking, window, scores}, of windows
+    of so many layers by their first, or, with window 1, of layers.
     """
+    found = scores.importance
 
     def quantiles(row: Tensor) -> list[float]:
         places = torch.linspace(0, 1, min(_QUANTILES, len(row)))
         return row.float().cpu().quantile(places).tolist()
 
     return {
-        "layers": [x for stack in scores.stacks for x in stack.layers_L.tolist()],
-        "heads": [row for stack in scores.stacks for row in stack.heads_LH.tolist()],
-        "neurons": [quantiles(row) for stack in scores.stacks for row in stack.neurons_LM],
-        "hidden": quantiles(scores.hidden_D),
+        "depth": [_decisive(scores, number, n) for number, n in enumerate(removed)],
+        "layers": [x for stack in found.stacks for x in stack.layers_L.tolist()],
+        "heads": [row for stack in found.stacks for row in stack.heads_LH.tolist()],
+        "neurons": [quantiles(row) for stack in found.stacks for row in stack.neurons_LM],
+        "hidden": quantiles(found.hidden_D),
+    }
+
+
+def _decisive(scores: Scores, number: int, n: int) -> dict[str, Any]:
+    """What the n layers that go from stack `number` are chosen by."""
+    stack, measured = scores.importance.stacks[number], scores.removed[number]
+    windows = stack.windows_W is not None and n > 0
+    ranking = scores.settings["layer_importance"]
+    if not windows and (not measured or scores.settings["contiguous"]):
+        ranking = "block_influence"  # layers_L is that wherever no layer was removed by itself
+    values = stack.windows_W if windows else stack.layers_L
+    assert values is not None
+    return {
+        "blocks": scores.stacks[number],
+        "ranking": ranking,
+        "window": n if windows else 1,
+        "scores": values.tolist(),
     }

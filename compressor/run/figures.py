@@ -16,6 +16,14 @@ from compressor.run.tables import (
 )
 from compressor.run.verdict import roles
 
+# what a score of a layer, or of a window of layers, is
+_RANKINGS = {
+    "block_influence": "Block influence: 1 - cosine of input and output",
+    "perplexity": "Cross-entropy without it",
+    "accuracy": "Share of right answers lost without it",
+    "output": "1 - cosine of the last hidden states with and without it",
+}
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -74,15 +82,7 @@ def _styles(bench: dict[str, Any]) -> list[str]:
 def _importance(stage: dict[str, Any]) -> Iterator[Figure]:
     notes = stage.get("notes") or {}
     scores = notes.get("importance") or {}
-    layers = scores.get("layers")
-    if layers:
-        kept = notes.get("kept_layers", range(len(layers)))
-        bars = [
-            Bar(str(i), max(v, 0.0), f"{v:.4g}", style="ours" if i in kept else "gone")
-            for i, v in enumerate(layers)
-        ]
-        title = f"{stage['name']}: importance of layers"
-        yield Figure(title, columns(title, bars, "layer"), "Grey layers were removed.")
+    yield from _depth(stage["name"], scores.get("depth") or [], notes.get("kept_layers"))
     for axis, what in (
         ("neurons", "MLP neurons, sorted from least to most important"),
         ("heads", "attention heads"),
@@ -92,6 +92,30 @@ def _importance(stage: dict[str, Any]) -> Iterator[Figure]:
             title = f"{stage['name']}: importance of {axis}"
             caption = "Stronger colour is more important; every layer has its own scale."
             yield Figure(title, heatmap(title, rows, what), caption)
+
+
+def _depth(stage: str, depth: list[dict[str, Any]], kept: list[int] | None) -> Iterator[Figure]:
+    """What decided which layers went, one chart for each stack."""
+    start = 0  # the decoder's layers count on after the encoder's
+    for stack in depth:
+        values, n = stack["scores"], stack["window"]
+        layers = len(values) + n - 1
+        gone = [i for i in range(layers) if kept is not None and start + i not in kept]
+        marked = gone if n == 1 else gone[:1]  # a window stands at its first layer
+        bars = [
+            Bar(str(i), v, f"{v:.4g}", style="gone" if i in marked else "ours")
+            for i, v in enumerate(values)
+            if v is not None
+        ]
+        whose = f", {stack['blocks']}" if len(depth) > 1 else ""
+        title = f"{stage}: importance of layers{whose}"
+        axis = "layer" if n == 1 else f"first of {n} layers"
+        what = "layers were" if n == 1 else "window was"
+        ranking = _RANKINGS.get(stack["ranking"], stack["ranking"])
+        caption = f"{ranking}. The grey {what} removed."
+        start += layers
+        if bars:
+            yield Figure(title, columns(title, bars, axis), caption)
 
 
 def _search(stage: dict[str, Any]) -> Iterator[Figure]:

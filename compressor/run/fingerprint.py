@@ -4,17 +4,18 @@ import hashlib
 import json
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressError
 from compressor.model.importance_file import scores_path
-from compressor.model.manifest import StageRecord, file_digest
+from compressor.model.manifest import Manifest, StageRecord, file_digest
 from compressor.run.methods import load_method, method_hash
 from compressor.run.profile import Stage
 
 
 def fingerprint(record: StageRecord, dtype: str | None) -> str:
-    """Hash of parent, method, options, seed, teacher, data, dtype, package version and method file.
+    """Hash of parent, method, options, seed, teacher, data, dtype, package version, method files.
 
     Speed and memory of the record do not count.
     """
@@ -32,20 +33,26 @@ def fingerprint(record: StageRecord, dtype: str | None) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def portable_options(stage: Stage) -> dict[str, Any]:
+def portable_options(stage: Stage, made: Manifest | None = None) -> dict[str, Any]:
     """Options as a stage record holds them: the sha256 of a file in place of its path.
+
+    Args:
+        made: what stands where the stage goes. A finished stage needs its file no more: where it
+            is gone, the one that was read then is taken for it.
 
     Raises:
         CompressError: there is no such file.
     """
     found = stage.plain_options()
-    if found.get("scores") is not None:
-        found["scores"] = file_digest(scores_path(found["scores"]))
+    if (path := found.get("scores")) is not None:
+        before = made.stages[-1].options.get("scores") if made else None
+        gone = before is not None and not Path(path).exists()
+        found["scores"] = before if gone else file_digest(scores_path(path))
     return found
 
 
 def _files(record: StageRecord) -> str | list[str]:
-    """Hash of the method's file; of a search, also of the methods its candidates are made with."""
+    """Hash of the method's files; of a search, also of the methods its candidates are made with."""
     own = method_hash(load_method(record.method))
     if not record.method.startswith("search."):
         return own

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.manifest import StageRecord, read_manifest
+from compressor.model.manifest import Manifest, StageRecord, read_manifest
 from compressor.run.export import refuse_below
 from compressor.run.fingerprint import portable_options, refuse_change, with_fingerprint
 from compressor.run.forget import forget
@@ -25,9 +25,10 @@ def find_stage(
         CompressError: a stage of other settings stands there.
         Refused: a finished export is below the floor that the profile now asks for.
     """
-    target, wanted = home / stage_name(number, stage.method), stage_record(setting, stage, parent)
+    target = home / stage_name(number, stage.method)
     strangers = [d for d in home.glob(f"{number:02d}-*") if d.suffix != ".rejected" and d != target]
     found = read_manifest(target) if target.is_dir() else None
+    wanted = stage_record(setting, stage, parent, found)
     if found and not strangers and found.stages[-1].fingerprint == wanted.fingerprint:
         if stage.kind == "export":
             with rejecting(target, target):
@@ -46,14 +47,16 @@ def find_stage(
     return None
 
 
-def stage_record(setting: Setting, stage: Stage, parent: Checkpoint) -> StageRecord:
+def stage_record(
+    setting: Setting, stage: Stage, parent: Checkpoint, made: Manifest | None = None
+) -> StageRecord:
     """The record that stage gets when it is made, without what only making it can tell."""
     method = stage.options.method if stage.kind == "search" else stage.method
     learns = method.startswith("distill.") and method not in WITHOUT_TEACHER
     reads = stage.kind != "export" and stage.method not in WITHOUT_DATA
     record = StageRecord(
         method=stage.method,
-        options=portable_options(stage),
+        options=portable_options(stage, made),
         seed=setting.seed_of(stage),
         teacher=setting.teacher_of(stage).manifest.fingerprint if learns else None,
         data=setting.data_record if reads else None,

@@ -55,9 +55,38 @@ def load_method(method: str, where: str = "") -> ModuleType:
 
 
 def method_hash(module: ModuleType) -> str:
-    """sha256 of a method's file: a changed method is another method."""
+    """sha256 of a method: its file and what that imports of its kind, however far."""
     assert module.__file__
-    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+    total = hashlib.sha256()
+    for file in files_of(Path(module.__file__)):
+        total.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def files_of(file: Path) -> list[Path]:
+    """A file and all it imports from its own folder, directly or not, sorted; nothing is run."""
+    found: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        current = waiting.pop()
+        if current.is_file() and current not in found:
+            found.add(current)
+            waiting += (file.with_name(f"{name}.py") for name in _siblings(current))
+    return sorted(found)
+
+
+def _siblings(file: Path) -> set[str]:
+    """Names that a file imports from compressor/KIND, its folder: modules, and what is in them."""
+    kind, found = f"compressor.{file.parent.name}", set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}", *(f"{node.module}.{part.name}" for part in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [part.name for part in node.names]
+        else:
+            continue
+        found |= {n.removeprefix(f"{kind}.") for n in names if n.startswith(f"{kind}.")}
+    return found
 
 
 def describe(method: str) -> dict[str, Any]:

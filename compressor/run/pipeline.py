@@ -212,13 +212,13 @@ def refuse_another_model(home: Path, manifest: Manifest) -> None:
 
 
 def refuse_own_scores(profile: Profile, home: Path, redo: int) -> None:
-    """Refuse to delete the importance scores that a stage is to reuse.
+    """Refuse to delete the importance scores that a stage to redo is to reuse.
 
     Raises:
-        CompressError: they lie in a stage from `redo` on.
+        CompressError: they lie in a stage from `redo` on, or are gone.
     """
     going = [d.resolve() for d in home.glob("[0-9][0-9]-*") if int(d.name[:2]) >= redo]
-    for stage in profile.stages:
+    for stage in profile.stages[redo - 1 :]:
         scores = getattr(stage.options, "scores", None)
         if scores and any(scores_path(scores).resolve().is_relative_to(d) for d in going):
             raise CompressError(

@@ -64,17 +64,22 @@ def _bar(bar: Bar, y: int, left: int, scale: float) -> str:
 
 
 def columns(title: str, bars: Sequence[Bar], x_label: str) -> str:
-    """Vertical bars in order, such as one per layer."""
+    """Vertical bars from zero, up or down, in order, such as one per layer."""
     left, top, height = 46, 12, 170
-    highest = max(b.value for b in bars) or 1.0
+    low, high = (end(0.0, *(b.value for b in bars)) for end in (min, max))
+    span = (high - low) or 1.0
     step = (WIDTH - left - 10) / len(bars)
-    marks = [_grid(_ticks(0, highest), lambda v: top + height * (1 - v / highest), left)]
+
+    def down(value: float) -> float:
+        return top + height * (low + span - value) / span
+
+    marks = [_grid(_ticks(low, low + span), down, left)]
     for i, bar in enumerate(bars):
-        size = max(height * bar.value / highest, 0.0)
+        upper, size = down(max(bar.value, 0.0)), height * abs(bar.value) / span
         x = left + step * i + step * 0.15
         marks.append(
             f"<g><title>{escape(f'{bar.label}: {bar.text}')}</title>"
-            f'<rect x="{x:.1f}" y="{top + height - size:.1f}" width="{step * 0.7:.1f}" '
+            f'<rect x="{x:.1f}" y="{upper:.1f}" width="{step * 0.7:.1f}" '
             f'height="{size:.1f}" rx="2" class="{bar.style}"/>'
             f'<text x="{x + step * 0.35:.1f}" y="{top + height + 16}" class="middle">'
             f"{escape(bar.label)}</text></g>"

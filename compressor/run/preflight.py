@@ -18,12 +18,13 @@ from compressor.errors import CompressError
 from compressor.model.budget import sizes_for
 from compressor.model.candidates import budget_of
 from compressor.model.families import Family, find_family
-from compressor.model.shapes import config_of, count, resized
+from compressor.model.shapes import axes_of, config_of, count, resized
 from compressor.model.sources import read_config
 from compressor.prune import minitron
-from compressor.prune.scores import ScoreOptions
+from compressor.prune.damage import BY_ANSWERS
+from compressor.prune.scores import ScoreOptions, by_removal, removable
 from compressor.quantize import rtn
-from compressor.run.layout import stage_name
+from compressor.run.layout import search_place, stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
 from compressor.run.profile import Stage
 from compressor.run.rehearse import rehearse
@@ -80,7 +81,7 @@ def plan_run(setting: Setting) -> dict[str, Any]:
     Raises:
         CompressError: a stage could not work, or the data cannot be read.
     """
-    for remark in rehearse(setting.profile, setting.source):
+    for remark in rehearse(setting.profile, setting.source, home=setting.home):
         setting.screen.say(remark)
         setting.log(remark)
     if setting.corpus is None and setting.profile.floor:  # reads the data, with a floor or not
@@ -98,6 +99,9 @@ def plan_run(setting: Setting) -> dict[str, Any]:
         after = _after(outline, stage)
         name = stage_name(number, stage.method)
         needs = _estimate(setting, stage, outline, after, original, rates)
+        if stage.kind == "search":
+            there = _tensor_bytes(search_place(setting.home, name))
+            needs["disk_bytes"] = max(needs["disk_bytes"] - there, 0)
         stages.append({"name": name} | needs | {"done": (setting.home / name).is_dir()})
         outline = after if stage.kind != "export" else outline
     open_stages = [s for s in stages if not s["done"]]
@@ -225,18 +229,48 @@ def _estimate_search(
     rates: tuple[float, float],
 ) -> dict[str, Any]:
     """Numbers of a search: its candidates one after the other, and what it keeps of each."""
-    count = len(planned_shapes(before.family, before.config, stage.options))
-    pair = candidate_stages(before.family, stage, after.sizes)
-    prune, light = (_estimate(setting, s, before, after, teacher, rates) for s in pair)
+    shapes = planned_shapes(before.family, before.config, stage.options)
+    count, (cut, train) = len(shapes), candidate_stages(before.family, stage, after.sizes)
+    light = _estimate(setting, train, before, after, teacher, rates)
+    least = {axis: min(shape[axis] for shape in shapes) for axis in axes_of(before.sizes)}
+    flattest = replace(after, sizes=before.sizes | least)  # its layers decide what is removed
+    prune = _estimate(setting, cut, before, flattest, teacher, rates)
     kept = (count + 1) * light["bytes_out"]
     passes = count if stage.options.contiguous else 1  # else all are cut by the same scores
-    measured = MEASURE_SECONDS * (3 * count + 1) if stage.options.latency else 0.0
+    timed = stage.options.latency is not None  # by another process, which loads the model
+    measured = MEASURE_SECONDS * (3 * count + 1) if timed else 0.0
+    memory = prune["peak_memory_bytes"] + (PROCESS_BYTES if timed else 0)
     return light | {
-        "peak_memory_bytes": max(prune["peak_memory_bytes"], light["peak_memory_bytes"]),
+        "peak_memory_bytes": max(memory, light["peak_memory_bytes"]),
         "disk_bytes": kept + prune["disk_bytes"] + light["disk_bytes"],
         "seconds": round(prune["seconds"] * passes + count * light["seconds"] + measured, 1),
         "candidates": count,
     }
+
+
+def _tensor_bytes(place: Path) -> int:
+    """What a search that was stopped holds on disk already: weights, and snapshots of training."""
+    return sum(file.stat().st_size for file in place.rglob("*.safetensors"))
+
+
+def _scoring_work(
+    setting: Setting, options: minitron.Options, before: Outline, after: Outline
+) -> float:
+    """Operations of importance: one pass for all units, one more for every removal of layers."""
+    if options.scores is not None:
+        return 0.0
+    tables = before.sizes["vocabulary"] * before.sizes["hidden"]
+    removals = [
+        len(removable(before.sizes[axis], before.sizes[axis] - after.sizes[axis], options))
+        for axis in ("layers", "decoder_layers")
+        if axis in before.sizes
+    ]
+    passes = 1.0 * (before.parameters - tables)
+    if by_removal(options) and any(removals):
+        whole = options.layer_importance != "perplexity"  # what is lost, not what is left
+        head = tables if options.layer_importance in BY_ANSWERS else 0
+        passes += (sum(removals) + whole) * (before.parameters - tables + head)
+    return 2.0 * passes * options.samples * setting.reading.positions(options.length)
 
 
 def _kept(options: Any, teacher: Outline) -> int:
@@ -285,9 +319,7 @@ def _estimate(
             disk += 2.0 * teacher.sizes["hidden"] * tokens  # at most: a row is stored once
         disk += tokens * _kept(stage.options, teacher)
     elif stage.kind == "prune":
-        length = setting.reading.positions(getattr(stage.options, "length", 0))
-        tokens = getattr(stage.options, "samples", 0) * length
-        seconds += tokens * 2.0 * (before.parameters - tables) / rates[0]
+        seconds += _scoring_work(setting, stage.options, before, after) / rates[0]
     elif stage.kind == "export":
         seconds += EXPORT_SECONDS
         memory = PROCESS_BYTES + EXPORT_BYTES + 40.0 * teacher.parameters

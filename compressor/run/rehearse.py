@@ -6,6 +6,7 @@ Wrong tasks, other vocabularies, layers that do not exist and groups that do not
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ from compressor.model.shrink import Kept, shrink
 from compressor.model.sources import read_config, resolve
 from compressor.prune import minitron
 from compressor.prune.damage import refuse_unpredictable
-from compressor.prune.scores import layers_to_go, reused
+from compressor.prune.scores import fitting, layers_to_go
 from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
+from compressor.run.layout import stage_name
 from compressor.run.methods import load_method
 from compressor.run.profile import Profile, Stage
 from compressor.run.search_stages import candidate_stages, planned_shapes
@@ -49,12 +51,16 @@ class _Rehearsal:
 
 
 def rehearse(
-    profile: Profile, source: Checkpoint, chosen: Mapping[int, Sequence[Shape]] | None = None
+    profile: Profile,
+    source: Checkpoint,
+    chosen: Mapping[int, Sequence[Shape]] | None = None,
+    home: Path | None = None,
 ) -> list[str]:
     """Run what can be run of every stage without weights.
 
     Args:
         chosen: {number of a search stage: the shapes it trains}, where they had to be measured.
+        home: output directory; a stage that stands there reads no scores any more.
 
     Returns:
         What the user should read before the work begins; one sentence each.
@@ -62,6 +68,8 @@ def rehearse(
     Raises:
         CompressError: what the stage itself would have raised, before any work.
     """
+    if home is not None:
+        profile = _without_used_scores(profile, home)
     job, made = _Rehearsal(profile, chosen or {}), [empty(source.path)]
     if profile.dtype:
         made[0].config.dtype = getattr(torch, profile.dtype)
@@ -77,6 +85,22 @@ def rehearse(
         except CompressError as error:
             raise CompressError(f"baseline '{name}': {error.what}", error.hint) from error
     return list(dict.fromkeys(job.remarks))  # the candidates of a search say the same
+
+
+def _without_used_scores(profile: Profile, home: Path) -> Profile:
+    """The profile as it would be if finished stages had measured the scores that they reused."""
+
+    def rest(place: Path, number: int, stage: Stage) -> Stage:
+        made = (place / stage_name(number, stage.method)).is_dir()
+        if made and isinstance(stage.options, minitron.Options):
+            return replace(stage, options=replace(stage.options, scores=None))
+        return stage
+
+    def chain(stages: tuple[Stage, ...], place: Path) -> tuple[Stage, ...]:
+        return tuple(rest(place, number, stage) for number, stage in enumerate(stages, start=1))
+
+    baselines = {k: chain(v, home / "baselines" / k) for k, v in profile.baselines.items()}
+    return replace(profile, stages=chain(profile.stages, home), baselines=baselines)
 
 
 def _prune_all(model: Model, stages: tuple[Stage, ...]) -> None:
@@ -167,7 +191,7 @@ def _pruned(model: Model, options: minitron.Options) -> Model:
     refuse_unpredictable(model, options.layer_importance)
     sizes = sizes_for(model.family, model.config, options)
     if options.scores is not None:
-        reused(model, options, options.scores, layers_to_go(model, sizes))
+        fitting(model, options, options.scores, layers_to_go(model, sizes))
     pruned = replace(model, module=empty_model(type(model.module), model.config))
     shrink(pruned, Kept.first(pruned, sizes), options.rescale)
     return pruned

@@ -56,6 +56,9 @@ class Search:
         place: directory of the candidates.
         model: the parent without weights.
         work: the surroundings of the stage.
+        fingerprint: of the stage.
+        earlier: seconds that attempts before this one took.
+        begin: `time.perf_counter()` when this one began.
     """
 
     setting: Setting
@@ -64,6 +67,15 @@ class Search:
     place: Path
     model: Model
     work: Workbench
+    fingerprint: str
+    earlier: float
+    begin: float
+
+    def note_time(self) -> None:
+        """Store the seconds of all attempts so far; a kill loses those of one candidate."""
+        spent = self.earlier + time.perf_counter() - self.begin
+        content = {"fingerprint": self.fingerprint, "seconds": spent}
+        replace_files(self.place, {_RECORD: json.dumps(content)})
 
 
 def search(
@@ -84,11 +96,13 @@ def search(
     Raises:
         CompressError: no shape meets the budget, or every candidate failed.
     """
-    _claim(setting, place, fingerprint)
+    begin = time.perf_counter()
+    earlier = _claim(setting, place, fingerprint)
     model = empty(parent.path)
     if setting.profile.dtype:
         model.config.dtype = getattr(torch, setting.profile.dtype)
-    job = Search(setting, stage, parent, place, model, work)
+    job = Search(setting, stage, parent, place, model, work, fingerprint, earlier, begin)
+    job.note_time()
     shapes, times = _shapes(job)
     rows = _train_all(job, shapes, _scores(job, shapes))
     chosen = _best(rows)
@@ -102,7 +116,8 @@ def search(
         winner.notes |= made.metrics["notes"]
     cut = place / chosen["name"] / stage_name(1, "prune.minitron")
     winner.beside[IMPORTANCE] = TensorFile.read(cut / IMPORTANCE)
-    winner.notes["search"] = _summary(job, times) | {"candidates": rows}
+    found = {"candidates": rows, "earlier_seconds": earlier}
+    winner.notes["search"] = _summary(job, times) | found
     return winner
 
 
@@ -134,22 +149,27 @@ def _shapes(job: Search) -> tuple[list[Shape], Latencies | None]:
     job.setting.screen.say(f"  measuring latency on {threads(options.threads)}")
     cells = grid(family, config, options)
     shapes = within_latency(job.model.sizes, cells, options, times)
-    rehearse(job.setting.profile, job.setting.source, {int(job.place.name): shapes})
+    chosen = {int(job.place.name): shapes}
+    rehearse(job.setting.profile, job.setting.source, chosen, job.setting.home)
     return shapes, times
 
 
-def _claim(setting: Setting, place: Path, fingerprint: str) -> None:
+def _claim(setting: Setting, place: Path, fingerprint: str) -> float:
     """Make the directory of the candidates; what is of no use here goes first.
 
     That is one of other settings, or of a stage that had landed, whose weights were deleted.
+
+    Returns:
+        Seconds that were spent on what is there.
     """
     record = place / _RECORD
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if place.is_dir() and (known.get("fingerprint") != fingerprint or known.get(_CLEARED)):
         setting.screen.say("  starting anew: what is there has other settings, or no weights")
         remove(place, setting.home / SCRATCH)
+        known = {}
     place.mkdir(parents=True, exist_ok=True)
-    replace_files(place, {_RECORD: json.dumps({"fingerprint": fingerprint})})
+    return known.get("seconds", 0.0)
 
 
 def _train_all(job: Search, shapes: list[Shape], scores: Path | None) -> list[dict[str, Any]]:
@@ -163,7 +183,10 @@ def _train_all(job: Search, shapes: list[Shape], scores: Path | None) -> list[di
             + (f", about {clock(left)} left" if left is not None else "")
         )
         stages = candidate_stages(job.model.family, job.stage, shape, scores)
-        made += _train(job, name, stages)
+        try:
+            made += _train(job, name, stages)
+        finally:
+            job.note_time()
         size = parameters * itemsize(job.model.config)
         known = {"name": name, "sizes": shape, "parameters": parameters, "bytes": size}
         rows.append(known | _outcome(job.place / name, job.stage.options.method))
@@ -199,10 +222,13 @@ def _inside(job: Search, home: Path, stages: tuple[Stage, ...]) -> Setting:
         dtype=outer.profile.dtype,
         keep="last",
     )
+    cut, light = stages
+    alone = replace(cut, options=replace(cut.options, scores=None))  # the search hands them over
+    text = resolved_text(replace(profile, stages=(alone, light)))
     within = home.relative_to(outer.home).as_posix()
     return replace(
         outer,
-        profile=replace(profile, text=resolved_text(profile)),
+        profile=replace(profile, text=text),
         source=job.parent,
         home=home,
         screen=_BarsOnly(outer.screen),
@@ -269,6 +295,11 @@ def _summary(job: Search, times: Latencies | None) -> dict[str, Any]:
         "task": job.model.task,
         "latency": times and times.circumstances | {"original_ms": times(job.model.sizes)},
     }
+
+
+def earlier_seconds(notes: dict[str, Any]) -> float:
+    """What earlier attempts at a stage took, by its notes; 0 for what is no search."""
+    return notes.get("search", {}).get("earlier_seconds", 0.0)
 
 
 def peak_of(notes: dict[str, Any]) -> int:

@@ -28,7 +28,7 @@ from compressor.model.candidates import label, nearest_width, spread
 from compressor.model.checkpoint import Checkpoint, save
 from compressor.model.shapes import axes_of
 from compressor.model.shrink import Kept, shrink
-from compressor.run.machine import machine
+from compressor.run.machine import give_back_memory, machine
 from compressor.run.outputs import replace_files
 from compressor.search.minitron import Options
 from compressor.training.workbench import Workbench
@@ -90,19 +90,24 @@ def measured(parent: Checkpoint, shape: Shape, options: Options, work: Workbench
     Raises:
         CompressError: the process was killed, or found too little memory.
     """
-    model = parent.load()
-    if shape != model.sizes:
-        shrink(model, Kept.first(model, shape))
     with tempfile.TemporaryDirectory(dir=work.scratch) as scratch:
         rows, directory = Path(scratch) / "rows.safetensors", Path(scratch) / "model"
         directory.mkdir()
         batches = work.batches("calibration", 4, batch=4, length=options.length)
         save_rows(list(batches), rows)
-        save(model, directory, parent.path)
+        _save_cut(parent, shape, directory)
+        give_back_memory()  # the process that is timed loads the model again
         request = {"length": options.length, "batches": (), "prompts": (), "seconds": SECONDS}
         with closing(Worker(label(shape), directory, rows, options.threads)) as worker:
             worker.hear()
             return median(worker.ask(request)["p50"] for _ in range(ROUNDS))
+
+
+def _save_cut(parent: Checkpoint, shape: Shape, directory: Path) -> None:
+    model = parent.load()
+    if shape != model.sizes:
+        shrink(model, Kept.first(model, shape))
+    save(model, directory, parent.path)
 
 
 def within_latency(

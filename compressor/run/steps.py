@@ -15,7 +15,7 @@ from compressor.run.kinds import TRAINS, edited, make
 from compressor.run.layout import landing, rejecting, search_place, stage_name
 from compressor.run.machine import machine, packages, peak_memory, reset_peak_memory
 from compressor.run.profile import Stage
-from compressor.run.search import clear_candidates, peak_of
+from compressor.run.search import clear_candidates, earlier_seconds, peak_of
 from compressor.run.setting import Setting
 from compressor.run.shortage import shortages
 from compressor.training.parallel import team
@@ -67,10 +67,11 @@ def _make(
     ):
         work = setting.workbench(stage, scratch)
         manifest = make(setting, stage, parent, partial, work)
+        notes = manifest.metrics.get("notes", {})
         record = dataclasses.replace(
             wanted,
-            seconds=time.perf_counter() - start,
-            peak_memory_bytes=max(peak_memory(), peak_of(manifest.metrics.get("notes", {}))),
+            seconds=time.perf_counter() - start + earlier_seconds(notes),
+            peak_memory_bytes=max(peak_memory(), peak_of(notes)),
         )
         manifest = dataclasses.replace(
             manifest,

@@ -235,6 +235,11 @@ def test_layers_that_do_nothing_go_whatever_the_ranking(ranking, contiguous, mak
     object.__setattr__(work, "_screen", bars)
     given = options(sizes={"layers": 2}, layer_importance=ranking, contiguous=contiguous)
     minitron.run(model, given, work)
+    (depth,) = model.notes["importance"]["depth"]
+    assert (depth["ranking"], depth["window"]) == (ranking, 2 if contiguous else 1)
+    lowest = sorted(range(len(depth["scores"])), key=depth["scores"].__getitem__)
+    gone = [lowest[0], lowest[0] + 1] if contiguous else sorted(lowest[:2])
+    assert model.notes["kept_layers"] == [i for i in range(4) if i not in gone]
     if ranking != "accuracy" or contiguous:  # an untrained model may get better without a layer
         assert model.notes["kept_layers"] == [0, 3]
     assert all(sum(bars.seen[label]) == total for label, total in bars.totals.items())
@@ -256,8 +261,10 @@ def test_the_cheapest_window_goes_though_single_layers_would_differ():
 def test_rankings_by_removal_take_no_pass_where_no_layer_goes(pico_llama, make_work):
     work, bars = make_work(), Bars()
     object.__setattr__(work, "_screen", bars)
-    minitron.run(pico_llama(), options(parameters=0.7, layer_importance="perplexity"), work)
+    model = pico_llama()
+    minitron.run(model, options(parameters=0.7, layer_importance="perplexity"), work)
     assert list(bars.totals) == ["importance"]
+    assert model.notes["importance"]["depth"][0]["ranking"] == "block_influence"
 
 
 PAPER = {"head_score": "heads", "merge_heads": True, "norms": "all"}

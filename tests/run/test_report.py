@@ -125,11 +125,46 @@ def test_removed_layers_look_removed(sample_report):
     assert re.findall(r'class="(ours|gone)"', chart.svg) == ["ours", "gone", "ours"]
 
 
-@pytest.mark.parametrize("values", [[0.0, 0.0], [5.0, 5.0], [1e-9, 2e-9], [1e6, 3.0]])
+def depth_of(scores, ranking="accuracy", window=1, blocks="layers"):
+    return {"blocks": blocks, "ranking": ranking, "window": window, "scores": scores}
+
+
+def drawn_layers(sample_report, depth, kept):
+    """Charts of layers, each with its bars: [(class, top, height)]."""
+    stage = sample_report["stages"][0]
+    stage["notes"] = {"importance": {"depth": depth}, "kept_layers": kept}
+    rects = []
+    charts = [f for f in figures(sample_report) if "layers" in f.title]
+    for chart in charts:
+        found = [e.attrib for e in ElementTree.fromstring(chart.svg).iter("rect")]
+        rects.append([(r["class"], float(r["y"]), float(r["height"])) for r in found])
+    return charts, rects
+
+
+def test_a_layer_that_is_better_gone_hangs_below_zero(sample_report):
+    (chart,), (bars,) = drawn_layers(sample_report, [depth_of([0.2, -0.1, 0.0])], [0, 2])
+    assert "right answers" in chart.caption and ">-0.1<" in chart.svg
+    (_, top, up), (style, zero, down), (_, _, none) = bars
+    assert zero == pytest.approx(top + up, abs=0.1) and style == "gone"
+    assert up == pytest.approx(2 * down, abs=0.2) and down > 10 and none == 0
+
+
+def test_the_windows_that_decided_are_drawn_one_chart_for_each_stack(sample_report):
+    encoder = depth_of([3.0, 1.0, 2.0], "perplexity", 2, "encoder.block")
+    decoder = depth_of([0.5, 0.25], "block_influence", 1, "decoder.block")
+    charts, bars = drawn_layers(sample_report, [encoder, decoder], [0, 3, 4])
+    assert [[bar[0] for bar in own] for own in bars] == [["ours", "gone", "ours"], ["ours", "gone"]]
+    assert "first of 2 layers" in charts[0].svg and "window" in charts[0].caption
+    for chart, word in zip(charts, ("Cross-entropy", "Block influence"), strict=True):
+        assert word in chart.caption
+    assert "encoder.block" in charts[0].title and "decoder.block" in charts[1].title
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [5.0, 5.0], [1e-9, 2e-9], [1e6, 3.0], [-2.0, -1]])
 def test_charts_stand_odd_numbers(sample_report, values):
     stage = sample_report["stages"][1]
     stage["notes"] = {"loss": [[1, values[0]], [2, None], [3, values[1]]]}
-    stage["notes"]["importance"] = {"layers": values, "neurons": [values]}
+    stage["notes"]["importance"] = {"depth": [depth_of(values)], "neurons": [values]}
     for figure in figures(sample_report):
         ElementTree.fromstring(figure.svg)
 

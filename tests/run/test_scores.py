@@ -26,11 +26,11 @@ GIVEN = "sizes: {{mlp: {mlp}, layers: 2}}, samples: 8, length: 16{more}"
 def prune(tmp_path, llama_folder, text_file):
     """Factory: run one pruning stage into a directory and return that of the stage."""
 
-    def run(name, mlp=32, more="", model=llama_folder):
+    def run(name, mlp=32, more="", model=llama_folder, redo=None):
         profile = tmp_path / f"{name}.yaml"
         line = GIVEN.format(mlp=mlp, more=more)
         profile.write_text(f"stages: [{{prune.minitron: {{{line}}}}}]\nmeasures: []\n")
-        compressor.run(profile, str(model), tmp_path / name, data=str(text_file))
+        compressor.run(profile, str(model), tmp_path / name, data=str(text_file), redo=redo)
         return tmp_path / name / STAGE
 
     return run
@@ -72,6 +72,24 @@ def test_another_path_with_the_same_content_is_the_same_stage(prune, tmp_path, m
     assert (done / "manifest.json").read_text() == before
 
 
+def test_a_finished_stage_needs_its_scores_no_more_and_redo_does(prune, monkeypatch):
+    first = prune("first")
+    line = f", scores: '{first}'"
+    done = prune("again", more=line)
+    before = (done / "manifest.json").read_bytes()
+    shutil.rmtree(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(minitron, "run", None)
+        assert prune("again", more=line) == done
+    assert (done / "manifest.json").read_bytes() == before
+    with pytest.raises(CompressError, match="mlp was 32, now 24"):
+        prune("again", mlp=24, more=line)
+    for name, redo in (("again", 1), ("new", None)):
+        with pytest.raises(CompressError, match="no importance scores at"):
+            prune(name, more=line, redo=redo)
+    assert (done / "manifest.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
@@ -100,6 +118,24 @@ def test_scores_of_another_shape_name_the_axis(prune, pico_llama, tmp_path):
         profile.write_text(f"stages: [{{prune.minitron: {{{line}}}}}]\nmeasures: []\n")
         with pytest.raises(CompressError, match=f"{axis} is .* there and {size} here"):
             rehearse(load_profile(profile), open_source(str(folder)))
+
+
+def test_scores_of_other_weights_of_the_same_shape_are_refused(pico_llama, make_work, tmp_path):
+    def options(**given):
+        return minitron.Options(sizes={"mlp": 32}, samples=8, length=16, **given)
+
+    model, other = pico_llama(), pico_llama()
+    minitron.run(model, options(), make_work())
+    model.beside[NAME].write(tmp_path / NAME)
+    minitron.run(pico_llama(), options(scores=str(tmp_path)), make_work())
+    with torch.no_grad():  # one step of one weight is another model
+        weight = other.module.model.layers[1].mlp.up_proj.weight
+        weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(2.0))
+    before = other.module.state_dict()["model.embed_tokens.weight"].clone()
+    with pytest.raises(CompressError, match="measured on other weights") as caught:
+        minitron.run(other, options(scores=str(tmp_path)), make_work())
+    assert "leave scores out" in caught.value.hint and other.sizes["mlp"] == 48
+    assert torch.equal(other.module.state_dict()["model.embed_tokens.weight"], before)
 
 
 def test_a_ranking_by_removal_needs_scores_that_removed_layers(pico_llama, make_work, tmp_path):

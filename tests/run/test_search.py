@@ -18,7 +18,7 @@ from compressor.distill import kd
 from compressor.errors import CompressError
 from compressor.model.manifest import read_manifest
 from compressor.prune import scores
-from compressor.run import search_latency, setting
+from compressor.run import preflight, search_latency, setting
 from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.machine import machine
 from compressor.run.setting import open_source
@@ -68,6 +68,12 @@ def rows_of(home, stage=STAGE):
     return read_manifest(home / stage).metrics["notes"]["search"]["candidates"]
 
 
+def spent_on(home):
+    """Seconds of all stages of all candidates of a search that are done."""
+    manifests = [read_manifest(d.parent) for d in home.glob("search/01/*/*/manifest.json")]
+    return sum(m.stages[-1].seconds for m in manifests if m.stages)
+
+
 def bits(home, stage=STAGE):
     return read_manifest(home / stage).files["model.safetensors"]["sha256"]
 
@@ -102,6 +108,12 @@ def test_a_candidate_has_the_bits_of_an_ordinary_run(finished, arguments, tmp_pa
     shutil.copy(own / "profile.yaml", tmp_path / "alone.yaml")
     alone = compressor.run(tmp_path / "alone.yaml", **arguments | {"out": tmp_path / "alone"})
     assert bits(alone.path, "02-distill.kd") == bits(home)
+
+
+def test_nothing_that_a_candidate_leaves_says_where_the_shared_scores_stand(finished):
+    files = [file for file in (finished / "search" / "01").rglob("*") if file.is_file()]
+    assert sum(file.name == "profile.yaml" for file in files) == 2
+    assert not [file for file in files if b"/importance.safetensors" in file.read_bytes()]
 
 
 CHILD = "import sys, compressor; given = sys.argv; "
@@ -147,13 +159,21 @@ def test_finished_candidates_are_not_trained_again_until_redo(profile, arguments
     monkeypatch.setattr(kd, "objective", counted)
     with pytest.raises(KeyboardInterrupt):
         compressor.run(profile(), **arguments)
+    kept = arguments["out"] / "search" / "01" / "search.json"
+    spent, record = spent_on(arguments["out"]), json.loads(kept.read_text())
+    assert record["seconds"] >= spent > 0
+    kept.write_text(json.dumps(record | {"seconds": record["seconds"] + 1000}))
     home = compressor.run(profile(), **arguments).path
     assert len(count) == 3
+    took = read_manifest(home / STAGE).stages[-1].seconds
+    assert took >= 1000 + spent_on(home), "seconds of the first attempt are not counted"
+    assert took < 1200
     first = bits(home)
     compressor.run(profile(), **arguments)
     assert len(count) == 3
     compressor.run(profile(), **arguments, redo=1)
     assert len(count) == 5 and bits(home) == first
+    assert read_manifest(home / STAGE).stages[-1].seconds < 1000
 
 
 def test_a_changed_search_is_refused_until_redo(finished, profile, arguments):
@@ -265,6 +285,47 @@ def test_the_plan_counts_candidates_and_sums_them(profile, arguments):
     assert more["seconds"] > few["seconds"] and more["disk_bytes"] > few["disk_bytes"]
     total = compressor.inspect(arguments["model"])["parameters"]
     assert more["parameters_out"] == int(0.7 * total)
+
+
+def test_the_plan_asks_no_disk_for_what_a_stopped_search_left(profile, arguments):
+    before = compressor.plan(profile(), **arguments)["stages"][0]
+    place = arguments["out"] / "search" / "01" / "01-l3" / "02-distill.kd"
+    place.mkdir(parents=True)
+    (place / "model.safetensors").write_bytes(bytes(50_000))
+    after = compressor.plan(profile(), **arguments)["stages"][0]
+    assert before["disk_bytes"] - after["disk_bytes"] == 50_000
+
+
+def test_the_plan_counts_the_process_that_is_timed(profile, arguments):
+    given = {"parameters": None, "latency": 0.7}
+    once = compressor.plan(profile(), **arguments)["stages"][0]["peak_memory_bytes"]
+    timed = compressor.plan(profile(**given), **arguments)["stages"][0]["peak_memory_bytes"]
+    assert timed - once == pytest.approx(preflight.PROCESS_BYTES, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "bodies", "heads"),
+    [
+        ({}, 1, 0),
+        ({"layer_importance": "perplexity"}, 1 + 3, 3),
+        ({"layer_importance": "accuracy"}, 1 + 3 + 1, 3 + 1),
+        ({"layer_importance": "output"}, 1 + 3 + 1, 0),
+        ({"layer_importance": "output", "contiguous": True, "layers": [3, 1]}, 2 * (1 + 2 + 1), 0),
+        ({"layer_importance": "perplexity", "layers": [3]}, 1, 0),
+    ],
+)
+def test_the_plan_counts_the_passes_that_rank_layers(
+    profile, arguments, monkeypatch, given, bodies, heads
+):
+    monkeypatch.setattr(preflight, "matmul_speed", lambda dtype: 1e5)
+    rate = 1e5 * preflight.EFFICIENCY[torch.float32]
+    wide = {"tolerance": 0.5} | given
+    planned = compressor.plan(profile(**wide, samples=108), **arguments)["stages"][0]
+    none = compressor.plan(profile(**wide, samples=8), **arguments)["stages"][0]
+    found = compressor.inspect(arguments["model"])
+    head = found["sizes"]["vocabulary"] * found["sizes"]["hidden"]
+    work = 2 * 100 * 16 * (bodies * (found["parameters"] - head) + heads * head)
+    assert planned["seconds"] - none["seconds"] == pytest.approx(work / rate, rel=1e-3)
 
 
 @pytest.mark.parametrize(
