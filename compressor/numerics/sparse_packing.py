@@ -1,9 +1,9 @@
 """A matrix with zeros in little space: where the kept values lie, and the values themselves.
 
-    bitmask   mask_OB   uint8 [O, ceil(I / 8)]              bit i % 8 of byte i // 8: input i is kept
-              values_K  [K]                                 kept values, row by row
-    N:M       index_OB  uint8 [O, ceil(I / M * N * b / 8)]  places in 0..M-1 of the values of a group
-              values_OGN  [O, I / M, N]                     by ascending place
+    bitmask   mask_OB     uint8 [O, ceil(I / 8)]   bit i % 8 of byte i // 8: input i is kept
+              values_K    [K]                      kept values, row by row
+    N:M       index_OB    uint8 [O, ceil(G N b / 8)]   places 0..M-1 of the values of a group
+              values_OGN  [O, G, N], G = I / M         by ascending place
 
 b is 1, 2, 4 or 8, the smallest with 2^b >= M, and lowest bits come first (packing.py). N:M stores
 N values of every group: one with fewer is filled up with zeros, at its first places that are free.
