@@ -2,26 +2,33 @@
 
 Quantized modules are written as (code - zero) * scale in `dtype`; the file says so in its
 metadata, and the artefact has no formats. Float modules are cast and nothing else.
+
+With `packed`, sparse float weights are stored without their zeros (model/packed.py) in
+packed.safetensors. Only compress opens that; it is the same model, bit for bit, with its formats.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from compressor.errors import CompressError
 from compressor.export.files import write_side_files
-from compressor.model.checkpoint import write_float
+from compressor.model.checkpoint import turned_state, write_float
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantEmbedding, QuantLinear, QuantTable
-from compressor.model.manifest import Artifact, Manifest
+from compressor.model.manifest import Artifact, Manifest, WeightFormat, quantized
 from compressor.model.model import Model
+from compressor.model.packed import SHAPE, packed_state
 from compressor.model.probe import probe_batches, write_probe
+from compressor.model.sources import FLOAT, PACKED
 from compressor.model.stored import names_on_disk, stored
-from compressor.model.stream import Lazy
+from compressor.model.stream import Lazy, weight_bytes
 from compressor.options import options
 
 
@@ -32,15 +39,24 @@ class Options:
     dtype: Literal["source", "float32", "float16", "bfloat16"] = Field(
         "source", description="dtype of the file; source: the one the checkpoint was stored in"
     )
+    packed: bool = Field(
+        False, description="leave out the zeros of sparse weights; only compress opens the file"
+    )
 
 
 def run(model: Model, options: Options, out: Path) -> Artifact:
     """Write model.safetensors (in pieces when large), config, tokenizer and probe.
 
-    The probe holds the outputs of the written, rounded weights computed in float32. The float
-    weights of the model are rounded in place; a quantized weight is dequantized when it is
-    used or written and dropped again, so no second model is ever in memory.
+    With `packed` the file is packed.safetensors. The probe holds the outputs of the written,
+    rounded weights computed in float32. The float weights of the model are rounded in place; a
+    quantized weight is dequantized when it is used or written and dropped again, so no second
+    model is ever in memory.
+
+    Raises:
+        CompressError: `packed`, and the model is quantized, not sparse, or gets no smaller.
     """
+    if options.packed:
+        refuse_unpackable(model.formats)
     dtype = getattr(torch, model.source_dtype if options.dtype == "source" else options.dtype)
     tables = {n: m for n, m in model.module.named_modules() if isinstance(m, QuantTable)}
     _round(model.module, dtype)
@@ -50,15 +66,65 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     for name, table in tables.items():
         model.module.set_submodule(name, table)
     write_side_files(model, out)
-    write_float(model.module, out, _dense_state(model.module, tables, dtype), dtype)
+    state = _dense_state(model.module, tables, dtype)
+    name, formats = FLOAT, {}
+    metrics: dict[str, Any] = {"dequantized_modules": len(tables)}
+    if options.packed:
+        name, formats = PACKED, model.formats
+        state, metrics["packed"] = _packed(model, state)
+    write_float(model.module, out, state, dtype, name=name)
     manifest = Manifest(
         kind="artifact",
         family=model.family.model_type,
         base_model={},
         engine="torch",
-        metrics={"dequantized_modules": len(tables)},
+        formats=formats,
+        metrics=metrics,
     )
     return Artifact(out, manifest, "torch")
+
+
+def refuse_unpackable(formats: Mapping[str, WeightFormat]) -> None:
+    """Raise CompressError where no weight is sparse, or the weights are codes."""
+    if quantized(formats):
+        raise CompressError(
+            "packed leaves out the zeros of float weights, and this model is quantized",
+            "leave packed out, or export the sparse stage before quantize",
+        )
+    if not any(form.pattern for form in formats.values()):
+        raise CompressError(
+            "packed leaves out the zeros of sparse weights, and no weight of this model is sparse",
+            "leave packed out, or prune with a pattern (compress methods lists prune.*)",
+        )
+
+
+def _packed(model: Model, state: dict[str, Lazy]) -> tuple[dict[str, Lazy], dict[str, int]]:
+    """`state` without the zeros of its sparse weights, and what is gained by it.
+
+    Bytes are those of the weight files: exact, and known before anything is written.
+    """
+    patterns = _patterns(model)
+    packed = packed_state(state, patterns)
+    dense_bytes = weight_bytes(Path(FLOAT).stem, turned_state(model.module, state))
+    found = {
+        "weights": sum(f"{name}.{SHAPE}" in packed for name in patterns),
+        "bytes": weight_bytes(Path(PACKED).stem, packed),
+        "dense_bytes": dense_bytes,
+    }
+    if found["bytes"] >= dense_bytes:
+        raise CompressError(
+            f"packed would take {found['bytes']:,} bytes and dense weights {dense_bytes:,}: there "
+            "are too few zeros",
+            "leave packed out",
+        )
+    return packed, found
+
+
+def _patterns(model: Model) -> dict[str, str]:
+    """{name in the file: pattern} of the sparse weights."""
+    patterns = {f"{name}.weight": form.pattern for name, form in model.formats.items()}
+    named = names_on_disk(model.module, model.module.state_dict())
+    return {key: found for key, name in named.items() if (found := patterns.get(name))}
 
 
 @torch.no_grad()

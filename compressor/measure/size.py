@@ -11,13 +11,13 @@ parameters     weights as the model counts them: a 4-bit code is one, a tied tab
 import math
 from pathlib import Path
 
-from safetensors import safe_open
-
 from compressor.engines import Engine
 from compressor.errors import CompressError
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import quantized, read_manifest
-from compressor.model.sources import deployed_bytes, model_files
+from compressor.model.packed import dense_view
+from compressor.model.sources import deployed_bytes, is_packed, model_files
+from compressor.model.stream import open_tensors
 from compressor.options import options
 from compressor.training.workbench import Workbench
 
@@ -55,13 +55,14 @@ def _parameters(path: Path, weights: list[Path]) -> int:
                 "write it again with this version of compress",
             )
     onnx = [file for file in weights if file.suffix == ".onnx"]
-    return _count_onnx(onnx[0]) if onnx else sum(_count_safetensors(f) for f in weights)
+    return _count_onnx(onnx[0]) if onnx else _count_safetensors(weights)
 
 
-def _count_safetensors(file: Path) -> int:
-    with safe_open(file, "pt") as content:
-        slices = [content.get_slice(name) for name in content.keys()]  # noqa: SIM118
-        return sum(math.prod(s.get_shape()) for s in slices if "F" in s.get_dtype())
+def _count_safetensors(files: list[Path]) -> int:
+    slices = open_tensors(files, mapped=True)
+    if is_packed(files):
+        slices = dense_view(slices)
+    return sum(math.prod(s.get_shape()) for s in slices.values() if "F" in s.get_dtype())
 
 
 def _count_onnx(file: Path) -> int:

@@ -1,8 +1,8 @@
 """Checkpoints on disk: load with every oddity handled once at this door, save for everybody.
 
 A float checkpoint is what plain transformers writes and reads. A quantized one stores packed
-codes (docs/formats.md) in a file of another name, so that transformers refuses it instead of
-loading half of it.
+codes, and a sparse one may be packed without its zeros (docs/formats.md), both in a file of
+another name, so that transformers refuses it instead of loading half of it.
 """
 
 import json
@@ -21,10 +21,11 @@ from compressor.model.families import Family, find_family
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Manifest, WeightFormat, quantized, read_manifest
 from compressor.model.model import Model, task_of
+from compressor.model.packed import dense_view
 from compressor.model.pooling import fit_pooling, read_pooling
 from compressor.model.shapes import config_of, drop_extras, model_class
 from compressor.model.side_files import copy_side_files
-from compressor.model.sources import FLOAT, PACKED, read_config, weight_files
+from compressor.model.sources import FLOAT, PACKED, is_packed, read_config, weight_files
 from compressor.model.stored import float_state, quantized_state
 from compressor.model.stream import Lazy, open_tensors, write_tensors
 
@@ -92,11 +93,14 @@ def _load_float(path: Path, raw: dict[str, Any], family: Family, files: list[Pat
     cls = model_class(family, config)
     # a file that is cast must not stay in memory beside the result
     mapped = str(raw.get("dtype") or raw.get("torch_dtype") or "float32") == "float32"
+    tensors = open_tensors(files, mapped)
+    if is_packed(files):
+        tensors = dense_view(tensors, turned_names(cls, config))
     try:
         module, report = cls.from_pretrained(
             None,
             config=config,
-            state_dict=open_tensors(files, mapped),
+            state_dict=tensors,
             output_loading_info=True,
             dtype=torch.float32,
             generation_config=_generation_config(path, cls),
@@ -221,14 +225,24 @@ def write_float(
     state: dict[str, Lazy],
     dtype: torch.dtype,
     shard: int | None = None,
+    name: str = FLOAT,
 ) -> None:
-    """Write what `save_pretrained` would write of a module, with `state` for its weights."""
+    """Write what `save_pretrained` would write of a module, with `state` for its weights.
+
+    Args:
+        state: {name in the file: tensor as it is in memory}; GPT-2's are turned here.
+        name: of the weight file; PACKED where `state` is one of model/packed.py.
+    """
     write_config(module, directory, dtype)
     if module.can_generate() and not (directory / "generation_config.json").is_file():
         module.generation_config.save_pretrained(directory)  # else the parent's was copied
-    turned = turned_names(module)  # GPT-2's, whose names on disk are those in memory
-    state = {name: lazy.turned() if name in turned else lazy for name, lazy in state.items()}
-    write_tensors(directory, Path(FLOAT).stem, state, shard)
+    write_tensors(directory, Path(name).stem, turned_state(module, state), shard)
+
+
+def turned_state(module: Any, state: dict[str, Lazy]) -> dict[str, Lazy]:
+    """`state` with the matrices turned that the module's class stores with inputs first."""
+    turned = turned_names(type(module), module.config)  # names on disk are those in memory
+    return {name: lazy.turned() if name in turned else lazy for name, lazy in state.items()}
 
 
 def write_config(module: Any, directory: Path, dtype: torch.dtype) -> None:

@@ -25,10 +25,10 @@ def to_linear(module: nn.Module) -> nn.Module:
     return module
 
 
-def turned_names(module: Any) -> frozenset[str]:
-    """Names of the weights that a checkpoint of this model's class stores with inputs first."""
+def turned_names(cls: Any, config: Any) -> frozenset[str]:
+    """Names of the weights that a checkpoint of a model class stores with inputs first."""
     from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):
-        raw = type(module)(module.config)
+        raw = cls(config)
     return frozenset(f"{n}.weight" for n, m in raw.named_modules() if isinstance(m, Conv1D))

@@ -15,7 +15,7 @@ from compressor.model.side_files import side_files
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FLOAT = "model.safetensors"
-PACKED = "packed.safetensors"  # our quantized checkpoints: a name that nobody else loads
+PACKED = "packed.safetensors"  # codes, or sparse weights without zeros: nobody else loads it
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -143,6 +143,11 @@ def weight_files(path: Path) -> list[Path]:
     for file in files:
         check_safetensors(file)
     return files
+
+
+def is_packed(files: list[Path]) -> bool:
+    """Whether the result of `weight_files` is what only we read: packed.safetensors or pieces."""
+    return files[0].name.startswith(Path(PACKED).stem)
 
 
 def model_files(path: Path) -> list[Path]:

@@ -63,12 +63,7 @@ def write_tensors(
         tensors: in the order in which they are spread over the pieces.
         shard: bytes of one piece, SHARD when None.
     """
-    split = split_state_dict_into_shards_factory(
-        tensors,
-        get_storage_size=lambda lazy: lazy.bytes,
-        filename_pattern=stem + "{suffix}.safetensors",
-        max_shard_size=SHARD if shard is None else shard,
-    )
+    split = _split(stem, tensors, shard)
     for name, members in split.filename_to_tensors.items():
         _write(directory / name, {member: tensors[member] for member in members})
     if split.is_sharded:
@@ -77,7 +72,24 @@ def write_tensors(
         (directory / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
-def _write(file: Path, tensors: dict[str, Lazy]) -> None:
+def weight_bytes(stem: str, tensors: dict[str, Lazy], shard: int | None = None) -> int:
+    """Bytes of the safetensors files that `write_tensors` would write; no tensor is made."""
+    pieces = _split(stem, tensors, shard).filename_to_tensors.values()
+    headers = (_header({member: tensors[member] for member in members})[1] for members in pieces)
+    return sum(len(header) for header in headers) + sum(lazy.bytes for lazy in tensors.values())
+
+
+def _split(stem: str, tensors: dict[str, Lazy], shard: int | None) -> Any:
+    return split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda lazy: lazy.bytes,
+        filename_pattern=stem + "{suffix}.safetensors",
+        max_shard_size=SHARD if shard is None else shard,
+    )
+
+
+def _header(tensors: dict[str, Lazy]) -> tuple[list[str], bytes]:
+    """The order in which tensors lie in a file, and all that lies before them."""
     order = sorted(tensors, key=lambda name: (_RANK.index(_CODES[tensors[name].dtype]), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -88,8 +100,13 @@ def _write(file: Path, tensors: dict[str, Lazy]) -> None:
         header[name] = {"dtype": dtype, "shape": lazy.shape, "data_offsets": (start, end)}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    return order, len(text).to_bytes(8, "little") + text
+
+
+def _write(file: Path, tensors: dict[str, Lazy]) -> None:
+    order, header = _header(tensors)
     with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(header)
         for name in order:
             stream.write(_data(tensors[name]))
 

@@ -10,8 +10,8 @@ from torch.nn.functional import pad
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack uint8 codes [..., n] into uint8 [..., ceil(n * bits / 8)]; bits is 2, 4 or 8."""
-    assert codes.dtype == torch.uint8 and bits in (2, 4, 8)
+    """Pack uint8 codes [..., n] into uint8 [..., ceil(n * bits / 8)]; bits is 1, 2, 4 or 8."""
+    assert codes.dtype == torch.uint8 and bits in (1, 2, 4, 8)
     per_byte = 8 // bits
     padded = pad(codes, (0, -codes.shape[-1] % per_byte)).unflatten(-1, (-1, per_byte))
     packed = padded[..., 0].clone()
@@ -22,6 +22,6 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     """Return the `n` codes of every row of `pack`'s result, uint8 [..., n]."""
-    assert packed.dtype == torch.uint8 and bits in (2, 4, 8)
+    assert packed.dtype == torch.uint8 and bits in (1, 2, 4, 8)
     places = [(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
     return torch.stack(places, dim=-1).flatten(-2)[..., :n].contiguous()

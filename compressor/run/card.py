@@ -40,6 +40,22 @@ from transformers import {auto}, AutoTokenizer
 model, tokenizer = {auto}.from_pretrained(DIR), AutoTokenizer.from_pretrained(DIR)
 print({call}(**tokenizer("a sentence", return_tensors="pt")))"""
 
+PACKED_USAGE = """\
+import compressor, transformers
+engine, tokenizer = compressor.open_engine(DIR), transformers.AutoTokenizer.from_pretrained(DIR)
+print(engine.outputs({**tokenizer(["a sentence"], return_tensors="pt")}))"""
+
+PACKED_IMAGE_USAGE = """\
+import compressor, PIL.Image, transformers
+engine, read = compressor.open_engine(DIR), transformers.AutoImageProcessor.from_pretrained(DIR)
+print(engine.outputs({**read(PIL.Image.new("RGB", (99, 99)), return_tensors="pt")}))"""
+
+PACKED = """\
+{weights} sparse weights are stored without their zeros: {bytes:,} bytes of weights instead of \
+{dense_bytes:,}, {saved:.1%} smaller on disk. In memory the zeros are back, so it takes no less \
+memory and is no faster by itself. Plain transformers cannot open it; \
+`compress export DIR --to safetensors --out DENSE` writes a directory that it can."""
+
 TORCH_SPEECH_USAGE = """\
 import numpy
 from transformers import {auto}, AutoFeatureExtractor
@@ -62,6 +78,8 @@ _USAGES = {
     "fill-mask": ("AutoModelForMaskedLM", ENCODER_USAGE, TORCH_USAGE),
     "feature-extraction": ("AutoModel", ENCODER_USAGE, TORCH_USAGE),
 }
+# those of exported files that name an engine; the others serve as they are
+_PACKED_USAGES = {ENCODER_USAGE: PACKED_USAGE, IMAGE_USAGE: PACKED_IMAGE_USAGE}
 
 
 def usage(manifest: Manifest, task: str) -> str:
@@ -69,6 +87,8 @@ def usage(manifest: Manifest, task: str) -> str:
     auto, exported, plain = _USAGES[task]
     if find_family(manifest.family).sizes.vocabulary is None:  # also without a head
         exported, plain = IMAGE_USAGE, TORCH_IMAGE_USAGE
+    if "packed" in manifest.metrics:
+        return _PACKED_USAGES.get(exported, exported)
     if manifest.engine == "torch":
         call = "model.generate" if task == "seq2seq-lm" else "model"
         return plain.format(auto=auto, call=call)
@@ -79,10 +99,12 @@ def usage(manifest: Manifest, task: str) -> str:
 def model_card(manifest: Manifest, method: str, task: str, stages: list[StageRecord]) -> str:
     """README.md with a YAML header; states only what was measured."""
     base = manifest.base_model
+    packed = manifest.metrics.get("packed")
+    library = "compress" if packed else "transformers"
     header = {
         "license": base.get("license") or "other",
         "base_model": base["id"],
-        "library_name": "transformers" if manifest.engine == "torch" else manifest.engine,
+        "library_name": library if manifest.engine == "torch" else manifest.engine,
         "tags": ["compress", *[s.method for s in stages], method],
     }
     done = [f"1. `{s.method}` in {s.seconds:.0f} s" for s in stages] + [f"1. `{method}`"]
@@ -94,10 +116,16 @@ def model_card(manifest: Manifest, method: str, task: str, stages: list[StageRec
         f"{manifest.engine} agrees with the torch reference of the same arithmetic to a relative "
         f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
         *_fidelity(manifest.metrics["fidelity"]),
+        *([PACKED.format(**packed, saved=_saved(packed))] if packed else []),
         "Every option, seed and digest is in `manifest.json`.",
         "```python\n" + usage(manifest, task) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _saved(packed: dict[str, int]) -> float:
+    """Share of the bytes of dense weight files that a packed artefact does without."""
+    return 1 - packed["bytes"] / packed["dense_bytes"]
 
 
 def _fidelity(quality: dict[str, float]) -> list[str]:

@@ -13,11 +13,13 @@ import torch
 
 from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
+from compressor.export import safetensors
 from compressor.measure import perplexity
 from compressor.model.budget import Shape, sizes_for
 from compressor.model.candidates import label
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
 from compressor.model.families import find_family
+from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.model.shapes import config_of, empty_model, model_class
 from compressor.model.shrink import Kept, shrink
@@ -74,8 +76,10 @@ def rehearse(
     if profile.dtype:
         made[0].config.dtype = getattr(torch, profile.dtype)
     _check_measures(profile, made[0].task)
+    _check_packed(profile.stages, source)
     _rehearse_from(job, made)
     for name, stages in profile.baselines.items():
+        _check_packed(stages, source)
         for number, stage in enumerate(stages, start=1):
             _check_length(f"baselines.{name}.{number}", stage, made[0])
         names = [s.name for s in stages if s.kind == "export"]
@@ -160,6 +164,17 @@ def _check_measures(profile: Profile, task: str) -> None:
                 f"the measure {name} is for {' and '.join(tasks)}, and this model is for {task}",
                 f"leave {name} out of measures; fidelity works for every model",
             )
+
+
+def _check_packed(stages: tuple[Stage, ...], source: Checkpoint) -> None:
+    """Refuse `packed` where no stage makes weights sparse, or one quantizes them."""
+    if not any(getattr(stage.options, "packed", False) for stage in stages):
+        return
+    formats = dict(source.manifest.formats)
+    for stage in stages:
+        pattern, bits = (getattr(stage.options, key, None) for key in ("pattern", "bits"))
+        formats[stage.method] = WeightFormat(pattern=pattern, bits=bits)
+    safetensors.refuse_unpackable(formats)
 
 
 def _check_length(where: str, stage: Stage, model: Model) -> None:

@@ -6,7 +6,7 @@ import torch
 from compressor.numerics.packing import pack, unpack
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("shape", [(1,), (3, 7), (2, 3, 16), (4, 1), (2, 0)])
 def test_round_trip(bits, shape):
     codes = torch.randint(0, 2**bits, shape, dtype=torch.uint8)

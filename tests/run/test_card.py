@@ -6,7 +6,9 @@ import warnings
 import pytest
 import transformers
 
+from compressor.export import safetensors
 from compressor.model.manifest import Manifest
+from compressor.model.sparse import promise, prunable
 from compressor.run.card import usage
 from conftest import character_tokenizer
 from families import pico
@@ -39,7 +41,25 @@ def test_the_lines_for_plain_transformers_run(name, options, tmp_path, capsys):
     if name == "vit":
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(READ_IMAGES))
     manifest = Manifest("artifact", name, {}, engine="torch")
+    assert "tensor" in run_lines(manifest, model.task, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("llama", {}), ("bert", {}), ("t5", {}), ("vit", {"head": False})]
+)
+def test_the_lines_for_packed_weights_run(name, options, tmp_path, capsys):
+    model = pico(name, processor=character_tokenizer(), **options)
+    for layer, linear in prunable(model).items():
+        linear.weight.data[:, ::2] = 0
+        promise(model, layer, "unstructured")
+    if name == "vit":
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(READ_IMAGES))
+    manifest = safetensors.run(model, safetensors.Options(packed=True), tmp_path).manifest
+    assert run_lines(manifest, model.task, tmp_path, capsys)
+
+
+def run_lines(manifest, task, folder, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what transformers says of lengths and defaults
-        exec(usage(manifest, model.task), {"DIR": str(tmp_path)})
-    assert "tensor" in capsys.readouterr().out
+        exec(usage(manifest, task), {"DIR": str(folder)})
+    return capsys.readouterr().out
