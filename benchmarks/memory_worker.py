@@ -19,7 +19,7 @@ from compressor.model.manifest import Manifest, write_manifest
 from compressor.model.model import Model
 from compressor.quantize import rtn
 from compressor.run.machine import peak_memory, reset_peak_memory
-from compressor.run.steps import save_and_prove
+from compressor.run.prove import save_and_prove
 from compressor.screen import Silent
 from compressor.training.losses import divergence
 from compressor.training.workbench import Workbench

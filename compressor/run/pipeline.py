@@ -16,6 +16,8 @@ from compressor.model.importance_file import scores_path
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Artifact, Manifest, read_manifest, write_manifest
 from compressor.run.compare import compare
+from compressor.run.finished import find_stage
+from compressor.run.forget import WEIGHTS_REMOVED, drop_weights, forget
 from compressor.run.layout import SCRATCH, SOURCE, locked, stage_name
 from compressor.run.loading import load_profile
 from compressor.run.logs import logged
@@ -24,7 +26,7 @@ from compressor.run.profile import Profile, resolved_text
 from compressor.run.report import write_report
 from compressor.run.setting import Setting, open_source
 from compressor.run.shortage import shortages
-from compressor.run.steps import WEIGHTS_REMOVED, drop_weights, find_stage, forget, run_stage
+from compressor.run.steps import run_stage
 from compressor.run.summary import summary
 from compressor.screen import Screen, Silent
 from compressor.training.parallel import joined, refuse_uneven, team

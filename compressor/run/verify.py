@@ -7,8 +7,8 @@ from typing import Any
 from compressor.errors import CompressError
 from compressor.model.manifest import Manifest, file_digest, read_manifest
 from compressor.run.candidates import refuse_run
+from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.gate import open_and_check
-from compressor.run.steps import WEIGHTS_REMOVED
 
 Check = dict[str, Any]
 

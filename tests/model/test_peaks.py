@@ -26,7 +26,7 @@ from compressor.model.manifest import WeightFormat
 from compressor.model.layers import install
 from compressor.model.model import Model
 from compressor.run.machine import peak_memory, reset_peak_memory
-from compressor.run.steps import save_and_prove
+from compressor.run.prove import save_and_prove
 
 torch.set_num_threads(1)
 root, found = Path(sys.argv[1]), {}

@@ -9,7 +9,7 @@ from compressor.model.count import count_parameters
 from compressor.model.forward import outputs
 from compressor.prune import minitron
 from compressor.quantize import rtn
-from compressor.run.steps import save_and_prove
+from compressor.run.prove import save_and_prove
 from families import CONFIGS, pico, random_inputs
 
 

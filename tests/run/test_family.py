@@ -5,8 +5,8 @@ import yaml
 
 import compressor
 from compressor.model.manifest import read_manifest
+from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.loading import load_profile
-from compressor.run.steps import WEIGHTS_REMOVED
 
 TRAIN = {"steps": 2, "batch": 2, "length": 16, "lr": 1e-3, "warmup": 1, "precision": "float32"}
 PRUNE = {"parameters": 0.7, "samples": 8, "length": 16}

@@ -103,7 +103,7 @@ def test_verify_names_a_file_that_changed(finished, file):
 
 
 def test_an_interrupted_run_continues(chain, llama_folder, text_file, tmp_path, monkeypatch):
-    from compressor.run import steps
+    from compressor.run import kinds
 
     arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
 
@@ -111,7 +111,7 @@ def test_an_interrupted_run_continues(chain, llama_folder, text_file, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "_export", stop)
+        patch.setattr(kinds, "export_into", stop)
         with pytest.raises(KeyboardInterrupt):
             compressor.run(chain, **arguments)
     assert [(tmp_path / "out" / name).is_dir() for name in STAGES] == [True, True, True, False]
@@ -170,14 +170,14 @@ def test_a_foreign_directory_is_left_alone(chain, llama_folder, text_file, tmp_p
 def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(
     chain, llama_folder, text_file, tmp_path, monkeypatch
 ):
-    from compressor.run import steps
+    from compressor.run import kinds
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "_export", full)
+        patch.setattr(kinds, "export_into", full)
         with pytest.raises(CompressError, match="No space left"):
             compressor.run(chain, **arguments)
     assert (tmp_path / "out" / STAGES[2]).is_dir()
@@ -239,7 +239,7 @@ def test_what_a_killed_run_did_not_come_to_is_done_later(
     chain, llama_folder, text_file, tmp_path, monkeypatch
 ):
     """Killed when a trained stage has its name, and when `keep: last` deletes the weights."""
-    from compressor.run import steps
+    from compressor.run import forget, steps
 
     home = tmp_path / "out"
     arguments = {"model": str(llama_folder), "data": str(text_file), "out": home}
@@ -253,7 +253,7 @@ def test_what_a_killed_run_did_not_come_to_is_done_later(
         with pytest.raises(KeyboardInterrupt):
             compressor.run(chain, **arguments, set=["keep=last"])
     assert (home / STAGES[1]).is_dir() and list((home / ".scratch").glob("02-distill-kd.*"))
-    write = steps.write_manifest
+    write = forget.write_manifest
 
     def write_and_stop(directory, manifest):
         write(directory, manifest)
@@ -261,7 +261,7 @@ def test_what_a_killed_run_did_not_come_to_is_done_later(
             stop()
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "write_manifest", write_and_stop)
+        patch.setattr(forget, "write_manifest", write_and_stop)
         with pytest.raises(KeyboardInterrupt):
             compressor.run(chain, **arguments, set=["keep=last"])
     assert (home / STAGES[0] / "model.safetensors").is_file()
@@ -310,14 +310,14 @@ def test_a_baseline_of_other_settings_is_made_again(chain, llama_folder, text_fi
 def test_an_interrupted_stage_is_not_continued_with_another_teacher(
     chain, llama_folder, pico_llama, text_file, tmp_path, monkeypatch
 ):
-    from compressor.run import steps
+    from compressor.run import kinds
 
     other = tmp_path / "teacher"
     pico_llama(seed=5).module.save_pretrained(other)
     arguments = {"model": str(llama_folder), "data": str(text_file)}
     short = ["stages.2.train.snapshot_seconds=0"]
 
-    save = steps.save_and_prove
+    save = kinds.save_and_prove
 
     def stop_after_training(model, *rest):
         if "loss" in model.notes:
@@ -325,7 +325,7 @@ def test_an_interrupted_stage_is_not_continued_with_another_teacher(
         return save(model, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "save_and_prove", stop_after_training)
+        patch.setattr(kinds, "save_and_prove", stop_after_training)
         with pytest.raises(KeyboardInterrupt):
             compressor.run(chain, **arguments, out=tmp_path / "a", set=short)
     assert list((tmp_path / "a" / ".scratch").glob("02-*/snapshot*"))

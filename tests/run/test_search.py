@@ -19,9 +19,9 @@ from compressor.errors import CompressError
 from compressor.model.manifest import read_manifest
 from compressor.prune import scores
 from compressor.run import search_latency, setting
+from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.machine import machine
 from compressor.run.setting import open_source
-from compressor.run.steps import WEIGHTS_REMOVED
 from compressor.screen import Silent
 from compressor.search.minitron import Options
 from conftest import letter_tokenizer

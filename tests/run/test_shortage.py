@@ -9,7 +9,7 @@ import pytest
 import compressor
 from compressor.errors import CompressError
 from compressor.model.manifest import file_digest, read_manifest
-from compressor.run import preflight, steps
+from compressor.run import kinds, preflight
 from compressor.run.shortage import Shortage, shortage, shortages
 from compressor.training import loop, teacher
 
@@ -97,7 +97,7 @@ def test_too_little_memory_in_a_stage(arguments, tmp_path, monkeypatch, stage):
     error = RuntimeError(
         "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
     )
-    done, method = [], steps.load_method
+    done, method = [], kinds.load_method
 
     def fail(*_):
         raise error
@@ -107,14 +107,14 @@ def test_too_little_memory_in_a_stage(arguments, tmp_path, monkeypatch, stage):
             raise error
         return save(model, directory, parent)
 
-    save = steps.save_and_prove
+    save = kinds.save_and_prove
     with monkeypatch.context() as patch:
         if "distill" in stage:
             patch.setattr(loop, "_clip", fail)
         elif "export" in stage:
             patch.setattr(method("export.safetensors"), "run", fail)
         else:
-            patch.setattr(steps, "save_and_prove", exhausted)
+            patch.setattr(kinds, "save_and_prove", exhausted)
         with pytest.raises(Shortage, match=f"not enough memory in {stage}") as caught:
             compressor.run(**arguments, out=out)
     done = [name for name in STAGES if (out / name).is_dir()]

@@ -1,0 +1,99 @@
+"""What a stage of each kind does to its parent: edit it, search, or export it."""
+
+from pathlib import Path
+
+import torch
+
+from compressor.distill import runner
+from compressor.errors import CompressError
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.manifest import Manifest
+from compressor.model.model import Model
+from compressor.run.export import export_into
+from compressor.run.finished import stage_record
+from compressor.run.forget import WEIGHTS_REMOVED
+from compressor.run.layout import search_place
+from compressor.run.methods import WITHOUT_TEACHER, load_method
+from compressor.run.profile import Stage
+from compressor.run.prove import save_and_prove
+from compressor.run.search import search
+from compressor.run.setting import Setting
+from compressor.training.parallel import team
+from compressor.training.workbench import Workbench
+
+TRAINS = "trains"  # the leader's word before a training, see training/parallel.py
+
+
+def make(
+    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, work: Workbench
+) -> Manifest:
+    """Write what a stage makes of its parent into `partial`, proven; all but the manifest.
+
+    Returns:
+        The manifest, without stage record and files.
+
+    Raises:
+        CompressError: the parent's weights are gone, or the method refuses.
+        Refused: what was written does not agree with the model in memory.
+    """
+    by_kind = {"export": _export, "search": _search}
+    return by_kind.get(stage.kind, _edit)(setting, stage, parent, partial, work)
+
+
+def _edit(
+    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, work: Workbench
+) -> Manifest:
+    """Prune, distill or quantize; the written model is loaded back and must agree.
+
+    Raises:
+        CompressError: the parent's weights are gone.
+    """
+    _refuse_removed(stage, parent)
+    if stage.kind == "distill":
+        team().tell(TRAINS)
+    return save_and_prove(edited(setting, stage, parent, work), partial, parent.path)
+
+
+def _search(
+    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, work: Workbench
+) -> Manifest:
+    """Train the candidates; the winner is saved and proven as every model is.
+
+    Raises:
+        CompressError: the parent's weights are gone, or no candidate is any good.
+    """
+    _refuse_removed(stage, parent)
+    place = search_place(setting.home, partial.name)
+    fingerprint = stage_record(setting, stage, parent).fingerprint
+    winner = search(setting, stage, parent, place, work, fingerprint)
+    return save_and_prove(winner, partial, parent.path)
+
+
+def _export(
+    setting: Setting, stage: Stage, parent: Checkpoint, partial: Path, work: Workbench
+) -> Manifest:
+    reference = None if setting.corpus is None else work
+    return export_into(partial, stage, parent, setting.profile.floor, reference)
+
+
+def _refuse_removed(stage: Stage, parent: Checkpoint) -> None:
+    if parent.manifest.metrics.get(WEIGHTS_REMOVED):
+        raise CompressError(
+            f"{parent.path.name} kept no weights (keep: last), so {stage.method} cannot start",
+            "add --redo 1 to make all stages again",
+        )
+
+
+def edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench) -> Model:
+    """The parent's model after the method."""
+    model = parent.load()
+    if setting.profile.dtype:
+        model.source_dtype = setting.profile.dtype
+    torch.manual_seed(setting.seed_of(stage))
+    module = load_method(stage.method)
+    if stage.kind == "distill":
+        teacher = None if stage.method in WITHOUT_TEACHER else work.teacher
+        runner.run(model, module.objective(stage.options, model, teacher), stage.options, work)
+    else:
+        module.run(model, stage.options, work)
+    return model

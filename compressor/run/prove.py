@@ -1,0 +1,67 @@
+"""A model is saved, loaded back and compared; only what agrees becomes a stage."""
+
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import Refused
+from compressor.model.checkpoint import load_directory, save
+from compressor.model.count import count_parameters
+from compressor.model.forward import output_mask, outputs
+from compressor.model.layers import QuantTable
+from compressor.model.manifest import Manifest
+from compressor.model.model import Model
+from compressor.model.probe import largest_difference, probe_batches, write_probe
+from compressor.run.machine import give_back_memory
+
+# Relative error allowed between the model in memory and the same model saved and loaded: storing
+# bfloat16 rounds every weight to 8 bits of mantissa; float32 and packed codes lose nothing.
+RELOAD_TOLERANCE = {"float32": 1e-6, "float16": 5e-3, "bfloat16": 5e-2}
+
+
+def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
+    """Save a model, load it back, compare, and leave a probe of the loaded one.
+
+    The model is gone afterwards: its weights are given back before the saved ones are loaded, so
+    that there is never more than one of the two in memory.
+
+    Raises:
+        Refused: the loaded model gives other outputs than the one in memory, or lost a tie.
+    """
+    model.module.eval().requires_grad_(False)
+    batches = probe_batches(model)
+    expected = [outputs(model, batch) for batch in batches]
+    tied = _tied(model)
+    save(model, directory, parent)
+    for name, tensors in model.beside.items():
+        tensors.write(directory / name)
+    model.module.to("meta")
+    give_back_memory()
+    tolerance = RELOAD_TOLERANCE[model.source_dtype]
+    formats, notes, family = model.formats, model.notes, model.family
+    loaded = load_directory(directory, formats)
+    exchanges = [(batch, outputs(loaded, batch)) for batch in batches]
+    for (batch, got), wanted in zip(exchanges, expected, strict=True):
+        errors = largest_difference(wanted, got, output_mask(batch))
+        if max(errors.values()) > tolerance:
+            raise Refused(
+                f"the saved model disagrees with the one in memory ({errors})",
+                "NaN or overflow in the stored dtype? try dtype: float32",
+            )
+    if tied and not _tied(loaded):
+        raise Refused("the saved model lost its tied embedding", "report this as a bug")
+    write_probe(directory, exchanges)
+    metrics: dict[str, Any] = {"parameters": count_parameters(loaded.module), "notes": notes}
+    return Manifest(
+        "checkpoint", family.model_type, base_model={}, formats=formats, metrics=metrics
+    )
+
+
+def _tied(model: Model) -> bool:
+    module: Any = model.module
+    head = module.get_output_embeddings()
+    if head is None:
+        return False
+    inner = module.get_input_embeddings()
+    # codes first: the weight of a quantized table is made anew whenever it is asked for
+    tables = [m.codes_OI if isinstance(m, QuantTable) else m.weight for m in (head, inner)]
+    return tables[0].data_ptr() == tables[1].data_ptr()
