@@ -19,7 +19,7 @@ KINDS = ("prune", "distill", "search", "quantize", "export")
 ROOT = Path(compressor.__file__).parent
 # What a stage asks for besides its parent counts in its fingerprint. A method is taken to read
 # data, and a distill method to have a teacher, unless it is named here.
-WITHOUT_DATA = ("quantize.rtn",)
+WITHOUT_DATA = ("prune.magnitude", "quantize.rtn")
 WITHOUT_TEACHER = ("distill.ce",)
 
 
