@@ -1,9 +1,11 @@
-"""What every distill method shares: batches, what trains, the teacher's outputs, the loop."""
+"""What every method that trains shares: batches, what trains, the teacher's outputs, the loop."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Protocol
 
 from torch import nn
+from torch.optim import Optimizer
 
 from compressor.distill.predictions import passing_through
 from compressor.errors import CompressError
@@ -22,7 +24,7 @@ _INPUTS = ("image_size", "num_channels", "num_mel_bins", "max_source_positions")
 
 
 class TrainedOptions(Protocol):
-    """What the options of every distill method have."""
+    """What the options of every method that trains have."""
 
     @property
     def train(self) -> Train: ...
@@ -31,7 +33,14 @@ class TrainedOptions(Protocol):
     def freeze_embeddings(self) -> bool: ...
 
 
-def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workbench) -> dict:
+def run(
+    model: Model,
+    objective: nn.Module,
+    options: TrainedOptions,
+    work: Workbench,
+    optimizer: Optimizer | None = None,
+    after_step: Callable[[int], None] | None = None,
+) -> dict:
     """Train `model` in place on the train split; notes get the loss curve and the facts.
 
     Where the validation split has rows, they also get what the objective says of them before and
@@ -41,6 +50,8 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
     Args:
         objective: see training/loop.py; one that asks a teacher may have it asked beforehand
             (training/teacher.py).
+        optimizer: see training/loop.py; AdamW when None.
+        after_step: called with the number of finished steps.
 
     Returns:
         {steps, tokens, seconds, loss, precision}.
@@ -62,7 +73,9 @@ def run(model: Model, objective: nn.Module, options: TrainedOptions, work: Workb
     kept = validation_batches(wanted, work) if team().leads else []
     model.module.eval()
     before = validation_loss(objective, kept, work) if kept else None
-    facts = train(model, batches, objective, wanted, work, identity=str(options))
+    facts = train(
+        model, batches, objective, wanted, work, optimizer, after_step, identity=str(options)
+    )
     model.notes["loss"] = metrics.loss_curve(work.scratch)
     model.notes["training"] = facts
     team().meet()  # after this nobody else needs the scratch

@@ -9,7 +9,7 @@ from compressor.run.export import refuse_below
 from compressor.run.fingerprint import portable_options, refuse_change, with_fingerprint
 from compressor.run.forget import forget
 from compressor.run.layout import SCRATCH, rejecting, stage_name
-from compressor.run.methods import WITHOUT_DATA, WITHOUT_TEACHER
+from compressor.run.methods import WITHOUT_DATA, learns
 from compressor.run.profile import Stage
 from compressor.run.setting import Setting
 
@@ -52,13 +52,12 @@ def stage_record(
 ) -> StageRecord:
     """The record that stage gets when it is made, without what only making it can tell."""
     method = stage.options.method if stage.kind == "search" else stage.method
-    learns = method.startswith("distill.") and method not in WITHOUT_TEACHER
     reads = stage.kind != "export" and stage.method not in WITHOUT_DATA
     record = StageRecord(
         method=stage.method,
         options=portable_options(stage, made),
         seed=setting.seed_of(stage),
-        teacher=setting.teacher_of(stage).manifest.fingerprint if learns else None,
+        teacher=setting.teacher_of(stage).manifest.fingerprint if learns(method) else None,
         data=setting.data_record if reads else None,
         seconds=0.0,
         peak_memory_bytes=0,

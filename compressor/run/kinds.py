@@ -13,7 +13,7 @@ from compressor.run.export import export_into
 from compressor.run.finished import stage_record
 from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.layout import search_place
-from compressor.run.methods import WITHOUT_TEACHER, load_method
+from compressor.run.methods import learns, load_method
 from compressor.run.profile import Stage
 from compressor.run.prove import save_and_prove
 from compressor.run.search import search
@@ -49,7 +49,7 @@ def _edit(
         CompressError: the parent's weights are gone.
     """
     _refuse_removed(stage, parent)
-    if stage.kind == "distill":
+    if stage.trains:
         team().tell(TRAINS)
     return save_and_prove(edited(setting, stage, parent, work), partial, parent.path)
 
@@ -92,7 +92,7 @@ def edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench) 
     torch.manual_seed(setting.seed_of(stage))
     module = load_method(stage.method)
     if stage.kind == "distill":
-        teacher = None if stage.method in WITHOUT_TEACHER else work.teacher
+        teacher = work.teacher if learns(stage.method) else None
         runner.run(model, module.objective(stage.options, model, teacher), stage.options, work)
     else:
         module.run(model, stage.options, work)

@@ -18,9 +18,10 @@ from compressor.options import nearest
 KINDS = ("prune", "distill", "search", "quantize", "export")
 ROOT = Path(compressor.__file__).parent
 # What a stage asks for besides its parent counts in its fingerprint. A method is taken to read
-# data, and a distill method to have a teacher, unless it is named here.
-WITHOUT_DATA = ("quantize.rtn",)
+# data unless it is named here; distill methods have a teacher and others have none.
+WITHOUT_DATA = ("prune.magnitude", "quantize.rtn")
 WITHOUT_TEACHER = ("distill.ce",)
+WITH_TEACHER = ("prune.ast", "prune.squarehead")
 
 
 def method_names(kind: str) -> list[str]:
@@ -52,6 +53,13 @@ def load_method(method: str, where: str = "") -> ModuleType:
             "compress methods lists what there is",
         )
     return importlib.import_module(f"compressor.{kind}.{name}")
+
+
+def learns(method: str) -> bool:
+    """Whether a method learns from a teacher."""
+    if method.startswith("distill."):
+        return method not in WITHOUT_TEACHER
+    return method in WITH_TEACHER
 
 
 def method_hash(module: ModuleType) -> str:

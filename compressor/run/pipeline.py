@@ -175,7 +175,7 @@ def refuse_uneven_batches(profile: Profile, processes: int) -> None:
     chains = {"": profile.stages, **profile.baselines}
     for name, stages in chains.items():
         for number, stage in enumerate(stages, start=1):
-            if stage.kind == "distill":
+            if stage.trains:
                 place = f"baselines.{name}.{number}" if name else f"stages.{number}"
                 refuse_uneven(stage.options.train.batch, processes, place)
 

@@ -26,6 +26,7 @@ from compressor.prune.scores import ScoreOptions, by_removal, removable
 from compressor.quantize import rtn
 from compressor.run.layout import search_place, stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
+from compressor.run.methods import learns
 from compressor.run.profile import Stage
 from compressor.run.rehearse import rehearse
 from compressor.run.search_stages import candidate_stages, planned_shapes
@@ -283,6 +284,31 @@ def _kept(options: Any, teacher: Outline) -> int:
     return size
 
 
+def _training(
+    setting: Setting, stage: Stage, before: Outline, after: Outline, teacher: Outline, rate: float
+) -> tuple[float, float, float]:
+    """Peak memory, disk of the scratch and seconds of a training at `rate` operations a second."""
+    train, tables = stage.options.train, after.sizes["vocabulary"] * after.sizes["hidden"]
+    tokens = train.steps * train.batch * train.accumulate * setting.row_tokens(train.length)
+    corrects = getattr(stage.options, "correct_teacher", None) is not None
+    moving = teacher.parameters if corrects else 0  # weights of a teacher that is trained
+    memory = PROCESS_BYTES + 16.0 * after.parameters + 12.0 * moving
+    work = 6.0 * (after.parameters - tables)
+    if learns(stage.method):
+        memory += 4.0 * teacher.parameters
+        work += (6.0 if corrects else 2.0) * (teacher.parameters - tables)
+    positions = train.batch * setting.reading.positions(train.length)
+    for trained in (after, teacher) if corrects else (after,):
+        depth = trained.sizes["layers"] + trained.sizes.get("decoder_layers", 0)
+        memory += positions * trained.sizes["hidden"] * depth * ACTIVATION_BYTES
+    disk = 24.0 * (after.parameters + moving)  # two snapshots of weights and both Adam moments
+    if isinstance(stage.options, latent.Options) and latent.caches(
+        stage.options, setting.task, before.config
+    ):
+        disk += 2.0 * teacher.sizes["hidden"] * tokens  # at most: a row is stored once
+    return memory, disk + tokens * _kept(stage.options, teacher), tokens * work / rate
+
+
 def _estimate(
     setting: Setting,
     stage: Stage,
@@ -297,29 +323,15 @@ def _estimate(
     tables = after.sizes["vocabulary"] * after.sizes["hidden"]
     size = after.parameters * after.weight_bytes
     memory, disk, seconds = PROCESS_BYTES + 8.0 * before.parameters, size, 2.0
-    if stage.kind == "distill":
-        train = stage.options.train
-        rows = train.steps * train.batch * train.accumulate
-        tokens = rows * setting.row_tokens(train.length)
-        corrects = getattr(stage.options, "correct_teacher", None) is not None
-        moving = teacher.parameters if corrects else 0  # weights of a teacher that is trained
-        work = 6.0 * (after.parameters - tables)
-        work += (6.0 if corrects else 2.0) * (teacher.parameters - tables)
-        seconds += tokens * work / rates[1]
-        memory = PROCESS_BYTES + 16.0 * after.parameters + 4.0 * teacher.parameters + 12.0 * moving
-        positions = train.batch * setting.reading.positions(train.length)
-        for trained in (after, teacher) if corrects else (after,):
-            depth = trained.sizes["layers"] + trained.sizes.get("decoder_layers", 0)
-            memory += positions * trained.sizes["hidden"] * depth * ACTIVATION_BYTES
-        # two snapshots of weights and both Adam moments
-        disk += 24.0 * (after.parameters + moving)
-        if isinstance(stage.options, latent.Options) and latent.caches(
-            stage.options, setting.task, before.config
-        ):
-            disk += 2.0 * teacher.sizes["hidden"] * tokens  # at most: a row is stored once
-        disk += tokens * _kept(stage.options, teacher)
-    elif stage.kind == "prune":
+    if stage.trains:
+        trained = _training(setting, stage, before, after, teacher, rates[1])
+        memory, disk, seconds = trained[0], disk + trained[1], seconds + trained[2]
+    if isinstance(stage.options, minitron.Options):
         seconds += _scoring_work(setting, stage.options, before, after) / rates[0]
+    elif stage.kind == "prune":
+        length = setting.reading.positions(getattr(stage.options, "length", 0))
+        tokens = getattr(stage.options, "samples", 0) * length
+        seconds += tokens * 2.0 * (before.parameters - tables) / rates[0]
     elif stage.kind == "export":
         seconds += EXPORT_SECONDS
         memory = PROCESS_BYTES + EXPORT_BYTES + 40.0 * teacher.parameters

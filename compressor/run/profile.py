@@ -26,6 +26,14 @@ class Stage:
         """`kind.name`, which is also the path of the method's file."""
         return f"{self.kind}.{self.name}"
 
+    @property
+    def trains(self) -> bool:
+        """Whether the stage itself trains; then its method has an `objective` beside `Options`.
+
+        A search trains too, but in the stages of its candidates.
+        """
+        return self.kind != "search" and hasattr(self.options, "train")
+
     def plain_options(self) -> dict[str, Any]:
         """Options with every default filled in, as plain JSON values."""
         return TypeAdapter(type(self.options)).dump_python(self.options, mode="json")
@@ -58,7 +66,7 @@ class Profile:
         found, cut = [], False
         for number, (stage, after) in enumerate(pairwise(self.stages), start=1):
             cut = cut or stage.kind in CUTS
-            if cut and stage.kind in ("distill", "search") and after.kind in CUTS:
+            if cut and (stage.trains or stage.kind == "search") and after.kind in CUTS:
                 found.append(number)
                 cut = False
         return found

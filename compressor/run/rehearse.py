@@ -149,7 +149,7 @@ def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: 
     _check_length(place, stage, model)
     if isinstance(stage.options, minitron.Options):
         return _pruned(model, stage.options)
-    if stage.kind == "distill":
+    if stage.trains:
         teacher = _teacher(stage.teacher or job.profile.teacher, made)
         objective = load_method(stage.method).objective(stage.options, model, teacher)
         job.remarks.extend(f"{stage.method}: {said}" for said in getattr(objective, "remarks", ()))
@@ -179,18 +179,17 @@ def _check_packed(stages: tuple[Stage, ...], source: Checkpoint) -> None:
 
 def _check_length(where: str, stage: Stage, model: Model) -> None:
     """Refuse rows of text that are longer than the model takes."""
-    option, length = "length", 0
-    if isinstance(stage.options, minitron.Options):
-        length = stage.options.length
-    elif stage.kind == "distill":
-        option, length = "train.length", stage.options.train.length
+    lengths = {"length": getattr(stage.options, "length", 0) if stage.kind == "prune" else 0}
+    if stage.trains:
+        lengths["train.length"] = stage.options.train.length
     most = most_tokens(model.config)
-    if most is not None and length > most:
-        raise CompressError(
-            f"{where} ({stage.method}): {option} is {length} and the model takes at most {most} "
-            "tokens",
-            f"set {where}.{option} to {most} or less",
-        )
+    for option, length in lengths.items():
+        if most is not None and length > most:
+            raise CompressError(
+                f"{where} ({stage.method}): {option} is {length} and the model takes at most "
+                f"{most} tokens",
+                f"set {where}.{option} to {most} or less",
+            )
 
 
 def empty(path: Any) -> Model:
