@@ -6,30 +6,19 @@ with D the forward KL by default, T = 1 and c = 0: what Minitron found best for 
 (arXiv 2407.14679). logits.py says what is computed, and on which positions.
 """
 
-from typing import Literal
-
 from pydantic import Field
 from torch import nn
 
-from compressor.distill.logits import Correction, LogitsLoss, refuse_unlike
+from compressor.distill.logits import LogitsLoss, LogitsOptions, refuse_unlike
 from compressor.model.model import Model
 from compressor.options import options
-from compressor.training.options import Train
 
 
 @options
-class Options:
+class Options(LogitsOptions):
     """Distillation on logits."""
 
-    train: Train = Field(Train(), description="how long and how fast")
-    kind: Literal["forward", "reverse", "js"] = Field("forward", description="divergence")
-    temperature: float = Field(1.0, gt=0, le=100, description="softens both distributions")
     ce: float = Field(0.0, ge=0, lt=1, description="share of plain cross entropy")
-    top_k: int | None = Field(
-        None, ge=1, description="keep the teacher's largest logits of each token on disk"
-    )
-    correct_teacher: Correction | None = Field(None, description="train the teacher alongside")
-    freeze_embeddings: bool = Field(False, description="leave the token tables as they are")
 
 
 def objective(options: Options, student: Model, teacher: Model | None) -> nn.Module:

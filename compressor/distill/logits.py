@@ -45,6 +45,7 @@ from compressor.training.losses import (
     tokens_of,
     truncated_kl,
 )
+from compressor.training.options import Train
 from compressor.training.teacher import given_outputs
 
 HARMFUL = 100  # kept tokens at or below which arXiv 2407.14679 saw worse students
@@ -58,13 +59,27 @@ class Correction:
     lr: float = Field(1e-4, gt=0, le=1, description="highest rate: a fifth of pre-training's")
 
 
+@options
+class LogitsOptions:
+    """What every distillation on logits can be told; the weight of cross entropy differs."""
+
+    train: Train = Field(Train(), description="how long and how fast")
+    kind: Kind = Field("forward", description="divergence")
+    temperature: float = Field(1.0, gt=0, le=100, description="softens both distributions")
+    top_k: int | None = Field(
+        None, ge=1, description="keep the teacher's largest logits of each token on disk"
+    )
+    correct_teacher: Correction | None = Field(None, description="train the teacher alongside")
+    freeze_embeddings: bool = Field(False, description="leave the token tables as they are")
+
+
 class LogitsLoss(nn.Module):
     """Divergence from the teacher's predictions plus a share of cross entropy, for one batch.
 
     Attributes:
         parts: means of the last batch: logits, and, where they count, ce and teacher ce.
         cache_teacher: whether the teacher's answers are kept on disk; see training/teacher.py.
-        rates: modules that learn at a rate of their own; see training/loop.py.
+        rates: what learns at a rate of its own; see training/loop.py.
         remarks: sentences that the user should read before any work.
     """
 
@@ -87,11 +102,11 @@ class LogitsLoss(nn.Module):
         self.kept = kept_tokens(top_k, student.sizes["vocabulary"])
         self.remarks = () if top_k is None else _remarks(top_k, student.sizes["vocabulary"])
         self.corrects = correct_teacher is not None
-        self.rates: list[tuple[nn.Module, float]] = []
+        self.rates: dict[str, tuple[nn.Module, float]] = {}
         self.parts: dict[str, Tensor] = {}
         if correct_teacher is not None:
             self.moving = _trainable(teacher)
-            self.rates = [(self.moving, correct_teacher.lr)]
+            self.rates = {"teacher": (self.moving, correct_teacher.lr)}
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss of a batch whose teacher answers may be in it."""

@@ -25,7 +25,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from compressor.distill.logits import Correction, LogitsLoss, refuse_unlike
+from compressor.distill.logits import LogitsLoss, LogitsOptions, refuse_unlike
 from compressor.distill.predictions import predictions
 from compressor.distill.states import (
     States,
@@ -37,7 +37,6 @@ from compressor.errors import CompressError
 from compressor.model.model import Model
 from compressor.options import options
 from compressor.training.losses import tokens_of
-from compressor.training.options import Train
 from compressor.training.parallel import team
 from compressor.training.teacher import given_outputs
 
@@ -53,22 +52,14 @@ _Switch = Annotated[
 
 
 @options
-class Options:
+class Options(LogitsOptions):
     """Minitron's retraining."""
 
-    train: Train = Field(Train(), description="how long and how fast")
-    kind: Literal["forward", "reverse", "js"] = Field("forward", description="divergence")
-    temperature: float = Field(1.0, gt=0, le=100, description="softens both distributions")
     ce: float = Field(0.0, ge=0, description="weight of plain cross entropy")
     intermediate: _Switch = Field("auto", description="match hidden states: auto, on or off")
     layer_pair: tuple[int, int] | None = Field(
         None, description="[teacher layer, student layer] from 1, matched whatever the depth"
     )
-    top_k: int | None = Field(
-        None, ge=1, description="keep the teacher's largest logits of each token on disk"
-    )
-    correct_teacher: Correction | None = Field(None, description="train the teacher alongside")
-    freeze_embeddings: bool = Field(False, description="leave the token tables as they are")
 
 
 def objective(options: Options, student: Model, teacher: Model | None) -> nn.Module:

@@ -22,12 +22,10 @@ from typing import Any, Protocol
 from compressor.errors import CompressError
 from compressor.model.budget import LEAST, Shape, complete, itemsize, parameters_in, refuse_absent
 from compressor.model.families import Family
-from compressor.model.shapes import axes_of, count, fits
+from compressor.model.shapes import axes_of, count, fits, fixed_by
 
 _SHALLOW = 0.75  # share of the layers that stays, at least, unless a list says otherwise
 _STEPS = 8
-# config keys with which a size is part of the arithmetic: model/shrink.py refuses to cut there
-_FIXED_BY = {"layers": "scale_attn_by_inverse_layer_idx", "hidden": "scale_embedding"}
 _LETTERS = {"layers": "l", "decoder_layers": "dl", "heads": "h", "kv_heads": "kv"}
 _LETTERS |= {"hidden": "d", "mlp": "m"}
 
@@ -89,7 +87,7 @@ def budget_of(family: Family, config: Any, space: Space) -> int:
     Raises:
         CompressError: the model already takes fewer bytes.
     """
-    total = count(family, config, family.read_sizes(config))
+    total = Counts(family, config)(family.read_sizes(config))
     if space.parameters is not None:
         return int(total * space.parameters)
     assert space.bytes is not None
@@ -207,15 +205,14 @@ def _place(before: Shape, shape: Shape) -> list[float]:
 
 
 def _depths(whole: int, axis: str, config: Any) -> list[int]:
-    fixed = getattr(config, _FIXED_BY["layers"], False) and axis == "layers"
-    least = whole if fixed else math.ceil(whole * _SHALLOW)
+    least = whole if fixed_by(config, axis) else math.ceil(whole * _SHALLOW)
     return list(range(whole, least - 1, -1))
 
 
 def _widths(before: Shape, lists: dict[str, tuple[int, ...]], config: Any) -> Iterator[Shape]:
     """Heads, key heads and hidden in all combinations, whether they fit the shape rule or not."""
-    fixed = getattr(config, _FIXED_BY["hidden"], False)
-    steps = [before["hidden"]] if fixed else _eighths(before["hidden"], before["head_dim"])
+    whole = before["hidden"]
+    steps = [whole] if fixed_by(config, "hidden") else _eighths(whole, before["head_dim"])
     grouped = before["heads"] != before["kv_heads"]
     for hidden in lists.get("hidden") or steps:
         if not grouped and "heads" not in lists and "kv_heads" not in lists:

@@ -66,14 +66,20 @@ class Scores:
                 _refuse("cross attention", own.cross_LH is not None, stack.cross_out is not None)
 
 
+def find_scores(path: str | Path) -> Path | None:
+    """The file itself, or that of a stage directory; None where there is none."""
+    file = Path(path) / NAME if Path(path).is_dir() else Path(path)
+    return file if file.is_file() else None
+
+
 def scores_path(path: str | Path) -> Path:
-    """The file itself, or that of a stage directory.
+    """As `find_scores`.
 
     Raises:
         CompressError: there is none.
     """
-    file = Path(path) / NAME if Path(path).is_dir() else Path(path)
-    if not file.is_file():
+    file = find_scores(path)
+    if file is None:
         raise CompressError(
             f"there are no importance scores at '{path}'",
             f"name a directory that prune.minitron made, or its {NAME}",

@@ -19,6 +19,14 @@ from compressor.model.model import TASKS
 
 # what pruning may shrink; decoder_layers is the depth of the second stack, where there is one
 AXES = ("layers", "decoder_layers", "heads", "kv_heads", "hidden", "mlp")
+# config keys with which a size is part of the arithmetic, so that nothing can be cut there
+_FIXED_BY = {"layers": "scale_attn_by_inverse_layer_idx", "hidden": "scale_embedding"}
+
+
+def fixed_by(config: Any, axis: str) -> str | None:
+    """The config key that ties a number to an axis, which can then not be cut; or None."""
+    key = _FIXED_BY.get(axis, "")
+    return key if getattr(config, key, False) else None
 
 
 def depth_axis(number: int) -> str:

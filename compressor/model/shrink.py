@@ -26,6 +26,7 @@ from compressor.model.shapes import (
     depth_axis,
     drop_extras,
     empty_model,
+    fixed_by,
     resize_config,
     resized,
 )
@@ -124,22 +125,24 @@ def _sizes_after(model: Model, kept: Kept) -> dict[str, int]:
     )
 
 
-def _refuse_fixed(model: Model, before: dict[str, int], after: dict[str, int]) -> None:
-    def fixed(axis: str, key: str) -> bool:
-        return after[axis] < before[axis] and getattr(model.config, key, False)
+# what a key of shapes.fixed_by does, and what to do instead
+_FIXED = {
+    "layers": (
+        "scales attention by the number of the layer ({}), so no layer can be removed",
+        "keep all layers and prune heads, mlp or hidden",
+    ),
+    "hidden": (
+        "scales its embeddings by the hidden size ({}), so no hidden channel can be removed",
+        "keep hidden and prune heads, mlp or layers",
+    ),
+}
 
-    if fixed("layers", "scale_attn_by_inverse_layer_idx"):
-        raise CompressError(
-            "this model scales attention by the number of the layer "
-            "(scale_attn_by_inverse_layer_idx), so no layer can be removed",
-            "keep all layers and prune heads, mlp or hidden",
-        )
-    if fixed("hidden", "scale_embedding"):
-        raise CompressError(
-            "this model scales its embeddings by the hidden size (scale_embedding), so no hidden "
-            "channel can be removed",
-            "keep hidden and prune heads, mlp or layers",
-        )
+
+def _refuse_fixed(model: Model, before: dict[str, int], after: dict[str, int]) -> None:
+    for axis, (what, hint) in _FIXED.items():
+        key = fixed_by(model.config, axis)
+        if key is not None and after[axis] < before[axis]:
+            raise CompressError(f"this model {what.format(key)}", hint)
 
 
 def _groups(heads: Sequence[int], sizes: dict[str, int]) -> list[int]:

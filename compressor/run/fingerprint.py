@@ -4,11 +4,10 @@ import hashlib
 import json
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressError
-from compressor.model.importance_file import scores_path
+from compressor.model.importance_file import find_scores, scores_path
 from compressor.model.manifest import Manifest, StageRecord, file_digest
 from compressor.run.methods import load_method, method_hash
 from compressor.run.profile import Stage
@@ -46,7 +45,7 @@ def portable_options(stage: Stage, made: Manifest | None = None) -> dict[str, An
     found = stage.plain_options()
     if (path := found.get("scores")) is not None:
         before = made.stages[-1].options.get("scores") if made else None
-        gone = before is not None and not Path(path).exists()
+        gone = before is not None and find_scores(path) is None
         found["scores"] = before if gone else file_digest(scores_path(path))
     return found
 

@@ -16,9 +16,9 @@ from compressor.distill import minitron as minitron_retraining
 from compressor.distill.logits import kept_bytes
 from compressor.errors import CompressError
 from compressor.model.budget import sizes_for
-from compressor.model.candidates import budget_of
+from compressor.model.candidates import Counts, budget_of
 from compressor.model.families import Family, find_family
-from compressor.model.shapes import axes_of, config_of, count, resized
+from compressor.model.shapes import axes_of, config_of, resized
 from compressor.model.sources import read_config
 from compressor.prune import minitron
 from compressor.prune.damage import BY_ANSWERS
@@ -191,7 +191,7 @@ def _outline(setting: Setting) -> Outline:
         config.dtype = getattr(torch, setting.profile.dtype)
     sizes = family.read_sizes(config)
     width = float(config.dtype.itemsize) if config.dtype is not None else 4.0
-    return Outline(family, config, sizes, count(family, config, sizes), width)
+    return Outline(family, config, sizes, Counts(family, config)(sizes), width)
 
 
 def _after(outline: Outline, stage: Stage) -> Outline:
@@ -203,7 +203,7 @@ def _after(outline: Outline, stage: Stage) -> Outline:
         return replace(_after(outline, pruned), parameters=_searched(outline, options))
     if isinstance(options, minitron.Options):
         sizes = sizes_for(outline.family, outline.config, options)
-        parameters = count(outline.family, outline.config, sizes)
+        parameters = Counts(outline.family, outline.config)(sizes)
         config = resized(outline.family, outline.config, sizes)
         return replace(outline, config=config, sizes=sizes, parameters=parameters)
     if isinstance(options, rtn.Options):

@@ -102,9 +102,12 @@ def search(
     if setting.profile.dtype:
         model.config.dtype = getattr(torch, setting.profile.dtype)
     job = Search(setting, stage, parent, place, model, work, fingerprint, earlier, begin)
-    job.note_time()
-    shapes, times = _shapes(job)
-    rows = _train_all(job, shapes, _scores(job, shapes))
+    try:
+        job.note_time()  # the directory says whose it is before anything is in it
+        shapes, times = _shapes(job)
+        rows = _train_all(job, shapes, _scores(job, shapes))
+    finally:
+        job.note_time()
     chosen = _best(rows)
     rows = [row | {"chosen": row is chosen} for row in rows]
     if times is not None:
@@ -183,10 +186,8 @@ def _train_all(job: Search, shapes: list[Shape], scores: Path | None) -> list[di
             + (f", about {clock(left)} left" if left is not None else "")
         )
         stages = candidate_stages(job.model.family, job.stage, shape, scores)
-        try:
-            made += _train(job, name, stages)
-        finally:
-            job.note_time()
+        job.note_time()
+        made += _train(job, name, stages)
         size = parameters * itemsize(job.model.config)
         known = {"name": name, "sizes": shape, "parameters": parameters, "bytes": size}
         rows.append(known | _outcome(job.place / name, job.stage.options.method))

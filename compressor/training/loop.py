@@ -49,12 +49,12 @@ class Itemized(Protocol):
 
 @runtime_checkable
 class HasRates(Protocol):
-    """An objective with modules that learn at a highest rate of their own.
+    """An objective with modules that learn at a highest rate of their own, each under a name.
 
     What learns at its own rate is another training on the same batches: it is clipped by itself.
     """
 
-    rates: list[tuple[nn.Module, float]]
+    rates: dict[str, tuple[nn.Module, float]]
 
 
 @dataclass
@@ -160,11 +160,15 @@ def _learners(
 ) -> list[tuple[float, list[nn.Parameter]]]:
     """(highest learning rate, parameters) of the model and of what learns beside it."""
     found, taken = [], set()
-    for module, lr in objective.rates if isinstance(objective, HasRates) else []:
+    for module, lr in _rates(objective).values():
         own = [p for p in module.parameters() if p.requires_grad]
         found.append((lr, own))
         taken |= {id(p) for p in own}
     return [(options.lr, [p for p in weights.values() if id(p) not in taken]), *found]
+
+
+def _rates(objective: nn.Module) -> dict[str, tuple[nn.Module, float]]:
+    return objective.rates if isinstance(objective, HasRates) else {}
 
 
 def _adamw(learners: list[tuple[float, list[nn.Parameter]]], options: Train) -> Optimizer:
@@ -229,10 +233,12 @@ def _record(
     if done.step % _EVERY and done.step not in (1, options.steps):
         return
     done.loss, done.recent, done.since = done.recent / done.since, 0.0, 0
+    factor = lr_factor(options, done.step - 1)
     record = {
         "step": done.step,
         "loss": done.loss,
-        "lr": options.lr * lr_factor(options, done.step - 1),
+        "lr": options.lr * factor,
+        **{f"{name} lr": lr * factor for name, (_, lr) in _rates(objective).items()},
         "tokens_per_second": round(done.tokens / done.seconds, 1),
     }
     parts = dict(objective.parts) if isinstance(objective, Itemized) else {}

@@ -6,6 +6,10 @@ What a source may be depends on what the model reads:
     pairs   .jsonl or .csv with the columns source and target, or question and answer
     audio   .jsonl or .csv with the columns audio (a file, relative to the table) and text
     images  a folder with a subfolder for each class, or with labels.csv; an MNIST idx file
+
+In a .txt a blank line ends a document. So does a line that is exactly <|endoftext|>, which stands
+between the stories of TinyStories (arXiv 2305.07759) and other dumps: it is the mark of another
+tokenizer, and to that of the model at hand it would be text.
 """
 
 import re
@@ -22,6 +26,7 @@ from compressor.training.tables import decode, read_records
 Kind = Literal["text", "pairs", "audio", "images"]
 
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
+_END_LINE = re.compile(r"^<\|endoftext\|>$", re.MULTILINE)
 _PAIRS = (("source", "target"), ("question", "answer"))
 
 
@@ -60,7 +65,8 @@ def _read_text(path: Path) -> list[Document]:
             "give a .txt, .jsonl or .csv file, or stdlib:MODULE",
         )
     if path.suffix == ".txt":
-        return [Document(part) for part in _BLANK_LINE.split(decode(path).strip())]
+        text = _END_LINE.sub("", decode(path))  # leaves a blank line
+        return [Document(part) for part in _BLANK_LINE.split(text.strip())]
     return [
         Document(text, label_of(f"{path.name}:{line}", label))
         for line, (text,), label in read_records(path, [("text",)])

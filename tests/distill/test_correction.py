@@ -1,5 +1,6 @@
 """A teacher that is corrected while it teaches: its own cross entropy, its own rate, resumed."""
 
+import json
 import shutil
 
 import pytest
@@ -82,6 +83,11 @@ def test_the_teacher_learns_at_its_own_rate_and_apart_from_the_student(make_work
     """Its weights are those of plain fine-tuning at that rate: the student has no part in it."""
     teacher = pico("llama", seed=1)
     fit(make_work(), teacher=teacher, lr=1e-3, clip=0.1)
+    lines = (make_work().scratch / "metrics.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    rates = [(line["step"], line["lr"], line["teacher lr"]) for line in told]
+    assert rates[0] == pytest.approx((1, 3e-3 / 3, 1e-3 / 3))  # one of two steps of warm-up
+    assert rates[-1][0] == 8 and rates[-1][2] == pytest.approx(rates[-1][1] / 3)
     shutil.rmtree(make_work().scratch)
     alone = pico("llama", seed=1)
     settings = Train(**SHORT | {"steps": 8, "lr": 1e-3, "clip": 0.1})
@@ -89,6 +95,8 @@ def test_the_teacher_learns_at_its_own_rate_and_apart_from_the_student(make_work
     objective = ce.objective(ce.Options(train=settings), alone, None)
     train(alone, work.batches("train", 8), objective, settings, work)
     before = pico("llama", seed=1).module.state_dict()
+    lines = (work.scratch / "metrics.jsonl").read_text().splitlines()
+    assert not any("teacher" in line for line in lines)
     for name, value in alone.module.state_dict().items():
         torch.testing.assert_close(teacher.module.state_dict()[name], value, rtol=1e-4, atol=1e-6)
     assert not torch.equal(before["lm_head.weight"], alone.module.lm_head.weight)

@@ -1,20 +1,26 @@
 """Minitron, 8-bit codes and the proof of a save, on every family of the table."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import load_directory
 from compressor.model.count import count_parameters
 from compressor.model.forward import outputs
+from compressor.model.shapes import depth_axis
+from compressor.model.shrink import Kept, shrink
 from compressor.prune import minitron
 from compressor.quantize import rtn
 from compressor.run.prove import save_and_prove
 from families import CONFIGS, pico, random_inputs
+from predicting import labelled, scored
 
 
-def prune(model, work, **budget):
-    batches = [random_inputs(model, seed=i) for i in range(2)]
+def prune(model, work, read=random_inputs, **budget):
+    batches = [read(model, seed=i) for i in range(2)]
     object.__setattr__(work, "_batches", lambda *args, **shape: batches)
     minitron.run(model, minitron.Options(samples=6, length=11, multiple=4, **budget), work)
 
@@ -31,6 +37,51 @@ def test_a_budget_is_met_and_the_result_is_proved(name, make_work, tmp_path):
     assert manifest.family == name and (folder / "probe.safetensors").is_file()
     again = load_directory(folder)
     assert again.task == pico(name).task and again.sizes["mlp"] <= 48
+
+
+def without(name, number, layer):
+    """A pico model that lost one layer of stack `number`."""
+    model = pico(name)
+    whole = Kept.everything(model)
+    stacks = list(whole.stacks)
+    stays = [i for i in stacks[number].layers if i != layer]
+    stacks[number] = replace(stacks[number], layers=stays)
+    shrink(model, replace(whole, stacks=tuple(stacks)))
+    return model
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+@torch.no_grad()
+def test_the_layer_that_is_missed_least_goes_by_perplexity(name, make_work, tmp_path):
+    model, goal, wanted, start = pico(name), {}, [], 0
+    batches = [labelled(model, seed=i) for i in range(2)]
+    for number, stack in enumerate(model.family.stacks):
+        depth, losses = len(model.blocks(stack)), []
+        for layer in range(depth):
+            parts = [scored(without(name, number, layer), batch) for batch in batches]
+            logits, targets = (torch.cat(part) for part in zip(*parts, strict=True))
+            losses.append(float(cross_entropy(logits, targets)))
+        wanted += [start + i for i in range(depth) if i != losses.index(min(losses))]
+        goal[depth_axis(number)] = depth - 1
+        start += depth
+    prune(model, make_work(), labelled, sizes=goal, layer_importance="perplexity")
+    assert model.notes["kept_layers"] == wanted
+    save_and_prove(model, tmp_path, tmp_path / "absent")
+    assert {axis: load_directory(tmp_path).sizes[axis] for axis in goal} == goal
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_merged_heads_survive_the_disk(name, make_work, tmp_path):
+    model, dropped = pico(name), pico(name)
+    batch = random_inputs(model)
+    prune(dropped, make_work(), sizes={"heads": 2})
+    prune(model, make_work(), sizes={"heads": 2}, merge_heads=True)
+    merged = outputs(model, batch)["logits"]
+    assert not torch.allclose(merged, outputs(dropped, batch)["logits"], atol=1e-3)
+    save_and_prove(model, tmp_path, tmp_path / "absent")
+    again = load_directory(tmp_path)
+    assert again.sizes["heads"] == 2
+    torch.testing.assert_close(outputs(again, batch)["logits"], merged, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from compressor.cli.main import call
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import compressor
 from compressor.errors import CompressError
@@ -15,8 +18,9 @@ from compressor.model.importance_file import NAME
 from compressor.model.manifest import read_manifest
 from compressor.prune import minitron, scores
 from compressor.run.loading import load_profile
+from compressor.run.preflight import plan_run
 from compressor.run.rehearse import rehearse
-from compressor.run.setting import open_source
+from compressor.run.setting import Setting, open_source
 
 STAGE = "01-prune.minitron"
 GIVEN = "sizes: {{mlp: {mlp}, layers: 2}}, samples: 8, length: 16{more}"
@@ -136,6 +140,35 @@ def test_scores_of_other_weights_of_the_same_shape_are_refused(pico_llama, make_
         minitron.run(other, options(scores=str(tmp_path)), make_work())
     assert "leave scores out" in caught.value.hint and other.sizes["mlp"] == 48
     assert torch.equal(other.module.state_dict()["model.embed_tokens.weight"], before)
+
+
+def test_a_calibration_that_is_too_short_says_what_to_write(tmp_path, llama_folder, text_file):
+    told = {}
+    for samples in (8, 100_000):
+        line = f"sizes: {{mlp: 32}}, length: 16, samples: {samples}"
+        (tmp_path / "p.yaml").write_text(
+            f"stages: [{{prune.minitron: {{{line}}}}}]\nmeasures: []\n"
+        )
+        profile = replace(load_profile(tmp_path / "p.yaml"), data={"train": [str(text_file)]})
+        said, logged = [], []
+        screen = SimpleNamespace(say=said.append)
+        setting = Setting(
+            profile, open_source(str(llama_folder)), tmp_path / "o", screen, logged.append
+        )
+        plan_run(setting)
+        assert said == logged
+        told[samples] = said
+    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+    train = setting.corpus.documents["calibration"]
+    tokens = sum(len(tokenizer(d.text).input_ids) + 1 for d in train)  # a document ends with eos
+    rows = tokens // 16
+    assert told == {
+        8: [],
+        100_000: [
+            f"calibration has {rows:,} of the 100,000 sequences asked for: "
+            f"give more text or write samples: {rows}"
+        ],
+    }
 
 
 def test_a_ranking_by_removal_needs_scores_that_removed_layers(pico_llama, make_work, tmp_path):

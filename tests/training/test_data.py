@@ -7,6 +7,7 @@ import torch
 
 from compressor.errors import CompressError
 from compressor.training.data import DataSpec, load_corpus, make_batches
+from compressor.training.sources import read_source
 from compressor.training.stdlib import stdlib_texts
 
 ENCODER, DECODER = "feature-extraction", "causal-lm"
@@ -85,6 +86,28 @@ def test_one_single_document_is_divided_by_position(text):
     }
     assert found["train"] + found["validation"] + found["heldout"] == words
     assert len(found["heldout"]) > len(found["validation"]) > 100
+
+
+def test_a_line_of_endoftext_is_a_border_and_nothing_else_is(tmp_path):
+    stories = [f"Story {i} was told.\nIt has two lines.\n\nAnd an end." for i in range(9)]
+    stories[4] += " <|endoftext|> stands inside a line.\n <|endoftext|>"
+
+    def documents(name, text):
+        (tmp_path / name).write_bytes(text.encode())
+        return [d.text for d in read_source(str(tmp_path / name))]
+
+    wanted = documents("blank.txt", "\n\n".join(stories))
+    marker = "<|endoftext|>"
+    for number, text in enumerate(
+        [
+            f"\n{marker}\n".join(stories),
+            f"{marker}\n" + f"\n{marker}\n{marker}\n".join(stories) + f"\n{marker}",
+            f"\r\n\r\n{marker}\r\n".join(s.replace("\n", "\r\n") for s in stories),
+        ]
+    ):
+        assert documents(f"{number}.txt", text) == wanted
+    assert len(wanted) == 18 and sum(marker in text for text in wanted) == 1
+    assert wanted[:2] == ["Story 0 was told.\nIt has two lines.", "And an end."]
 
 
 def test_paragraphs_of_encoders_appear_once_in_all_splits(tmp_path):
