@@ -1,5 +1,6 @@
 """Tiny random models with real tokenizers, a hand-made workbench and the shared real data."""
 
+import gc
 import hashlib
 import os
 import string
@@ -39,6 +40,12 @@ SHARED = (
     "data/tinystories.txt",
     "data/stsb-en-dev.csv",
 )
+
+
+def pytest_collection_finish():
+    """Take what was imported out of every later collection: a run collects before each stage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,7 @@ def test_float_is_not_sensitive_and_a_shared_scale_is(pico_bert, make_work, tmp_
 
 
 def test_dynamic_int8_of_onnx_runtime_depends_on_the_neighbours(pico_bert, make_work, tmp_path):
-    source = saved(pico_bert(), tmp_path / "a")
+    source = saved(pico_bert(num_hidden_layers=2), tmp_path / "a")
     exported = export_checkpoint(str(source), to="onnx", out=tmp_path / "float").path
     int8 = tmp_path / "int8"
     shutil.copytree(exported, int8, ignore=shutil.ignore_patterns("model.onnx*"))

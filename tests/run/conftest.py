@@ -12,7 +12,7 @@ stages:
   - prune.minitron: {sizes: {mlp: 32, layers: 2}, samples: 8, length: 16}
   - distill.kd: {train: {steps: 3, batch: 2, length: 16, lr: 1.0e-3, warmup: 1, precision: float32}}
   - quantize.rtn: {bits: 8, group: 16, embeddings: true}
-  - export.onnx: {}
+  - export.safetensors: {}
 measures: []
 """
 

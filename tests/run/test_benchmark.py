@@ -65,9 +65,9 @@ def test_the_data_is_that_of_a_run_with_the_same_file(decoders, text_file, tmp_p
     assert found["candidates"][0]["fingerprint"] == run.checkpoint.manifest.stages[0].parent
     with pytest.raises(CompressError, match=r"whole run; it holds 01-prune.*04-export") as caught:
         find_candidates([str(run.path)])
-    assert caught.value.hint == f"compress bench {run.path}/04-export.onnx"
-    (candidate,) = find_candidates([str(run.path / "04-export.onnx")])
-    assert candidate.name == "run/04-export.onnx"
+    assert caught.value.hint == f"compress bench {run.path}/04-export.safetensors"
+    (candidate,) = find_candidates([str(run.path / "04-export.safetensors")])
+    assert candidate.name == "run/04-export.safetensors"
 
 
 def test_defaults_go_by_task(decoders, pico_bert, measured, tmp_path):

@@ -12,30 +12,54 @@ from compressor.errors import CompressError
 from compressor.model.manifest import read_manifest
 from compressor.run.layout import locked
 
-STAGES = ["01-prune.minitron", "02-distill.kd", "03-quantize.rtn", "04-export.onnx"]
+STAGES = ["01-prune.minitron", "02-distill.kd", "03-quantize.rtn", "04-export.safetensors"]
+SERVED = [*STAGES[:3], "04-export.onnx"]
 
 
 @pytest.fixture
-def finished(chain, llama_folder, text_file, tmp_path, tmp_path_factory):
-    """A finished run and the arguments that made it; made once, and copied for every test."""
-    arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
-    kept = tmp_path_factory.getbasetemp() / "finished-run"
-    if kept.is_dir():
-        shutil.copytree(kept, arguments["out"])
-    result = compressor.run(chain, **arguments)  # a copy has nothing left to do
-    if not kept.is_dir():
-        shutil.copytree(arguments["out"], kept)
-    return result, chain, arguments
+def arguments(llama_folder, text_file, tmp_path):
+    """Of `compressor.run`, but for the profile."""
+    return {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
 
 
-def stamps(home):
-    return {name: (home / name / "manifest.json").stat().st_mtime_ns for name in STAGES}
+@pytest.fixture
+def made_once(arguments, tmp_path_factory):
+    """Factory: run a profile the first time, copy what it left for every other test."""
+
+    def make(profile):
+        kept = tmp_path_factory.getbasetemp() / f"finished-{profile.stem}"
+        if kept.is_dir():
+            shutil.copytree(kept, arguments["out"])
+        result = compressor.run(profile, **arguments)  # a copy has nothing left to do
+        if not kept.is_dir():
+            shutil.copytree(arguments["out"], kept)
+        return result, profile, arguments
+
+    return make
 
 
-def test_a_run_leaves_proven_directories_and_a_second_run_skips_them(finished):
-    result, chain, arguments = finished
+@pytest.fixture
+def finished(made_once, chain):
+    """A finished run and the arguments that made it."""
+    return made_once(chain)
+
+
+@pytest.fixture
+def served(made_once, chain, tmp_path):
+    """The same with an export for ONNX Runtime, which takes longer than all stages before it."""
+    path = tmp_path / "served.yaml"
+    path.write_text(chain.read_text().replace("export.safetensors", "export.onnx"))
+    return made_once(path)
+
+
+def stamps(home, stages=STAGES):
+    return {name: (home / name / "manifest.json").stat().st_mtime_ns for name in stages}
+
+
+def test_a_run_leaves_proven_directories_and_a_second_run_skips_them(served):
+    result, chain, arguments = served
     home = result.path
-    for name in STAGES:
+    for name in SERVED:
         manifest = read_manifest(home / name)
         assert str(home) not in (home / name / "manifest.json").read_text()
         assert manifest.stages[-1].method == name.partition("-")[2]
@@ -44,9 +68,9 @@ def test_a_run_leaves_proven_directories_and_a_second_run_skips_them(finished):
     assert (home / "report.md").is_file() and (home / "profile.yaml").is_file()
     sizes = compressor.inspect(str(home / STAGES[1]))["sizes"]
     assert sizes["mlp"] == 32 and sizes["layers"] == 2
-    before = stamps(home)
+    before = stamps(home, SERVED)
     compressor.run(chain, **arguments)
-    assert stamps(home) == before
+    assert stamps(home, SERVED) == before
 
 
 def test_two_runs_of_the_same_profile_give_the_same_bits(finished, tmp_path):
@@ -58,8 +82,8 @@ def test_two_runs_of_the_same_profile_give_the_same_bits(finished, tmp_path):
             assert mine == its
 
 
-def test_the_artifact_generates_what_the_checkpoint_generates(finished):
-    result, _, _ = finished
+def test_the_artifact_generates_what_the_checkpoint_generates(served):
+    result, _, _ = served
     texts = []
     for path in (result.checkpoint.path, result.artifacts[0].path):
         engine = compressor.open_engine(path)
@@ -91,9 +115,9 @@ def test_another_model_is_refused(finished, pico_llama, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "config.json", "probe.safetensors"])
-def test_verify_names_a_file_that_changed(finished, file):
-    result, _, _ = finished
-    path = result.path / STAGES[3] / file
+def test_verify_names_a_file_that_changed(served, file):
+    result, _, _ = served
+    path = result.path / SERVED[3] / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -102,10 +126,8 @@ def test_verify_names_a_file_that_changed(finished, file):
     assert file in [check["name"] for check in report["checks"] if not check["ok"]]
 
 
-def test_an_interrupted_run_continues(chain, llama_folder, text_file, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues(chain, arguments, tmp_path, monkeypatch):
     from compressor.run import kinds
-
-    arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -119,15 +141,14 @@ def test_an_interrupted_run_continues(chain, llama_folder, text_file, tmp_path, 
     assert compressor.verify(result.artifacts[0].path)["ok"]
 
 
-def test_a_disagreeing_engine_is_refused_and_keeps_a_rejected_name(
-    chain, llama_folder, text_file, tmp_path, monkeypatch
-):
+def test_a_disagreeing_engine_is_refused_and_keeps_a_rejected_name(served, monkeypatch):
     from compressor.run import gate
 
-    out = tmp_path / "out"
+    result, profile, arguments = served
+    out = result.path
     monkeypatch.setattr(gate, "disagreement", lambda *_: {"logits": 0.5})
     with pytest.raises(CompressError) as caught:
-        compressor.run(chain, model=str(llama_folder), data=str(text_file), out=out)
+        compressor.run(profile, **arguments, redo=4)
     assert caught.value.exit_code == 3
     assert (out / "04-export.onnx.rejected" / "model.onnx").is_file()
     assert not (out / "04-export.onnx").exists()
@@ -140,12 +161,15 @@ def test_a_refused_baseline_keeps_its_name_in_its_own_folder(
 
     out = tmp_path / "out"
     chain.write_text(
-        "stages: [{quantize.rtn: {group: 16}}]\nmeasures: []\nbaselines: {plain: [export.onnx]}\n"
+        "stages: [{quantize.rtn: {group: 16}}]\nmeasures: []\n"
+        "baselines: {plain: [export.safetensors]}\n"
     )
     monkeypatch.setattr(gate, "disagreement", lambda *_: {"logits": 0.5})
     with pytest.raises(CompressError, match="disagrees"):
         compressor.run(chain, model=str(llama_folder), data=str(text_file), out=out)
-    assert (out / "baselines" / "plain" / "01-export.onnx.rejected" / "model.onnx").is_file()
+    assert (
+        out / "baselines" / "plain" / "01-export.safetensors.rejected" / "model.safetensors"
+    ).is_file()
     assert not list(out.glob("*.rejected"))
 
 
@@ -168,14 +192,13 @@ def test_a_foreign_directory_is_left_alone(chain, llama_folder, text_file, tmp_p
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(
-    chain, llama_folder, text_file, tmp_path, monkeypatch
+    chain, arguments, tmp_path, monkeypatch
 ):
     from compressor.run import kinds
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
     with monkeypatch.context() as patch:
         patch.setattr(kinds, "export_into", full)
         with pytest.raises(CompressError, match="No space left"):
@@ -211,7 +234,7 @@ def test_plan_predicts_the_parameters_that_come_out(finished, tmp_path):
 
 def test_standalone_export(finished, tmp_path):
     result, _, _ = finished
-    made = compressor.export_checkpoint(str(result.checkpoint.path), "onnx", tmp_path / "x")
+    made = compressor.export_checkpoint(str(result.checkpoint.path), "safetensors", tmp_path / "x")
     assert compressor.verify(made.path)["ok"]
     shutil.rmtree(tmp_path / "x")
     with pytest.raises(CompressError, match="did you mean onnx"):
@@ -220,8 +243,7 @@ def test_standalone_export(finished, tmp_path):
         compressor.export_checkpoint(str(result.artifacts[0].path), "onnx", tmp_path / "x")
 
 
-def test_keep_last_deletes_only_the_weights_between(chain, llama_folder, text_file, tmp_path):
-    arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
+def test_keep_last_deletes_only_the_weights_between(chain, arguments):
     home = compressor.run(chain, **arguments, set=["keep=last"]).path
     weights = ("model.safetensors", "packed.safetensors")
     kept = [any((home / name / file).is_file() for file in weights) for name in STAGES[:3]]
@@ -235,15 +257,11 @@ def test_keep_last_deletes_only_the_weights_between(chain, llama_folder, text_fi
     assert stamps(home) == before
 
 
-def test_what_a_killed_run_did_not_come_to_is_done_later(
-    chain, llama_folder, text_file, tmp_path, monkeypatch
-):
+def test_what_a_killed_run_did_not_come_to_is_done_later(chain, arguments, monkeypatch):
     """Killed when a trained stage has its name, and when `keep: last` deletes the weights."""
     from compressor.run import forget, steps
 
-    home = tmp_path / "out"
-    arguments = {"model": str(llama_folder), "data": str(text_file), "out": home}
-    chain.write_text(chain.read_text().replace("export.onnx: {}", "export.safetensors: {}"))
+    home = arguments["out"]
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -287,23 +305,24 @@ def test_another_dtype_is_another_stage(finished):
         compressor.run(chain, **arguments, set=["dtype=bfloat16"])
 
 
-def test_a_floor_also_holds_for_a_finished_export(finished):
-    result, chain, arguments = finished
+def test_a_floor_also_holds_for_a_finished_export(served):
+    result, chain, arguments = served
     with pytest.raises(CompressError, match=r"below the floor of 1\.0") as caught:
         compressor.run(chain, **arguments, set=["floor.top1_agreement=1.0"])
     assert caught.value.exit_code == 3
     assert (result.path / "04-export.onnx.rejected").is_dir()
 
 
-def test_a_baseline_of_other_settings_is_made_again(chain, llama_folder, text_file, tmp_path):
-    chain.write_text(chain.read_text() + "baselines: {plain: [export.onnx]}\n")
-    arguments = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
+def test_a_baseline_of_other_settings_is_made_again(chain, arguments):
+    chain.write_text(chain.read_text() + "baselines: {plain: [export.safetensors]}\n")
     home = compressor.run(chain, **arguments).path
-    baseline = home / "baselines" / "plain" / "01-export.onnx" / "manifest.json"
+    baseline = home / "baselines" / "plain" / "01-export.safetensors" / "manifest.json"
     before = baseline.stat().st_mtime_ns
     compressor.run(chain, **arguments, redo=3)
     assert baseline.stat().st_mtime_ns == before
-    compressor.run(chain, **arguments, set=["baselines.plain=[{export.onnx: {opset: 21}}]"])
+    compressor.run(
+        chain, **arguments, set=["baselines.plain=[{export.safetensors: {dtype: float16}}]"]
+    )
     assert baseline.stat().st_mtime_ns != before
 
 
@@ -337,7 +356,7 @@ def test_an_interrupted_stage_is_not_continued_with_another_teacher(
 
 def test_a_profile_without_data_quantizes_and_exports(llama_folder, tmp_path):
     profile = tmp_path / "p.yaml"
-    profile.write_text("stages: [{quantize.rtn: {group: 16}}, export.onnx]\n")
+    profile.write_text("stages: [{quantize.rtn: {group: 16}}, export.safetensors]\n")
     result = compressor.run(profile, model=str(llama_folder), out=tmp_path / "out")
     assert result.metrics["bench"] is None
     assert compressor.verify(result.artifacts[0].path)["ok"]
@@ -395,6 +414,7 @@ def test_what_would_fail_late_fails_before_any_work(
     chain, llama_folder, text_file, tmp_path, change, what
 ):
     out = tmp_path / "out"
+    chain.write_text(chain.read_text().replace("export.safetensors", "export.onnx"))
     arguments = {"model": str(llama_folder), "data": str(text_file), "set": [change]}
     for attempt in (compressor.plan, compressor.run):
         with pytest.raises(CompressError, match=what):

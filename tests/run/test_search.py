@@ -278,11 +278,29 @@ def test_a_group_that_divides_no_width_names_the_candidate(profile, arguments):
     assert "of search.minitron" in caught.value.what and "16" in caught.value.what
 
 
-def test_the_plan_counts_candidates_and_sums_them(profile, arguments):
-    few = compressor.plan(profile(candidates=1), **arguments)["stages"][0]
-    more = compressor.plan(profile(), **arguments)["stages"][0]
+def test_the_plan_counts_candidates_and_sums_them(profile, arguments, tmp_path, monkeypatch):
+    """Each adds its training and its weights; scores are measured once, or for each if they must.
+
+    One candidate is planned as the same two stages outside a search.
+    """
+    monkeypatch.setattr(preflight, "matmul_speed", lambda *_: 1e6)  # so that the work counts
+    lone = tmp_path / "lone.yaml"
+    stages = [{"prune.minitron": {"parameters": 0.7, "samples": 8, "length": 16}}]
+    lone.write_text(yaml.safe_dump({"stages": [*stages, {"distill.kd": {"train": TRAIN}}]}))
+    prune, train = compressor.plan(lone, **arguments)["stages"]
+
+    def planned(**changes):
+        return compressor.plan(profile(**changes), **arguments)["stages"][0]
+
+    few, more, anew = planned(candidates=1), planned(), planned(contiguous=True)
     assert few["candidates"] == 1 and more["candidates"] == 2
-    assert more["seconds"] > few["seconds"] and more["disk_bytes"] > few["disk_bytes"]
+    one = prune["seconds"], train["seconds"]
+    assert min(one) > 3  # two of them are what any stage takes
+    # a search counts its whole budget, a cut what its shape takes of it
+    assert few["seconds"] == pytest.approx(sum(one), rel=0.1)
+    assert more["seconds"] - few["seconds"] == pytest.approx(one[1], rel=0.1)
+    assert anew["seconds"] == pytest.approx(2 * few["seconds"], rel=0.01)
+    assert more["disk_bytes"] - few["disk_bytes"] == pytest.approx(more["bytes_out"], rel=0.01)
     total = compressor.inspect(arguments["model"])["parameters"]
     assert more["parameters_out"] == int(0.7 * total)
 
