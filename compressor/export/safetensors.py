@@ -1,7 +1,9 @@
 """Dense safetensors that plain transformers opens: the bridge to every tool that knows no codes.
 
 Quantized modules are written as (code - zero) * scale in `dtype`; the file says so in its
-metadata, and the artefact has no formats. Float modules are cast and nothing else.
+metadata, and the artefact has no formats but those of side paths. Float modules are cast and
+nothing else. Side paths go into side.safetensors, which plain transformers does not read: there
+the model computes without them, and the model card says so. `side: drop` leaves them out for all.
 """
 
 from functools import partial
@@ -17,9 +19,10 @@ from compressor.export.files import write_side_files
 from compressor.model.checkpoint import write_float
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantEmbedding, QuantLinear, QuantTable
-from compressor.model.manifest import Artifact, Manifest
+from compressor.model.manifest import Artifact, Manifest, WeightFormat
 from compressor.model.model import Model
 from compressor.model.probe import probe_batches, write_probe
+from compressor.model.side import beside, drop_sides, sides, without_sides, write_sides
 from compressor.model.stored import names_on_disk, stored
 from compressor.model.stream import Lazy
 from compressor.options import options
@@ -32,6 +35,9 @@ class Options:
     dtype: Literal["source", "float32", "float16", "bfloat16"] = Field(
         "source", description="dtype of the file; source: the one the checkpoint was stored in"
     )
+    side: Literal["keep", "drop"] = Field(
+        "keep", description="side paths: a file beside the weights, or left out"
+    )
 
 
 def run(model: Model, options: Options, out: Path) -> Artifact:
@@ -42,6 +48,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     used or written and dropped again, so no second model is ever in memory.
     """
     dtype = getattr(torch, model.source_dtype if options.dtype == "source" else options.dtype)
+    dropped = drop_sides(model) if options.side == "drop" else 0
     tables = {n: m for n, m in model.module.named_modules() if isinstance(m, QuantTable)}
     _round(model.module, dtype)
     for name, table in tables.items():
@@ -51,12 +58,15 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
         model.module.set_submodule(name, table)
     write_side_files(model, out)
     write_float(model.module, out, _dense_state(model.module, tables, dtype), dtype)
+    write_sides(model, out, dtype)
+    ranks = {name: side.rank for name, side in sides(model.module).items()}
     manifest = Manifest(
         kind="artifact",
         family=model.family.model_type,
         base_model={},
         engine="torch",
-        metrics={"dequantized_modules": len(tables)},
+        formats={name: WeightFormat(side_rank=rank) for name, rank in ranks.items()},
+        metrics={"dequantized_modules": len(tables), "dropped_side_paths": dropped},
     )
     return Artifact(out, manifest, "torch")
 
@@ -87,7 +97,8 @@ class _Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.table, QuantLinear):
-            return linear(x, self.table.weight.to(self.dtype).float(), self.table.bias)
+            y = linear(x, self.table.weight.to(self.dtype).float(), self.table.bias)
+            return beside(y, self.table.side, x)
         assert isinstance(self.table, QuantEmbedding)
         factor = self.table.factor  # applied to rows that were rounded as the file has them
         return (self.table(x) / factor).to(self.dtype).float() * factor
@@ -98,7 +109,7 @@ def _dense_state(
 ) -> dict[str, Lazy]:
     """What transformers would store if the tables were float weights; their codes stand in."""
     state = {f"{name}.weight": table.codes_OI for name, table in tables.items()}
-    for name, tensor in module.state_dict().items():
+    for name, tensor in without_sides(module, module.state_dict()).items():
         if name.rpartition(".")[0] not in tables or name.endswith(".bias"):
             state[name] = tensor
     found = {}
