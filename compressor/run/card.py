@@ -1,10 +1,13 @@
 """The model card of an artefact: what was done, what was measured, how to load it."""
 
+from typing import Any
+
 import yaml
 
 from compressor.engines import OUTPUTS
 from compressor.model.families import find_family
 from compressor.model.manifest import Manifest, StageRecord
+from compressor.model.sources import SIDE
 
 ENCODER_USAGE = """\
 import onnxruntime, transformers
@@ -76,8 +79,18 @@ def usage(manifest: Manifest, task: str) -> str:
     return exported.format(output=next(name for name in OUTPUTS if name in found))
 
 
-def model_card(manifest: Manifest, method: str, task: str, stages: list[StageRecord]) -> str:
-    """README.md with a YAML header; states only what was measured."""
+def model_card(
+    manifest: Manifest, method: str, task: str, stages: list[StageRecord], notes: dict[str, Any]
+) -> str:
+    """README.md with a YAML header; states only what was measured.
+
+    Args:
+        manifest: of the artefact.
+        method: that wrote it.
+        task: of the model.
+        stages: that came before.
+        notes: of the last of them.
+    """
     base = manifest.base_model
     header = {
         "license": base.get("license") or "other",
@@ -94,10 +107,33 @@ def model_card(manifest: Manifest, method: str, task: str, stages: list[StageRec
         f"{manifest.engine} agrees with the torch reference of the same arithmetic to a relative "
         f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
         *_fidelity(manifest.metrics["fidelity"]),
+        *_side_paths(manifest, notes),
         "Every option, seed and digest is in `manifest.json`.",
         "```python\n" + usage(manifest, task) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _side_paths(manifest: Manifest, notes: dict[str, Any]) -> list[str]:
+    """Who computes the side paths of layers, and what they are worth."""
+    layers = sum(form.side_rank is not None for form in manifest.formats.values())
+    dropped = manifest.metrics.get("dropped_side_paths", 0)
+    if not layers + dropped:
+        return []
+    said = f"The low-rank side paths of {layers or dropped} layers are "
+    if dropped:
+        said += "left out (`side: drop`)."
+    elif manifest.engine == "torch":
+        said += (
+            f"in `{SIDE}`. `compressor.open_engine(DIR)` reads them; plain transformers, as below, "
+            "computes without them."
+        )
+    else:
+        said += "part of the graph."
+    if {"validation", "validation_without_side"} <= notes.keys():
+        held, without = (notes[k]["after"] for k in ("validation", "validation_without_side"))
+        said += f" Loss on validation rows: {held:.4f} with them, {without:.4f} without."
+    return [said]
 
 
 def _fidelity(quality: dict[str, float]) -> list[str]:

@@ -64,7 +64,8 @@ def export_into(
         "fidelity": quality,
     }
     manifest = replace(artifact.manifest, base_model=parent.manifest.base_model, metrics=metrics)
-    card = model_card(manifest, stage.method, task, parent.manifest.stages)
+    notes = parent.manifest.metrics.get("notes", {})
+    card = model_card(manifest, stage.method, task, parent.manifest.stages, notes)
     (directory / "README.md").write_text(card, encoding="utf-8")
     return manifest
 
