@@ -1,7 +1,8 @@
 """Dense safetensors that plain transformers opens: the bridge to every tool that knows no codes.
 
 Quantized modules are written as (code - zero) * scale in `dtype`; the file says so in its
-metadata, and the artefact has no formats. Float modules are cast and nothing else.
+metadata, and the artefact's formats say no more than where zeros are. Float modules are cast and
+nothing else.
 """
 
 from functools import partial
@@ -17,7 +18,7 @@ from compressor.export.files import write_side_files
 from compressor.model.checkpoint import write_float
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantEmbedding, QuantLinear, QuantTable
-from compressor.model.manifest import Artifact, Manifest
+from compressor.model.manifest import Artifact, Manifest, WeightFormat
 from compressor.model.model import Model
 from compressor.model.probe import probe_batches, write_probe
 from compressor.model.stored import names_on_disk, stored
@@ -56,6 +57,11 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
         family=model.family.model_type,
         base_model={},
         engine="torch",
+        formats={
+            name: WeightFormat(pattern=form.pattern, sparsity=form.sparsity)
+            for name, form in model.formats.items()
+            if form.pattern is not None
+        },
         metrics={"dequantized_modules": len(tables)},
     )
     return Artifact(out, manifest, "torch")
