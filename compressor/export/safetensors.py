@@ -1,9 +1,10 @@
 """Dense safetensors that plain transformers opens: the bridge to every tool that knows no codes.
 
 Quantized modules are written as (code - zero) * scale in `dtype`; the file says so in its
-metadata, and the artefact has no formats but those of side paths. Float modules are cast and
-nothing else. Side paths go into side.safetensors, which plain transformers does not read: there
-the model computes without them, and the model card says so. `side: drop` leaves them out for all.
+metadata, and the artefact's formats say no more than where zeros and side paths are. Float modules
+are cast and nothing else. Side paths go into side.safetensors, which plain transformers does not
+read: there the model computes without them, and the model card says so. `side: drop` leaves them
+out for all.
 """
 
 from functools import partial
@@ -22,7 +23,7 @@ from compressor.model.layers import QuantEmbedding, QuantLinear, QuantTable
 from compressor.model.manifest import Artifact, Manifest, WeightFormat
 from compressor.model.model import Model
 from compressor.model.probe import probe_batches, write_probe
-from compressor.model.side import beside, drop_sides, sides, without_sides, write_sides
+from compressor.model.side import beside, drop_sides, without_sides, write_sides
 from compressor.model.stored import names_on_disk, stored
 from compressor.model.stream import Lazy
 from compressor.options import options
@@ -59,13 +60,18 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     write_side_files(model, out)
     write_float(model.module, out, _dense_state(model.module, tables, dtype), dtype)
     write_sides(model, out, dtype)
-    ranks = {name: side.rank for name, side in sides(model.module).items()}
     manifest = Manifest(
         kind="artifact",
         family=model.family.model_type,
         base_model={},
         engine="torch",
-        formats={name: WeightFormat(side_rank=rank) for name, rank in ranks.items()},
+        formats={
+            name: WeightFormat(
+                pattern=form.pattern, sparsity=form.sparsity, side_rank=form.side_rank
+            )
+            for name, form in model.formats.items()
+            if form.pattern is not None or form.side_rank is not None
+        },
         metrics={"dequantized_modules": len(tables), "dropped_side_paths": dropped},
     )
     return Artifact(out, manifest, "torch")

@@ -26,6 +26,7 @@ from compressor.model.shapes import config_of, drop_extras, model_class
 from compressor.model.side import read_sides, write_sides
 from compressor.model.side_files import copy_side_files
 from compressor.model.sources import FLOAT, PACKED, read_config, weight_files
+from compressor.model.sparse import broken_promise
 from compressor.model.stored import float_state, quantized_state
 from compressor.model.stream import Lazy, open_tensors, write_tensors
 
@@ -49,8 +50,19 @@ class Checkpoint:
         return cls(Path(path), read_manifest(Path(path)))
 
     def load(self) -> Model:
-        """Load the model: float32 on the CPU, eval mode, quantized modules in place."""
-        return load_directory(self.path, self.manifest.formats)
+        """Load the model: float32 on the CPU, eval mode, quantized modules in place.
+
+        Raises:
+            CompressError: it cannot be loaded, or its zeros are not those of the manifest.
+        """
+        model = load_directory(self.path, self.manifest.formats)
+        broken = broken_promise(model, self.manifest.formats)
+        if broken:
+            raise CompressError(
+                f"the weights of '{self.path.name}' are not as its manifest says: {broken}",
+                "put its own weights back, or make it again",
+            )
+        return model
 
 
 def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -> Model:

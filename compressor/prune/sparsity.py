@@ -3,8 +3,9 @@
 from typing import Literal
 
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
+from compressor.errors import CompressError
 from compressor.model.model import Model
 from compressor.model.sparse import prunable, refuse_undivided
 from compressor.numerics.masks import UNSTRUCTURED, fits, group_of, sparsity_of
@@ -49,3 +50,15 @@ def targets(model: Model, options: SparseOptions) -> dict[str, nn.Linear]:
     if options.undivided == "refuse":
         refuse_undivided(linears, options.pattern)
     return {name: m for name, m in linears.items() if fits(m.in_features, options.pattern)}
+
+
+def refuse_unsound(name: str, w_OI: Tensor) -> None:
+    """Refuse a weight with NaN or infinite values.
+
+    Raises:
+        CompressError: names the layer.
+    """
+    if not bool(w_OI.isfinite().all()):
+        raise CompressError(
+            f"the weight of '{name}' has NaN or infinite values", "start from a sound checkpoint"
+        )

@@ -8,6 +8,7 @@ from compressor.engines import OUTPUTS
 from compressor.model.families import find_family
 from compressor.model.manifest import Manifest, StageRecord
 from compressor.model.sources import SIDE
+from compressor.model.sparse import patterns_text
 
 ENCODER_USAGE = """\
 import onnxruntime, transformers
@@ -106,12 +107,27 @@ def model_card(
         "What was done, in order:\n\n" + "\n".join(done),
         f"{manifest.engine} agrees with the torch reference of the same arithmetic to a relative "
         f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
+        *_sparsity(manifest),
         *_fidelity(manifest.metrics["fidelity"]),
         *_side_paths(manifest, notes),
         "Every option, seed and digest is in `manifest.json`.",
         "```python\n" + usage(manifest, task) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _sparsity(manifest: Manifest) -> list[str]:
+    """What is zero, and that a file of zeros is a dense file."""
+    patterns, metrics = patterns_text(manifest.formats), manifest.metrics
+    if not patterns:
+        return []
+    served = "plain transformers" if manifest.engine == "torch" else "ONNX Runtime"
+    return [
+        f"Sparse: {patterns}; {metrics['nonzero_parameters']:,} of {metrics['parameters']:,} "
+        "parameters are not zero. The zeros are stored like other weights: this file is not "
+        f"smaller and, in {served}, not faster than the dense model's. Only a packed layout saves "
+        "space and only a sparse kernel saves time."
+    ]
 
 
 def _side_paths(manifest: Manifest, notes: dict[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ KINDS = ("prune", "distill", "search", "quantize", "export")
 ROOT = Path(compressor.__file__).parent
 # What a stage asks for besides its parent counts in its fingerprint. A method is taken to read
 # data unless it is named here; distill methods have a teacher and others have none.
-WITHOUT_DATA = ("quantize.rtn",)
+WITHOUT_DATA = ("prune.magnitude", "quantize.rtn")
 WITHOUT_TEACHER = ("distill.ce",)
 WITH_TEACHER = ("prune.ast", "prune.squarehead")
 
