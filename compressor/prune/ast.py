@@ -32,11 +32,11 @@ from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
 from compressor.model.model import Model
 from compressor.model.side import attach, sides, sides_off
-from compressor.model.sparse import broken_promise, promise, zeros_held
+from compressor.model.sparse import broken_promise, promise
 from compressor.options import options
 from compressor.prune.adaptive import Adaptive
 from compressor.prune.side_start import Start, refuse_sides, side_of
-from compressor.prune.sparsity import SparseOptions, targets
+from compressor.prune.sparsity import SparseOptions, refuse_unsound, targets
 from compressor.training import metrics
 from compressor.training.loop import parameter_groups
 from compressor.training.masked_adamw import DecayForm, MaskedAdamW
@@ -118,6 +118,8 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     """
     loss = objective(options, model, work.teacher if options.kl else None)
     linears = targets(model, options)
+    for name, linear in linears.items():
+        refuse_unsound(name, linear.weight)
     masks = {n: Masked(m.weight, options.pattern, options.share) for n, m in linears.items()}
     _add_sides(model, linears, masks, options)
     dense = {n: mask_weight(_linear(model, n), mask) for n, mask in masks.items()}
@@ -130,8 +132,7 @@ def run(model: Model, options: Options, work: Workbench) -> None:
         options.ramp * options.train.steps,
         options.decay_form,
     )
-    with zeros_held(model):  # of layers that an earlier stage pruned and this one does not
-        runner.run(model, adaptive, options, work, optimizer, adaptive.after_step)
+    runner.run(model, adaptive, options, work, optimizer, adaptive.after_step)
     if team().leads:
         _note(model, adaptive, options, work)
     for name in masks:

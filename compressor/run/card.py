@@ -81,7 +81,11 @@ def usage(manifest: Manifest, task: str) -> str:
 
 
 def model_card(
-    manifest: Manifest, method: str, task: str, stages: list[StageRecord], notes: dict[str, Any]
+    manifest: Manifest,
+    method: str,
+    task: str,
+    stages: list[StageRecord],
+    notes: dict[str, Any] | None = None,
 ) -> str:
     """README.md with a YAML header; states only what was measured.
 
@@ -90,7 +94,7 @@ def model_card(
         method: that wrote it.
         task: of the model.
         stages: that came before.
-        notes: of the last of them.
+        notes: of the last of them, where it left any.
     """
     base = manifest.base_model
     header = {
@@ -109,7 +113,7 @@ def model_card(
         f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
         *_sparsity(manifest),
         *_fidelity(manifest.metrics["fidelity"]),
-        *_side_paths(manifest, notes),
+        *_side_paths(manifest, notes or {}),
         "Every option, seed and digest is in `manifest.json`.",
         "```python\n" + usage(manifest, task) + "\n```",
     ]
