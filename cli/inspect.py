@@ -54,9 +54,12 @@ def kernel_table(found: list[dict[str, Any]]) -> Any:
 
 def path_table(found: dict[str, Any]) -> Any:
     """The facts of `inspect --json` that fit on a screen; formats and stages in short."""
+    from compressor.model.manifest import WeightFormat
+    from compressor.model.sparse import patterns_text
     from compressor.run.tables import Table, clock, facts, megabytes, millions
 
-    kinds = "; ".join(sorted({facts(_chosen(f)) for f in found["formats"].values()}))
+    formats = {name: WeightFormat(**f) for name, f in found["formats"].items()}
+    kinds = "; ".join(sorted({facts(_chosen(f)) for f in found["formats"].values()} - {""}))
     stages = [f"{s['method']} ({clock(s['seconds'])})" for s in found["stages"]]
     rows = [
         ("kind", facts([x for x in (found["kind"], found["engine"]) if x])),
@@ -66,7 +69,8 @@ def path_table(found: dict[str, Any]) -> Any:
         ("on disk", f"{megabytes(found['bytes'])} MB"),
         ("dtype", str(found["dtype"])),
         ("sizes", facts(found["sizes"])),
-        ("formats", f"{len(found['formats'])} modules: {kinds}" if kinds else "dense"),
+        ("sparsity", patterns_text(formats) or "none"),
+        ("formats", f"{len(formats)} modules: {kinds}" if kinds else "float"),
         ("stages", ", ".join(stages) or "none"),
         ("complete", "yes" if found["complete"] else "no manifest.json"),
     ]
@@ -74,4 +78,7 @@ def path_table(found: dict[str, Any]) -> Any:
 
 
 def _chosen(weight_format: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in weight_format.items() if v not in (None, 0.0) and k != "scale_dtype"}
+    """How a module is stored, where it is quantized; its zeros have a row of their own."""
+    elsewhere = ("scale_dtype", "pattern", "sparsity")
+    known = weight_format if weight_format["bits"] is not None else {}
+    return {k: v for k, v in known.items() if v is not None and k not in elsewhere}

@@ -11,6 +11,7 @@ from compressor.distill.predictions import passing_through
 from compressor.errors import CompressError
 from compressor.model.forward import accepted, without_cache
 from compressor.model.model import Model
+from compressor.model.sparse import zeros_held
 from compressor.training import metrics
 from compressor.training.loop import train
 from compressor.training.options import Train
@@ -43,6 +44,8 @@ def run(
 ) -> dict:
     """Train `model` in place on the train split; notes get the loss curve and the facts.
 
+    Weights that a pattern of `model.formats` says are zero stay zero.
+
     Where the validation split has rows, they also get what the objective says of them before and
     after: notes["validation"] = {before, after, parts, rows}. A search compares `after`; `parts`
     are those of the trained model.
@@ -73,9 +76,10 @@ def run(
     kept = validation_batches(wanted, work) if team().leads else []
     model.module.eval()
     before = validation_loss(objective, kept, work) if kept else None
-    facts = train(
-        model, batches, objective, wanted, work, optimizer, after_step, identity=str(options)
-    )
+    with zeros_held(model):
+        facts = train(
+            model, batches, objective, wanted, work, optimizer, after_step, identity=str(options)
+        )
     model.notes["loss"] = metrics.loss_curve(work.scratch)
     model.notes["training"] = facts
     team().meet()  # after this nobody else needs the scratch

@@ -18,6 +18,7 @@ from compressor.errors import CompressError
 from compressor.export.onnx_ops import dynamic_int8, gather_block_quantized, matmul_nbits
 from compressor.model.layers import QuantEmbedding, QuantLinear, QuantTable
 from compressor.model.model import Model
+from compressor.model.side import beside
 from compressor.numerics.packing import pack
 
 _BLOCKS = (256, 128, 64, 32, 16)
@@ -64,7 +65,7 @@ class _Linear(nn.Module):
 
     def __init__(self, linear: QuantLinear, blocks: _Blocks) -> None:
         super().__init__()
-        self.bits, self.bias = blocks.bits, linear.bias
+        self.bits, self.bias, self.side = blocks.bits, linear.bias, linear.side
         self.register_buffer("packed", blocks.packed)
         self.register_buffer("scale", blocks.scale)
         self.register_buffer("zero", None if blocks.zero is None else pack(blocks.zero, self.bits))
@@ -75,7 +76,8 @@ class _Linear(nn.Module):
         return self.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return matmul_nbits(x, self.packed, self.scale, self.zero, self.bias, self.bits)
+        y = matmul_nbits(x, self.packed, self.scale, self.zero, self.bias, self.bits)
+        return beside(y, self.side, x)
 
 
 class _Embedding(nn.Module):
@@ -108,7 +110,7 @@ class _DynamicLinear(nn.Module):
 
     def __init__(self, linear: QuantLinear) -> None:
         super().__init__()
-        self.bias = linear.bias
+        self.bias, self.side = linear.bias, linear.side
         self.register_buffer("w_IO", linear.int8_weight().contiguous())
         self.register_buffer("scale_O", linear.scale_OG[:, 0].float())
 
@@ -118,7 +120,7 @@ class _DynamicLinear(nn.Module):
         return self.scale_O
 
     def forward(self, x: Tensor) -> Tensor:
-        return dynamic_int8(x, self.w_IO, self.scale_O, self.bias)
+        return beside(dynamic_int8(x, self.w_IO, self.scale_O, self.bias), self.side, x)
 
 
 @torch.no_grad()

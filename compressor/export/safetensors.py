@@ -1,10 +1,13 @@
 """Dense safetensors that plain transformers opens: the bridge to every tool that knows no codes.
 
 Quantized modules are written as (code - zero) * scale in `dtype`; the file says so in its
-metadata, and the artefact has no formats. Float modules are cast and nothing else.
+metadata, and the artefact's formats say no more than where zeros and side paths are. Float modules
+are cast and nothing else. Side paths go into side.safetensors, which plain transformers does not
+read: there the model computes without them, and the model card says so. `side: drop` leaves them
+out for all.
 
 With `packed`, sparse float weights are stored without their zeros (model/packed.py) in
-packed.safetensors. Only compress opens that; it is the same model, bit for bit, with its formats.
+packed.safetensors. Only compress opens that; it is the same model, bit for bit.
 """
 
 from collections.abc import Mapping
@@ -26,6 +29,7 @@ from compressor.model.manifest import Artifact, Manifest, WeightFormat, quantize
 from compressor.model.model import Model
 from compressor.model.packed import SHAPE, packed_state
 from compressor.model.probe import probe_batches, write_probe
+from compressor.model.side import beside, drop_sides, without_sides, write_sides
 from compressor.model.sources import FLOAT, PACKED
 from compressor.model.stored import names_on_disk, stored
 from compressor.model.stream import Lazy, weight_bytes
@@ -41,6 +45,9 @@ class Options:
     )
     packed: bool = Field(
         False, description="leave out the zeros of sparse weights; only compress opens the file"
+    )
+    side: Literal["keep", "drop"] = Field(
+        "keep", description="side paths: a file beside the weights, or left out"
     )
 
 
@@ -58,6 +65,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     if options.packed:
         refuse_unpackable(model.formats)
     dtype = getattr(torch, model.source_dtype if options.dtype == "source" else options.dtype)
+    dropped = drop_sides(model) if options.side == "drop" else 0
     tables = {n: m for n, m in model.module.named_modules() if isinstance(m, QuantTable)}
     _round(model.module, dtype)
     for name, table in tables.items():
@@ -67,18 +75,24 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
         model.module.set_submodule(name, table)
     write_side_files(model, out)
     state = _dense_state(model.module, tables, dtype)
-    name, formats = FLOAT, {}
-    metrics: dict[str, Any] = {"dequantized_modules": len(tables)}
+    metrics: dict[str, Any] = {"dequantized_modules": len(tables), "dropped_side_paths": dropped}
+    name = FLOAT
     if options.packed:
-        name, formats = PACKED, model.formats
-        state, metrics["packed"] = _packed(model, state)
+        name, (state, metrics["packed"]) = PACKED, _packed(model, state)
     write_float(model.module, out, state, dtype, name=name)
+    write_sides(model, out, dtype)
     manifest = Manifest(
         kind="artifact",
         family=model.family.model_type,
         base_model={},
         engine="torch",
-        formats=formats,
+        formats={
+            name: WeightFormat(
+                pattern=form.pattern, sparsity=form.sparsity, side_rank=form.side_rank
+            )
+            for name, form in model.formats.items()
+            if form.pattern is not None or form.side_rank is not None
+        },
         metrics=metrics,
     )
     return Artifact(out, manifest, "torch")
@@ -123,7 +137,8 @@ def _packed(model: Model, state: dict[str, Lazy]) -> tuple[dict[str, Lazy], dict
 def _patterns(model: Model) -> dict[str, str]:
     """{name in the file: pattern} of the sparse weights."""
     patterns = {f"{name}.weight": form.pattern for name, form in model.formats.items()}
-    named = names_on_disk(model.module, model.module.state_dict())
+    state = without_sides(model.module, model.module.state_dict())
+    named = names_on_disk(model.module, state)
     return {key: found for key, name in named.items() if (found := patterns.get(name))}
 
 
@@ -153,7 +168,8 @@ class _Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.table, QuantLinear):
-            return linear(x, self.table.weight.to(self.dtype).float(), self.table.bias)
+            y = linear(x, self.table.weight.to(self.dtype).float(), self.table.bias)
+            return beside(y, self.table.side, x)
         assert isinstance(self.table, QuantEmbedding)
         factor = self.table.factor  # applied to rows that were rounded as the file has them
         return (self.table(x) / factor).to(self.dtype).float() * factor
@@ -164,7 +180,7 @@ def _dense_state(
 ) -> dict[str, Lazy]:
     """What transformers would store if the tables were float weights; their codes stand in."""
     state = {f"{name}.weight": table.codes_OI for name, table in tables.items()}
-    for name, tensor in module.state_dict().items():
+    for name, tensor in without_sides(module, module.state_dict()).items():
         if name.rpartition(".")[0] not in tables or name.endswith(".bias"):
             state[name] = tensor
     found = {}

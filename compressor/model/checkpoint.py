@@ -24,8 +24,10 @@ from compressor.model.model import Model, task_of
 from compressor.model.packed import dense_view
 from compressor.model.pooling import fit_pooling, read_pooling
 from compressor.model.shapes import config_of, drop_extras, model_class
+from compressor.model.side import read_sides, write_sides
 from compressor.model.side_files import copy_side_files
 from compressor.model.sources import FLOAT, PACKED, is_packed, read_config, weight_files
+from compressor.model.sparse import broken_promise
 from compressor.model.stored import float_state, quantized_state
 from compressor.model.stream import Lazy, open_tensors, write_tensors
 
@@ -49,8 +51,19 @@ class Checkpoint:
         return cls(Path(path), read_manifest(Path(path)))
 
     def load(self) -> Model:
-        """Load the model: float32 on the CPU, eval mode, quantized modules in place."""
-        return load_directory(self.path, self.manifest.formats)
+        """Load the model: float32 on the CPU, eval mode, quantized modules in place.
+
+        Raises:
+            CompressError: it cannot be loaded, or its zeros are not those of the manifest.
+        """
+        model = load_directory(self.path, self.manifest.formats)
+        broken = broken_promise(model, self.manifest.formats)
+        if broken:
+            raise CompressError(
+                f"the weights of '{self.path.name}' are not as its manifest says: {broken}",
+                "put its own weights back, or make it again",
+            )
+        return model
 
 
 def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -> Model:
@@ -71,6 +84,7 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
     files = weight_files(path)
     if formats is None and (path / MANIFEST).is_file():
         formats = read_manifest(path).formats
+    known = formats is not None
     formats = dict(formats or {})
     if quantized(formats):
         module = _load_quantized(path, raw, family, formats, files)
@@ -78,7 +92,7 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
         module = _load_float(path, raw, family, files)
     module.eval()
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
-    return Model(
+    model = Model(
         module=module,
         family=family,
         processor=load_processor(path),
@@ -86,6 +100,9 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
         pooling=read_pooling(path),
         source_dtype=dtype,
     )
+    promised = {name for name, form in formats.items() if form.side_rank is not None}
+    read_sides(model, path, promised if known else None)
+    return model
 
 
 def _load_float(path: Path, raw: dict[str, Any], family: Family, files: list[Path]) -> nn.Module:
@@ -199,7 +216,8 @@ def save(model: Model, directory: Path, parent: Path, shard: int | None = None) 
 
     Float weights are written in the dtype the source had, as transformers would; a model with
     quantized modules as packed codes, whose scales stay float16. Beside the model only one
-    tensor at a time is in memory. The manifest and the probe are the caller's business.
+    tensor at a time is in memory, and the side paths of a model that has some. The manifest and
+    the probe are the caller's business.
 
     Args:
         model: what to save.
@@ -217,6 +235,7 @@ def save(model: Model, directory: Path, parent: Path, shard: int | None = None) 
         write_tensors(directory, Path(PACKED).stem, quantized_state(model.module, dtype), shard)
     else:
         write_float(model.module, directory, float_state(model.module, dtype), dtype, shard)
+    write_sides(model, directory, dtype)
 
 
 def write_float(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressError
 from compressor.model.manifest import WeightFormat
+from compressor.model.side import Side, SideLinear, beside
 from compressor.numerics.ops import dynamic_int8_linear, quant_linear
 from compressor.numerics.packing import unpack
 from compressor.numerics.quantizer import dequantize
@@ -67,10 +68,11 @@ class QuantLinear(QuantTable):
     """A Linear with quantized weights: float32 x [..., I] -> [..., O].
 
     Weight-only formats multiply by the dequantized weight; formats with a dynamic activation
-    round x to 8 bits as well (numerics/ops.py).
+    round x to 8 bits as well (numerics/ops.py). A side path stays float and sees x as it is.
     """
 
     bias: nn.Parameter | None
+    side: Side | None
 
     def __init__(
         self, inputs: int, outputs: int, form: WeightFormat, bias: nn.Parameter | None = None
@@ -78,6 +80,7 @@ class QuantLinear(QuantTable):
         super().__init__(outputs, inputs, form)
         self.in_features, self.out_features = inputs, outputs
         self.register_parameter("bias", bias)
+        self.side = None
         if form.activation is not None:
             assert form.activation == {"bits": 8, "per": "tensor", "dynamic": True}
             assert form.bits == 8 and form.symmetric and form.group is None
@@ -87,6 +90,9 @@ class QuantLinear(QuantTable):
         return (self.codes_OI.to(torch.int16) - 128).to(torch.int8).t()
 
     def forward(self, x: Tensor) -> Tensor:
+        return beside(self._quantized(x), self.side, x)
+
+    def _quantized(self, x: Tensor) -> Tensor:
         if self.format.activation is not None:
             scale_O = self.scale_OG[:, 0].float()
             return dynamic_int8_linear(x, self.int8_weight(), scale_O, self.bias)
@@ -122,8 +128,8 @@ def embedding_factor(table: nn.Module) -> float | None:
 def install(module: nn.Module, formats: dict[str, WeightFormat]) -> None:
     """Replace the named Linear and Embedding modules by empty Quant modules of the same shape.
 
-    Biases are kept. Modules that shared one weight share one quantized table. Formats without
-    bits (a sparse float module) are passed over.
+    Biases and side paths are kept. Modules that shared one weight share one quantized table.
+    Formats without bits (a sparse float module) are passed over.
 
     Raises:
         CompressError: a named module does not exist or has no weight matrix of that kind.
@@ -137,6 +143,7 @@ def install(module: nn.Module, formats: dict[str, WeightFormat]) -> None:
         if isinstance(found, nn.Linear):
             bias = found.bias
             new = QuantLinear(found.in_features, found.out_features, form, bias)
+            new.side = found.side if isinstance(found, SideLinear) else None
         else:
             factor = embedding_factor(found)
             assert factor is not None, f"{name} does more than look up"

@@ -16,6 +16,7 @@ from compressor.model.side_files import side_files
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FLOAT = "model.safetensors"
 PACKED = "packed.safetensors"  # codes, or sparse weights without zeros: nobody else loads it
+SIDE = "side.safetensors"  # side paths beside the weights (model/side.py)
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -155,9 +156,14 @@ def model_files(path: Path) -> list[Path]:
     return sorted(path.glob("*.onnx*")) or weight_files(path)
 
 
+def side_paths(path: Path) -> list[Path]:
+    """The file of a directory's side paths, if it has one."""
+    return [path / SIDE] if (path / SIDE).is_file() else []
+
+
 def deployed_bytes(path: Path) -> int:
     """Bytes of all files a deployment copies: weights, config, tokenizer; no card, no probe."""
-    files = {path / "config.json", *side_files(path), *model_files(path)}
+    files = {path / "config.json", *side_files(path), *model_files(path), *side_paths(path)}
     return sum(file.stat().st_size for file in files)
 
 
@@ -200,8 +206,8 @@ def describe_source(source: Source) -> dict[str, Any]:
     import hashlib
 
     total = hashlib.sha256()
-    files = [source.path / "config.json", *weight_files(source.path), *side_files(source.path)]
-    for file in files:
+    weights = [*weight_files(source.path), *side_paths(source.path)]
+    for file in [source.path / "config.json", *weights, *side_files(source.path)]:
         total.update(f"{file.relative_to(source.path).as_posix()} {file_digest(file)}\n".encode())
     return {"id": source.id, "sha256": total.hexdigest(), "license": _license(source.path)}
 

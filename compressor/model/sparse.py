@@ -47,10 +47,11 @@ def broken_promise(model: Model, formats: Mapping[str, WeightFormat]) -> str:
     """What no longer holds of the patterns in `formats`, in one sentence; "" when all do.
 
     Works for float and quantized layers alike. A layer may have more zeros than was promised,
-    never fewer.
+    never fewer. A layer that is no longer there has nothing to keep.
     """
+    there = {name for name, _ in model.module.named_modules()}
     for name, form in formats.items():
-        if form.pattern is None:
+        if form.pattern is None or name not in there:
             continue
         weight = model.module.get_submodule(name).weight
         assert isinstance(weight, Tensor)
@@ -61,6 +62,23 @@ def broken_promise(model: Model, formats: Mapping[str, WeightFormat]) -> str:
         if zeros < form.sparsity:
             return f"'{name}' has {zeros:.2%} zeros instead of {form.sparsity:.2%}"
     return ""
+
+
+def patterns_text(formats: Mapping[str, WeightFormat]) -> str:
+    """The patterns in a few words, like "24 layers 2:4 (50.0% zeros)"; "" where there is none."""
+    found: dict[str, list[float]] = {}
+    for form in formats.values():
+        if form.pattern is not None:
+            found.setdefault(form.pattern, []).append(form.sparsity)
+    return ", ".join(
+        f"{len(shares)} layers {pattern} ({_range(min(shares), max(shares))} zeros)"
+        for pattern, shares in found.items()
+    )
+
+
+def _range(low: float, high: float) -> str:
+    ends = (f"{low:.1%}", f"{high:.1%}")
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.model.layers import ROWS, TABLE, QuantTable
+from compressor.model.side import without_sides
 from compressor.model.stream import Lazy
 from compressor.numerics.packing import pack
 
@@ -33,7 +34,7 @@ def stored(module: nn.Module, dtype: torch.dtype, name: str, tensor: Tensor) -> 
 
 def float_state(module: nn.Module, dtype: torch.dtype) -> dict[str, Lazy]:
     """The state of a float model as `save_pretrained` would store it, with `dtype` for floats."""
-    state = module.state_dict()
+    state = without_sides(module, module.state_dict())
     return {
         key: Lazy.map(partial(stored, module, dtype, name), state[name])
         for key, name in names_on_disk(module, state).items()
@@ -43,7 +44,7 @@ def float_state(module: nn.Module, dtype: torch.dtype) -> dict[str, Lazy]:
 def quantized_state(module: nn.Module, dtype: torch.dtype) -> dict[str, Lazy]:
     """The state of a model with Quant modules, by names in memory, every tied tensor once."""
     found: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
+    for name, tensor in without_sides(module, module.state_dict(keep_vars=True)).items():
         found.setdefault(id(tensor), (name, tensor))
     return {
         name: Lazy.map(partial(stored, module, dtype, name), tensor)

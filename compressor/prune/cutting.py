@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import ArgsKwargs
 
+from compressor.errors import CompressError
+from compressor.model.model import Model
 from compressor.options import options
 from compressor.prune.scores import ScoreOptions
 
@@ -17,6 +19,16 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER | {"layer_importance": "perplexity"},  # 2408.11796 counts right answers
     "library": _LIBRARY | {"layer_importance": "block_influence"},
 }
+
+
+def refuse_formats(model: Model) -> None:
+    """Raise CompressError when a weight format stands in the way of slicing weights."""
+    if model.formats:
+        raise CompressError(
+            "prune.minitron changes shapes, which would break the weight formats of "
+            f"{len(model.formats)} modules",
+            "put prune.minitron before the stage that made them: trim first, then sparsify",
+        )
 
 
 @options

@@ -29,7 +29,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from compressor.errors import CompressError
 from compressor.model.budget import Ratios, TargetSizes, sizes_for
 from compressor.model.count import count_parameters
 from compressor.model.families import Stack
@@ -40,7 +39,7 @@ from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 from compressor.model.shrink import Kept, KeptStack, shrink
 from compressor.options import options
-from compressor.prune.cutting import CutOptions
+from compressor.prune.cutting import CutOptions, refuse_formats
 from compressor.prune.scores import layers_to_go, reused, score, summary
 from compressor.training.workbench import Workbench
 
@@ -79,12 +78,7 @@ def run(model: Model, options: Options, work: Workbench) -> None:
             reuse do not fit, or an earlier stage stored a weight format, which slicing would
             break.
     """
-    if model.formats:
-        raise CompressError(
-            "prune.minitron changes shapes, which would break the weight formats of "
-            f"{len(model.formats)} modules",
-            "put prune.minitron before the stage that made them",
-        )
+    refuse_formats(model)
     before, parameters = model.sizes, count_parameters(model.module)
     after = _target(model, options)
     removed = layers_to_go(model, after)

@@ -1,10 +1,14 @@
 """The model card of an artefact: what was done, what was measured, how to load it."""
 
+from typing import Any
+
 import yaml
 
 from compressor.engines import OUTPUTS
 from compressor.model.families import find_family
 from compressor.model.manifest import Manifest, StageRecord
+from compressor.model.sources import SIDE
+from compressor.model.sparse import patterns_text
 
 ENCODER_USAGE = """\
 import onnxruntime, transformers
@@ -96,8 +100,22 @@ def usage(manifest: Manifest, task: str) -> str:
     return exported.format(output=next(name for name in OUTPUTS if name in found))
 
 
-def model_card(manifest: Manifest, method: str, task: str, stages: list[StageRecord]) -> str:
-    """README.md with a YAML header; states only what was measured."""
+def model_card(
+    manifest: Manifest,
+    method: str,
+    task: str,
+    stages: list[StageRecord],
+    notes: dict[str, Any] | None = None,
+) -> str:
+    """README.md with a YAML header; states only what was measured.
+
+    Args:
+        manifest: of the artefact.
+        method: that wrote it.
+        task: of the model.
+        stages: that came before.
+        notes: of the last of them, where it left any.
+    """
     base = manifest.base_model
     packed = manifest.metrics.get("packed")
     library = "compress" if packed else "transformers"
@@ -115,8 +133,10 @@ def model_card(manifest: Manifest, method: str, task: str, stages: list[StageRec
         "What was done, in order:\n\n" + "\n".join(done),
         f"{manifest.engine} agrees with the torch reference of the same arithmetic to a relative "
         f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
+        *_sparsity(manifest),
         *_fidelity(manifest.metrics["fidelity"]),
         *([PACKED.format(**packed, saved=_saved(packed))] if packed else []),
+        *_side_paths(manifest, notes or {}),
         "Every option, seed and digest is in `manifest.json`.",
         "```python\n" + usage(manifest, task) + "\n```",
     ]
@@ -126,6 +146,42 @@ def model_card(manifest: Manifest, method: str, task: str, stages: list[StageRec
 def _saved(packed: dict[str, int]) -> float:
     """Share of the bytes of dense weight files that a packed artefact does without."""
     return 1 - packed["bytes"] / packed["dense_bytes"]
+
+
+def _sparsity(manifest: Manifest) -> list[str]:
+    """What is zero, and that a file of zeros is a dense file."""
+    patterns, metrics = patterns_text(manifest.formats), manifest.metrics
+    if not patterns:
+        return []
+    served = "plain transformers" if manifest.engine == "torch" else "ONNX Runtime"
+    return [
+        f"Sparse: {patterns}; {metrics['nonzero_parameters']:,} of {metrics['parameters']:,} "
+        "parameters are not zero. The zeros are stored like other weights: this file is not "
+        f"smaller and, in {served}, not faster than the dense model's. Only a packed layout saves "
+        "space and only a sparse kernel saves time."
+    ]
+
+
+def _side_paths(manifest: Manifest, notes: dict[str, Any]) -> list[str]:
+    """Who computes the side paths of layers, and what they are worth."""
+    layers = sum(form.side_rank is not None for form in manifest.formats.values())
+    dropped = manifest.metrics.get("dropped_side_paths", 0)
+    if not layers + dropped:
+        return []
+    said = f"The low-rank side paths of {layers or dropped} layers are "
+    if dropped:
+        said += "left out (`side: drop`)."
+    elif manifest.engine == "torch":
+        said += (
+            f"in `{SIDE}`. `compressor.open_engine(DIR)` reads them; plain transformers, as below, "
+            "computes without them."
+        )
+    else:
+        said += "part of the graph."
+    if {"validation", "validation_without_side"} <= notes.keys():
+        held, without = (notes[k]["after"] for k in ("validation", "validation_without_side"))
+        said += f" Loss on validation rows: {held:.4f} with them, {without:.4f} without."
+    return [said]
 
 
 def _fidelity(quality: dict[str, float]) -> list[str]:

@@ -9,7 +9,7 @@ from compressor.engines import Engine, open_engine_of
 from compressor.errors import Refused
 from compressor.measure import fidelity
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.count import count_parameters
+from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.manifest import Artifact, Manifest
 from compressor.model.side_files import copy_side_files
 from compressor.run.card import model_card
@@ -46,6 +46,7 @@ def export_into(
     copy_side_files(parent.path, directory)
     artifact: Artifact = method.run(model, stage.options, directory)
     task, parameters = model.task, count_parameters(model.module)
+    nonzero = count_nonzero(model.module)
     formats = model.formats.values()
     del model
     with closing(open_engine_of(artifact.engine, directory)) as engine:
@@ -58,13 +59,15 @@ def export_into(
         quality = _fidelity(engine, floor, work)
     metrics = artifact.manifest.metrics | {
         "parameters": parameters,
+        "nonzero_parameters": nonzero,
         "agreement": agreement.errors,
         "tolerance": agreement.tolerance,
         "served": agreement.served,
         "fidelity": quality,
     }
     manifest = replace(artifact.manifest, base_model=parent.manifest.base_model, metrics=metrics)
-    card = model_card(manifest, stage.method, task, parent.manifest.stages)
+    notes = parent.manifest.metrics.get("notes", {})
+    card = model_card(manifest, stage.method, task, parent.manifest.stages, notes)
     (directory / "README.md").write_text(card, encoding="utf-8")
     return manifest
 

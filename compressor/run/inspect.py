@@ -29,8 +29,8 @@ def inspect(path: str, importance: bool = False) -> dict[str, Any]:
     raw = read_config(source.path)
     family = find_family(raw["model_type"])
     manifest = read_manifest(source.path) if (source.path / NAME).is_file() else None
-    artifact = manifest is not None and manifest.kind == "artifact"
-    found = _artifact(manifest) if artifact and manifest else _weights(source.path)
+    exported = manifest is not None and manifest.engine not in (None, "torch")
+    found = _artifact(manifest) if exported and manifest else _weights(source.path)
     return {
         "path": str(path),
         "kind": manifest.kind if manifest else "checkpoint",
@@ -56,4 +56,5 @@ def _weights(path: Path) -> dict[str, Any]:
 
 
 def _artifact(manifest: Manifest) -> dict[str, Any]:
-    return {"parameters": manifest.metrics.get("parameters"), "nonzero_parameters": None}
+    keys = ("parameters", "nonzero_parameters")
+    return {key: manifest.metrics.get(key) for key in keys}

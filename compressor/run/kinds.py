@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from compressor.distill import runner
-from compressor.errors import CompressError
+from compressor.errors import CompressError, Refused
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import Manifest
 from compressor.model.model import Model
@@ -51,7 +51,7 @@ def _edit(
     _refuse_removed(stage, parent)
     if stage.trains:
         team().tell(TRAINS)
-    return save_and_prove(edited(setting, stage, parent, work), partial, parent.path)
+    return _proven(stage, edited(setting, stage, parent, work), partial, parent)
 
 
 def _search(
@@ -66,7 +66,7 @@ def _search(
     place = search_place(setting.home, partial.name)
     fingerprint = stage_record(setting, stage, parent).fingerprint
     winner = search(setting, stage, parent, place, work, fingerprint)
-    return save_and_prove(winner, partial, parent.path)
+    return _proven(stage, winner, partial, parent)
 
 
 def _export(
@@ -74,6 +74,13 @@ def _export(
 ) -> Manifest:
     reference = None if setting.corpus is None else work
     return export_into(partial, stage, parent, setting.profile.floor, reference)
+
+
+def _proven(stage: Stage, model: Model, partial: Path, parent: Checkpoint) -> Manifest:
+    try:
+        return save_and_prove(model, partial, parent.path, promised=parent.manifest.formats)
+    except Refused as error:
+        raise Refused(f"{stage.method}: {error.what}", error.hint) from error
 
 
 def _refuse_removed(stage: Stage, parent: Checkpoint) -> None:

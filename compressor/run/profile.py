@@ -34,6 +34,11 @@ class Stage:
         """
         return self.kind != "search" and hasattr(self.options, "train")
 
+    @property
+    def sparse(self) -> bool:
+        """Whether the stage leaves a pattern of zeros, which nothing after it may refill."""
+        return self.kind == "prune" and hasattr(self.options, "pattern")
+
     def plain_options(self) -> dict[str, Any]:
         """Options with every default filled in, as plain JSON values."""
         return TypeAdapter(type(self.options)).dump_python(self.options, mode="json")

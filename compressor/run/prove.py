@@ -1,16 +1,18 @@
 """A model is saved, loaded back and compared; only what agrees becomes a stage."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import Refused
 from compressor.model.checkpoint import load_directory, save
-from compressor.model.count import count_parameters
+from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.forward import output_mask, outputs
 from compressor.model.layers import QuantTable
-from compressor.model.manifest import Manifest
+from compressor.model.manifest import Manifest, WeightFormat
 from compressor.model.model import Model
 from compressor.model.probe import largest_difference, probe_batches, write_probe
+from compressor.model.sparse import broken_promise
 from compressor.run.machine import give_back_memory
 
 # Relative error allowed between the model in memory and the same model saved and loaded: storing
@@ -18,14 +20,23 @@ from compressor.run.machine import give_back_memory
 RELOAD_TOLERANCE = {"float32": 1e-6, "float16": 5e-3, "bfloat16": 5e-2}
 
 
-def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
+def save_and_prove(
+    model: Model, directory: Path, parent: Path, promised: Mapping[str, WeightFormat] | None = None
+) -> Manifest:
     """Save a model, load it back, compare, and leave a probe of the loaded one.
 
     The model is gone afterwards: its weights are given back before the saved ones are loaded, so
     that there is never more than one of the two in memory.
 
+    Args:
+        model: what a stage made.
+        directory: an existing directory to save it in.
+        parent: checkpoint directory whose side files travel along.
+        promised: formats of the parent, whose patterns of zeros the model must still have.
+
     Raises:
-        Refused: the loaded model gives other outputs than the one in memory, or lost a tie.
+        Refused: the loaded model gives other outputs than the one in memory, lost a tie, or has
+            other zeros than the parent's formats or its own say.
     """
     model.module.eval().requires_grad_(False)
     batches = probe_batches(model)
@@ -49,8 +60,19 @@ def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
             )
     if tied and not _tied(loaded):
         raise Refused("the saved model lost its tied embedding", "report this as a bug")
+    for whose, said in (("its parent has", promised or {}), ("it says it has", formats)):
+        broken = broken_promise(loaded, said)
+        if broken:
+            raise Refused(
+                f"the saved model lost the zeros that {whose}: {broken}",
+                "put the stage that prunes behind the one that refills its zeros",
+            )
     write_probe(directory, exchanges)
-    metrics: dict[str, Any] = {"parameters": count_parameters(loaded.module), "notes": notes}
+    counted = {
+        "parameters": count_parameters(loaded.module),
+        "nonzero_parameters": count_nonzero(loaded.module),
+    }
+    metrics: dict[str, Any] = counted | {"notes": notes}
     return Manifest(
         "checkpoint", family.model_type, base_model={}, formats=formats, metrics=metrics
     )

@@ -19,14 +19,17 @@ from compressor.model.budget import Shape, sizes_for
 from compressor.model.candidates import label
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
 from compressor.model.families import find_family
-from compressor.model.manifest import WeightFormat
+from compressor.model.manifest import NAME as MANIFEST
+from compressor.model.manifest import WeightFormat, read_manifest
 from compressor.model.model import Model
 from compressor.model.shapes import config_of, empty_model, model_class
 from compressor.model.shrink import Kept, shrink
 from compressor.model.sources import read_config, resolve
 from compressor.prune import minitron
+from compressor.prune.cutting import refuse_formats
 from compressor.prune.damage import refuse_unpredictable
 from compressor.prune.scores import fitting, layers_to_go
+from compressor.prune.sparsity import SparseOptions, targets
 from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.run.layout import stage_name
@@ -109,7 +112,7 @@ def _without_used_scores(profile: Profile, home: Path) -> Profile:
 
 def _prune_all(model: Model, stages: tuple[Stage, ...]) -> None:
     for stage in stages:
-        if isinstance(stage.options, minitron.Options):
+        if stage.kind == "prune":
             model = _pruned(model, stage.options)
 
 
@@ -147,13 +150,11 @@ def _rehearse_search(job: _Rehearsal, place: str, stage: Stage, made: list[Model
 def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: Model) -> Model:
     """What a stage makes of `model`; `made` is what stages before may be taken from as teachers."""
     _check_length(place, stage, model)
-    if isinstance(stage.options, minitron.Options):
-        return _pruned(model, stage.options)
     if stage.trains:
         teacher = _teacher(stage.teacher or job.profile.teacher, made)
         objective = load_method(stage.method).objective(stage.options, model, teacher)
         job.remarks.extend(f"{stage.method}: {said}" for said in getattr(objective, "remarks", ()))
-    return model
+    return _pruned(model, stage.options) if stage.kind == "prune" else model
 
 
 def _check_measures(profile: Profile, task: str) -> None:
@@ -179,7 +180,9 @@ def _check_packed(stages: tuple[Stage, ...], source: Checkpoint) -> None:
 
 def _check_length(where: str, stage: Stage, model: Model) -> None:
     """Refuse rows of text that are longer than the model takes."""
-    lengths = {"length": getattr(stage.options, "length", 0) if stage.kind == "prune" else 0}
+    lengths = {}
+    if stage.kind == "prune":
+        lengths["length"] = getattr(stage.options, "length", None) or 0
     if stage.trains:
         lengths["train.length"] = stage.options.train.length
     most = most_tokens(model.config)
@@ -192,16 +195,22 @@ def _check_length(where: str, stage: Stage, model: Model) -> None:
             )
 
 
-def empty(path: Any) -> Model:
-    """The model of a checkpoint directory without its weights."""
-    raw = read_config(path)
+def empty(path: Path) -> Model:
+    """The model of a checkpoint directory without its weights, with the formats of its manifest."""
+    raw, manifest = read_config(path), path / MANIFEST
     family, config = find_family(raw["model_type"]), config_of(raw)
     module = empty_model(model_class(family, config), config)
-    return Model(module, family, load_processor(path), pooling=read_pooling(path))
+    formats = read_manifest(path).formats if manifest.is_file() else {}
+    return Model(module, family, load_processor(path), formats, pooling=read_pooling(path))
 
 
-def _pruned(model: Model, options: minitron.Options) -> Model:
-    """The model without its weights, cut by the very code that will cut it."""
+def _pruned(model: Model, options: Any) -> Model:
+    """The model without its weights, cut by the very code that will cut it, or promised sparse."""
+    if isinstance(options, SparseOptions):
+        form = WeightFormat(pattern=options.pattern, sparsity=options.share)
+        return replace(model, formats=model.formats | dict.fromkeys(targets(model, options), form))
+    assert isinstance(options, minitron.Options)
+    refuse_formats(model)
     refuse_unpredictable(model, options.layer_importance)
     sizes = sizes_for(model.family, model.config, options)
     if options.scores is not None:

@@ -75,7 +75,7 @@ def circumstances(report: dict[str, Any]) -> Table:
         ("time of this run", clock(report.get("seconds"))),
     ]
     notes = [(s["name"], _training(s["notes"])) for s in report["stages"] if _trained(s)]
-    return Table("Circumstances", ("", ""), rows + notes, prose=True)
+    return Table("Circumstances", ("", ""), rows + _sparsity(report) + notes, prose=True)
 
 
 def _model_row(model: dict[str, Any]) -> tuple[str, str]:
@@ -83,6 +83,15 @@ def _model_row(model: dict[str, Any]) -> tuple[str, str]:
     total = millions(model.get("parameters"))
     text = f"{model['id']} ({model['family']}, {total} parameters, {embedding} embedding)"
     return "model", text
+
+
+def _sparsity(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where the zeros of each sparse stage are, and how many weights they leave."""
+    return [
+        (f"{s['name']}, zeros", f"{s['patterns']}; {millions(s['nonzero_parameters'])} not zero")
+        for s in report["stages"]
+        if s.get("patterns")
+    ]
 
 
 def _trained(stage: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 from compressor.model.count import count_embedding_parameters, count_parameters
 from compressor.model.manifest import Manifest, read_manifest
 from compressor.model.probe import NAME as PROBE
+from compressor.model.sparse import patterns_text
 from compressor.run.card import usage
 from compressor.run.layout import stage_name
 from compressor.run.machine import machine, packages
@@ -57,6 +58,8 @@ def _stage(name: str, manifest: Manifest, planned: dict[str, Any] | None) -> dic
         "seconds": record.seconds,
         "peak_memory_bytes": record.peak_memory_bytes,
         "parameters": manifest.metrics.get("parameters"),
+        "nonzero_parameters": manifest.metrics.get("nonzero_parameters"),
+        "patterns": patterns_text(manifest.formats),
         "bytes": sum(f["bytes"] for n, f in manifest.files.items() if n not in NOT_DEPLOYED),
         "planned": planned,
         "notes": manifest.metrics.get("notes", {}),

@@ -10,7 +10,7 @@ from compressor.errors import CompressError
 from compressor.options import nearest
 from compressor.run.make_options import make_options
 from compressor.run.methods import KINDS, load_method, method_names
-from compressor.run.profile import KEYS, Profile, Stage, resolved_text
+from compressor.run.profile import CUTS, KEYS, Profile, Stage, resolved_text
 from compressor.run.yaml_lines import Document
 
 DATA_KEYS = ("train", "calibration", "validation", "heldout")
@@ -151,7 +151,10 @@ def _baselines(document: Document) -> dict[str, tuple[Stage, ...]]:
 
 
 def check_order(document: Document, path: tuple[Any, ...], stages: tuple[Stage, ...]) -> None:
-    """Prune, distill and search come first, then at most one quantize, then exports."""
+    """Prune, distill and search come first, then at most one quantize, then exports.
+
+    What changes shapes comes before what leaves a pattern of zeros.
+    """
     order = {"prune": 0, "distill": 0, "search": 0, "quantize": 1, "export": 2}
     for i, (before, after) in enumerate(pairwise(stages), start=1):
         where = document.where((*path, i))
@@ -161,6 +164,14 @@ def check_order(document: Document, path: tuple[Any, ...], stages: tuple[Stage, 
             raise CompressError(
                 f"{where}{after.method} cannot come after {before.method}",
                 "order: prune/distill/search, then one quantize, then exports",
+            )
+    for i, stage in enumerate(stages):
+        sparse = [before.method for before in stages[:i] if before.sparse]
+        if sparse and stage.kind in CUTS and not stage.sparse:
+            raise CompressError(
+                f"{document.where((*path, i))}{stage.method} cannot come after {sparse[0]}: it "
+                "slices weights, which would break the pattern of their zeros",
+                f"trim first, then sparsify: put {stage.method} before {sparse[0]}",
             )
 
 

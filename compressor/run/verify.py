@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressError
+from compressor.model.checkpoint import load_directory
 from compressor.model.manifest import Manifest, file_digest, read_manifest
+from compressor.model.sparse import broken_promise, patterns_text
 from compressor.run.candidates import refuse_run
 from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.gate import open_and_check
@@ -35,6 +37,7 @@ def verify(path: str | Path) -> dict[str, Any]:
         checks.append({"name": "probe", "ok": True, "detail": "weights removed by keep: last"})
     else:
         checks.append(_probe(directory, manifest))
+        checks.extend(_sparsity(directory, manifest))
     return {"ok": all(c["ok"] for c in checks), "checks": checks}
 
 
@@ -50,6 +53,18 @@ def _files(directory: Path, manifest: Manifest) -> Iterator[Check]:
             yield {"name": name, "ok": False, "detail": "its content changed (sha256)"}
         else:
             yield {"name": name, "ok": True, "detail": "unchanged"}
+
+
+def _sparsity(directory: Path, manifest: Manifest) -> Iterator[Check]:
+    """The zeros of a sparse checkpoint or safetensors artefact, layer by layer."""
+    promised = patterns_text(manifest.formats)
+    if not promised or manifest.engine not in (None, "torch"):
+        return
+    try:
+        broken = broken_promise(load_directory(directory, manifest.formats), manifest.formats)
+    except CompressError as error:
+        broken = error.what
+    yield {"name": "sparsity", "ok": not broken, "detail": broken or promised}
 
 
 def _probe(directory: Path, manifest: Manifest) -> Check:

@@ -8,7 +8,7 @@ torchrun a batch is shared out by rows and gradients are averaged (training/para
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -172,15 +172,23 @@ def _rates(objective: nn.Module) -> dict[str, tuple[nn.Module, float]]:
 
 
 def _adamw(learners: list[tuple[float, list[nn.Parameter]]], options: Train) -> Optimizer:
-    """AdamW; biases and norms do not decay."""
-    groups = []
-    for lr, parameters in learners:
-        matrices = [p for p in parameters if p.dim() > 1]
-        vectors = [p for p in parameters if p.dim() <= 1]
-        groups.append({"params": matrices, "weight_decay": options.weight_decay, "lr": lr})
-        groups.append({"params": vectors, "weight_decay": 0.0, "lr": lr})
-    groups = [group for group in groups if group["params"]]
+    """AdamW of all that learns."""
+    groups = [
+        g for lr, found in learners for g in parameter_groups(found, options.weight_decay, lr)
+    ]
     return AdamW(groups, lr=options.lr, betas=options.betas, eps=1e-8)
+
+
+def parameter_groups(
+    parameters: Iterable[nn.Parameter], weight_decay: float, lr: float
+) -> list[dict[str, Any]]:
+    """Groups of an optimizer: biases and norms do not decay."""
+    given = list(parameters)
+    kinds = (
+        ([p for p in given if p.dim() > 1], weight_decay),
+        ([p for p in given if p.dim() <= 1], 0.0),
+    )
+    return [{"params": found, "weight_decay": decay, "lr": lr} for found, decay in kinds if found]
 
 
 def _backward(

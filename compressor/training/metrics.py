@@ -23,11 +23,16 @@ def cut_back(folder: Path, step: int) -> None:
 
 
 def loss_curve(folder: Path) -> list[list[float]]:
-    """[[step, loss], ...], thinned to a few hundred points; the last one stays."""
-    records = _read(folder)
+    """[[step, loss], ...]; see `curve`."""
+    return curve(folder, "loss")
+
+
+def curve(folder: Path, name: str) -> list[list[float]]:
+    """[[step, value], ...], thinned to a few hundred points; the last one stays."""
+    records = [record for record in _read(folder) if name in record]
     stride = -(-len(records) // _POINTS) or 1
     kept = records[::-1][::stride][::-1]
-    return [[record["step"], record["loss"]] for record in kept]
+    return [[record["step"], record[name]] for record in kept]
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:

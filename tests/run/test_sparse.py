@@ -1,0 +1,136 @@
+"""Zeros that a stage promised hold through every stage after it, or the run stops."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import compressor
+from compressor.errors import CompressError, Refused
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.sparse import broken_promise, prunable
+from compressor.quantize import rtn
+from compressor.run.card import model_card
+from compressor.run.inspect import inspect
+from compressor.run.verify import verify
+
+TRAIN = "{steps: 3, batch: 2, length: 16, lr: 1.0e-2, warmup: 1, precision: float32}"
+SPARSE = 'prune.magnitude: {pattern: "2:4"}'
+
+
+@pytest.fixture
+def run(llama_folder, text_file, tmp_path):
+    """Run stages on a pico Llama."""
+
+    def run(*stages, model=llama_folder, out="out", **given):
+        profile = tmp_path / "profile.yaml"
+        lines = "\n".join(f"  - {stage}" for stage in stages)
+        profile.write_text(f"name: sparse\nstages:\n{lines}\nmeasures: []\n")
+        given = {"data": str(text_file), **given}
+        return compressor.run(profile, model=str(model), out=tmp_path / out, **given)
+
+    return run
+
+
+def zeros(checkpoint):
+    return {name: m.weight == 0 for name, m in prunable(checkpoint.load()).items()}
+
+
+def test_two_in_four_survives_training_quantization_and_export(run):
+    stages = (f"distill.kd: {{train: {TRAIN}}}", "quantize.rtn: {bits: 4, group: 16}")
+    result = run(SPARSE, *stages, "export.safetensors: {}")
+    sparse = Checkpoint.open(result.path / "01-prune.magnitude")
+    trained = Checkpoint.open(result.path / "02-distill.kd")
+    before, after = sparse.load(), trained.load()
+    for name, linear in prunable(before).items():
+        assert torch.equal(linear.weight == 0, after.module.get_submodule(name).weight == 0)
+        assert not torch.equal(linear.weight, after.module.get_submodule(name).weight)
+    last = result.checkpoint.load()
+    assert last.formats and not broken_promise(last, sparse.manifest.formats)
+    groups = last.module.get_submodule(next(iter(sparse.manifest.formats))).weight
+    assert int((groups != 0).unflatten(1, (-1, 4)).sum(-1).max()) == 2
+    dense = result.artifacts[0]
+    assert set(dense.manifest.formats) == set(sparse.manifest.formats)
+    for place in (sparse.path, trained.path, result.checkpoint.path, dense.path):
+        found = {check["name"]: check for check in verify(place)["checks"]}
+        assert found["sparsity"]["ok"] and " 2:4 (50" in found["sparsity"]["detail"]
+    for engine in ("transformers", "ONNX Runtime"):
+        name = "torch" if engine == "transformers" else "onnxruntime"
+        metrics = dense.manifest.metrics | {"agreement": {"logits": 0.0}}
+        manifest = dataclasses.replace(dense.manifest, engine=name, metrics=metrics)
+        card = model_card(manifest, "export", "causal-lm", [])
+        assert "2:4 (50" in card and f"{engine}, not faster" in card
+    report = (result.path / "report.md").read_text()
+    assert "01-prune.magnitude, zeros" in report
+
+
+def test_inspect_counts_what_is_not_zero(run, llama_folder):
+    path = run(SPARSE, "export.safetensors: {}").checkpoint.path
+    dense = inspect(str(llama_folder))
+    model = Checkpoint.open(path).load()
+    gone = sum(m.weight.numel() // 2 for m in prunable(model).values())
+    for place in (path, path.parent / "02-export.safetensors"):
+        found = inspect(str(place))
+        assert found["parameters"] == dense["parameters"]
+        assert found["nonzero_parameters"] == dense["nonzero_parameters"] - gone
+        assert {form["pattern"] for form in found["formats"].values()} == {"2:4"}
+
+
+def test_a_method_that_refills_zeros_is_stopped_with_exit_3(run, monkeypatch):
+    def refill(model, options, work):
+        for name, linear in prunable(model).items():
+            linear.weight.data[:] = 0.01
+            model.formats.pop(name)
+        original(model, options, work)
+
+    original = rtn.run
+    run(SPARSE)
+    monkeypatch.setattr(rtn, "run", refill)
+    with pytest.raises(Refused, match=r"quantize\.rtn: .*in a group of 4, not 2") as caught:
+        run(SPARSE, "quantize.rtn: {group: 16}")
+    assert caught.value.exit_code == 3 and "layers.0" in caught.value.what
+
+
+def test_a_parent_with_the_weights_of_another_model_is_refused(run):
+    path = run(SPARSE).checkpoint.path
+    file = path / "model.safetensors"
+    save_file({name: w + 1 for name, w in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(CompressError, match="not as its manifest says: '") as caught:
+        run(SPARSE, "quantize.rtn: {group: 16}")
+    assert caught.value.exit_code == 2
+    failed = {check["name"]: check for check in verify(path)["checks"] if not check["ok"]}
+    assert "in a group of 4" in failed["sparsity"]["detail"]
+
+
+def test_verify_sees_refilled_zeros_of_an_artefact_whose_digests_fit(run):
+    path = run(SPARSE, "export.safetensors: {}").artifacts[0].path
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["formats"]["model.layers.1.mlp.up_proj"]["pattern"] = "1:4"
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    (failed,) = [check for check in verify(path)["checks"] if not check["ok"]]
+    assert failed["name"] == "sparsity"
+    assert failed["detail"].startswith("'model.layers.1.mlp.up_proj' has 2 weights in a group of 4")
+
+
+@pytest.mark.parametrize("cut", ["prune.minitron", "search.minitron"])
+def test_what_slices_weights_comes_before_what_leaves_zeros(cut, run, tmp_path, llama_folder):
+    train = f", train: {TRAIN}" if cut.startswith("search") else ""
+    stage = f"{cut}: {{parameters: 0.5, samples: 8, length: 16{train}}}"
+    with pytest.raises(CompressError, match=f"yaml:4: {cut} cannot come after prune.magn") as found:
+        run(SPARSE, stage)
+    assert "trim first, then sparsify" in found.value.hint
+    assert not (tmp_path / "out").exists()
+    sparse = run(SPARSE).checkpoint.path
+    with pytest.raises(CompressError, match="would break the weight formats of") as found:
+        run(stage, model=sparse, out="other")
+    assert "trim first" in found.value.hint
+    assert not list((tmp_path / "other").glob("01-*"))
+
+
+def test_a_second_sparse_stage_may_only_add_zeros(run):
+    more = "prune.magnitude: {sparsity: 0.6}"
+    result = run(SPARSE, more)
+    before, after = (zeros(Checkpoint.open(p)) for p in sorted(result.path.glob("0[12]-*")))
+    assert all((after[name] | ~before[name]).all() for name in before)
