@@ -108,9 +108,9 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
 def _load_float(path: Path, raw: dict[str, Any], family: Family, files: list[Path]) -> nn.Module:
     config = config_of(raw)
     cls = model_class(family, config)
-    # a file that is cast must not stay in memory beside the result
-    mapped = str(raw.get("dtype") or raw.get("torch_dtype") or "float32") == "float32"
-    tensors = open_tensors(files, mapped)
+    # a file that is cast or filled up must not stay in memory beside the result
+    cast = str(raw.get("dtype") or raw.get("torch_dtype") or "float32") != "float32"
+    tensors = open_tensors(files, mapped=not cast and not is_packed(files))
     if is_packed(files):
         tensors = dense_view(tensors, turned_names(cls, config))
     try:

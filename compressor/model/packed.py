@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import CompressError
-from compressor.model.stream import Lazy
+from compressor.model.stream import Lazy, read_tensor
 from compressor.numerics.masks import fits, group_of, most_in_a_group
 from compressor.numerics.sparse_packing import (
     index_bits,
@@ -111,13 +111,13 @@ class PackedSlice:
         return self.parts[VALUES].get_dtype()
 
     def __getitem__(self, key: Any) -> Tensor:
-        values = self.parts[VALUES][...]
+        values = read_tensor(self.parts[VALUES])
         try:
             if MASK in self.parts:
-                dense = unpack_bitmask(self.parts[MASK][...], values, self.shape[1])
+                dense = unpack_bitmask(read_tensor(self.parts[MASK]), values, self.shape[1])
             else:
                 m = self.shape[1] // values.shape[1]
-                dense = unpack_groups(self.parts[INDEX][...], values, m)
+                dense = unpack_groups(read_tensor(self.parts[INDEX]), values, m)
         except ValueError as error:
             raise _damaged(self.name, str(error)) from error
         return (dense.t() if self.turned else dense)[key]

@@ -133,3 +133,11 @@ def open_tensors(files: Iterable[Path], mapped: bool) -> dict[str, Any]:
         names = pointer.keys()
         found |= {name: pointer.get_slice(name) for name in names}
     return found
+
+
+def read_tensor(unread: Any) -> Tensor:
+    """One of `open_tensors`; for `unread[...]` the library wants at least one element."""
+    if 0 not in unread.get_shape():
+        return unread[...]
+    dtypes = {code: dtype for dtype, code in _CODES.items()}
+    return torch.empty(unread.get_shape(), dtype=dtypes[unread.get_dtype()])

@@ -21,7 +21,7 @@ from torch import Tensor
 from compressor.numerics.packing import pack, unpack
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-ROWS = 1024  # that are sorted at once: int64 places would take several times the matrix
+ROWS = 1024  # of a matrix at once: places are int64 for a while, several times its size
 
 
 def index_bits(m: int) -> int | None:
@@ -64,14 +64,17 @@ def pack_groups(w_OI: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
     assert bits is not None, f"groups of {m}"
     parts = []
     for rows_RI in w_OI.split(ROWS):
-        zero_RGM = (rows_RI == 0).unflatten(1, (-1, m))
-        assert ((~zero_RGM).sum(-1) <= n).all(), f"more than {n} of {m}"
-        first_RGM = zero_RGM.to(torch.uint8).sort(dim=-1, stable=True).indices
-        place_RGN = first_RGM[..., :n].sort(dim=-1).values
+        kept_RGM = (rows_RI != 0).unflatten(1, (-1, m))
+        fillers_RG1 = n - kept_RGM.sum(-1, keepdim=True)
+        assert (fillers_RG1 >= 0).all(), f"more than {n} of {m}"
+        free_RGM = ~kept_RGM
+        chosen_RGM = kept_RGM | (free_RGM & (free_RGM.cumsum(-1, dtype=torch.int16) <= fillers_RG1))
         # as integers: kernels for floats make signalling NaNs quiet; a filler may be -0.0
-        raw_RGM = _raw(rows_RI).unflatten(1, (-1, m)).masked_fill(zero_RGM, 0)
-        value_RGN = raw_RGM.gather(-1, place_RGN)
-        parts.append((pack(place_RGN.to(torch.uint8).flatten(1), bits), value_RGN))
+        raw_RGM = _raw(rows_RI).unflatten(1, (-1, m)).masked_fill(free_RGM, 0)
+        value_RGN = raw_RGM[chosen_RGM].view(*chosen_RGM.shape[:2], n)
+        place_RGN = torch.arange(m).to(torch.uint8).expand(chosen_RGM.shape)[chosen_RGM]
+        place_RGN = place_RGN.view(value_RGN.shape)
+        parts.append((pack(place_RGN.flatten(1), bits), value_RGN))
     index, values = zip(*parts, strict=True)
     return torch.cat(index), torch.cat(values).view(w_OI.dtype)
 

@@ -54,7 +54,7 @@ import compressor, PIL.Image, transformers
 engine, read = compressor.open_engine(DIR), transformers.AutoImageProcessor.from_pretrained(DIR)
 print(engine.outputs({**read(PIL.Image.new("RGB", (99, 99)), return_tensors="pt")}))"""
 
-PACKED = """\
+PACKED_GAIN = """\
 {weights} sparse weights are stored without their zeros: {bytes:,} bytes of weights instead of \
 {dense_bytes:,}, {saved:.1%} smaller on disk. In memory the zeros are back, so it takes no less \
 memory and is no faster by itself. Plain transformers cannot open it; \
@@ -135,7 +135,7 @@ def model_card(
         f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
         *_sparsity(manifest),
         *_fidelity(manifest.metrics["fidelity"]),
-        *([PACKED.format(**packed, saved=_saved(packed))] if packed else []),
+        *([PACKED_GAIN.format(**packed, saved=_saved(packed))] if packed else []),
         *_side_paths(manifest, notes or {}),
         "Every option, seed and digest is in `manifest.json`.",
         "```python\n" + usage(manifest, task) + "\n```",

@@ -173,6 +173,7 @@ def open_source(name: str) -> Checkpoint:
     family = find_family(read_config(source.path)["model_type"])
     if (source.path / MANIFEST).is_file():
         manifest = read_manifest(source.path)
+        # packed weights are the checkpoint itself, bit for bit; other exports have lost something
         if manifest.kind == "artifact" and "packed" not in manifest.metrics:
             raise CompressError(
                 f"'{name}' is an artefact already", "name the checkpoint it was made from"

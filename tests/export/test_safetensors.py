@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 import compressor
 from compressor.errors import CompressError
 from compressor.export import safetensors as export
+from compressor.model import stream
 from compressor.model.checkpoint import load_directory, save
 from compressor.model.conv1d import to_linear
 from compressor.model.forward import output_mask, outputs
@@ -168,6 +169,17 @@ def test_each_weight_has_its_smallest_form(pico_llama, tmp_path):
     assert stored[f"{third[0]}.weight.values"].shape == (0,)
     assert f"{full[0]}.weight" in stored and "lm_head.weight" not in stored
     assert artifact.manifest.metrics["packed"]["weights"] == len(prunable(model)) - 1
+    ours, theirs = (load_directory(d).module.state_dict() for d in (packed, dense))
+    assert all(same_bits(ours[key], theirs[key]) for key in theirs)
+
+
+def test_packed_pieces(pico_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "SHARD", 5000)  # parts of one weight end up in different files
+    dense, packed, artifact = export_both(sparse(pico_llama()), tmp_path)
+    found = artifact.manifest.metrics["packed"]
+    for folder, key, name in ((dense, "dense_bytes", "model"), (packed, "bytes", "packed")):
+        pieces = list(folder.glob(f"{name}-*.safetensors"))
+        assert len(pieces) > 5 and found[key] == sum(piece.stat().st_size for piece in pieces)
     ours, theirs = (load_directory(d).module.state_dict() for d in (packed, dense))
     assert all(same_bits(ours[key], theirs[key]) for key in theirs)
 

@@ -30,6 +30,7 @@ from compressor.model.families import find_family
 from compressor.model.manifest import WeightFormat
 from compressor.model.layers import install
 from compressor.model.model import Model
+from compressor.model.sparse import promise, prunable
 from compressor.run.machine import peak_memory, reset_peak_memory
 from compressor.run.prove import save_and_prove
 
@@ -94,6 +95,15 @@ def everything(folder, model, measured):
     path.mkdir()
     measure(name("export"), lambda: export.run(model, export.Options(), path))
     model = build() if measured else build(1, 32, 96)
+    for layer, linear in prunable(model).items():
+        linear.weight.data[:, ::2] = 0
+        promise(model, layer, "2:4")
+    path = folder / "sparse"
+    path.mkdir()
+    options = export.Options(packed=True)
+    measure(name("export sparse"), lambda: export.run(model, options, path))
+    sparse = measure(name("load sparse"), lambda: load_directory(path))
+    del sparse
     path = folder / "proved"
     path.mkdir()
     measure(name("save and prove"), lambda: save_and_prove(model, path, path))
@@ -140,3 +150,8 @@ def test_an_export_needs_no_second_model(peaks):
 
 def test_the_proof_of_a_save_needs_no_second_model(peaks):
     assert peaks["save and prove"] < LARGEST + 2 * LOGITS + SLACK
+
+
+def test_sparse_weights_are_packed_and_filled_up_one_at_a_time(peaks):
+    assert peaks["export sparse"] < LARGEST + 2 * SLACK  # the probe's logits
+    assert peaks["load sparse"] < peaks["model"] + SLACK  # without the packed third of it

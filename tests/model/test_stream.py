@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHead
 from compressor.errors import CompressError
 from compressor.model.checkpoint import load_directory, save
 from compressor.model.stored import float_state
-from compressor.model.stream import Lazy, open_tensors, write_tensors
+from compressor.model.stream import Lazy, open_tensors, read_tensor, write_tensors
 from compressor.quantize import rtn
 
 
@@ -128,6 +128,15 @@ def test_slices_read_what_was_written(pieces, mapped):
     wanted = {n: t for file in files for n, t in load_file(file).items()}
     assert read.keys() == wanted.keys()
     assert all(torch.equal(read[name][...], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_tensor_without_elements_is_read(tmp_path, mapped):
+    wanted = {"none": torch.empty(0, dtype=torch.bfloat16), "rows": torch.ones(2, 3)}
+    save_file(wanted, tmp_path / "some.safetensors")
+    for name, unread in open_tensors([tmp_path / "some.safetensors"], mapped).items():
+        found = read_tensor(unread)
+        assert found.dtype == wanted[name].dtype and torch.equal(found, wanted[name])
 
 
 def refusal(folder, formats=None):
