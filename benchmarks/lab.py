@@ -47,8 +47,9 @@ def corpus(name):
     """The text of a model, split."""
     files = {k: DATA / v for k, v in MODELS[name].items()}
     with tempfile.TemporaryDirectory() as folder:
-        if name.endswith(WHOLE):
-            files = {k: whole_stories(v, Path(folder, v.name)) for k, v in files.items()}
+        if name in (STORIES, "stories260K"):
+            copy_of = whole_stories if name == STORIES else markers_as_words
+            files = {k: copy_of(v, Path(folder, v.name)) for k, v in files.items()}
         return load_corpus(DataSpec(**{k: [str(v)] for k, v in files.items()}), "causal-lm")
 
 
@@ -57,6 +58,13 @@ def whole_stories(source, target):
     stories = source.read_text(encoding="utf-8").split(MARKER)
     lines = ["\n".join(x for x in story.splitlines() if x.strip()) for story in stories]
     target.write_text("\n\n".join(x for x in lines if x), encoding="utf-8")
+    return target
+
+
+def markers_as_words(source, target):
+    """A copy of a text in which no marker has a line of its own, where it would end a document."""
+    text = source.read_text(encoding="utf-8")
+    target.write_text(text.replace(f"{MARKER}\n", f"{MARKER} "), encoding="utf-8")
     return target
 
 
