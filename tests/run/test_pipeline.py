@@ -338,10 +338,10 @@ def test_an_interrupted_stage_is_not_continued_with_another_teacher(
 
     save = kinds.save_and_prove
 
-    def stop_after_training(model, *rest):
+    def stop_after_training(model, *rest, **named):
         if "loss" in model.notes:
             raise KeyboardInterrupt
-        return save(model, *rest)
+        return save(model, *rest, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(kinds, "save_and_prove", stop_after_training)
