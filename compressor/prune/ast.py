@@ -54,6 +54,11 @@ class Options(SparseOptions):
     pattern: str = Field(
         "2:4", description="N:M: N of every M consecutive inputs stay; or unstructured"
     )
+    undivided: Literal["refuse", "dense"] = Field(
+        "refuse",
+        description="a layer whose inputs N:M or side does not divide: refuse it, or leave it "
+        "dense or without side path",
+    )
     train: Train = Field(Train(), description="how long and how fast")
     every: int | None = Field(
         10, ge=1, description="steps until the mask is chosen again; null: never"

@@ -1,15 +1,24 @@
 """prune.ast as a stage: what a run leaves, proves and tells of side paths."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import compressor
 from compressor.errors import CompressError
-from compressor.model.checkpoint import Checkpoint
-from compressor.model.manifest import Manifest, WeightFormat
-from compressor.model.side import sides
+from compressor.model.checkpoint import Checkpoint, save
+from compressor.model.manifest import (
+    Manifest,
+    WeightFormat,
+    list_files,
+    read_manifest,
+    write_manifest,
+)
+from compressor.model.side import Side, attach, sides
 from compressor.run.card import model_card
+from compressor.run.forget import drop_weights
 
 TRAIN = "{steps: 10, batch: 2, length: 16, lr: 1.0e-3, warmup: 1, precision: float32}"
 
@@ -71,3 +80,15 @@ def test_what_does_not_fit_is_refused_before_any_work(run, tmp_path):
         with pytest.raises(CompressError, match=what):
             run(f"prune.ast: {{{option}, train: {TRAIN}}}")
         assert not (tmp_path / "out" / "01-prune.ast").exists()
+
+
+def test_side_paths_go_when_the_weights_of_a_stage_go(pico_llama, tmp_path):
+    model = pico_llama()
+    attach(model, "model.layers.0.mlp.up_proj", Side(torch.ones(48, 4)))
+    save(model, tmp_path, tmp_path)
+    manifest = Manifest("checkpoint", "llama", {}, formats=model.formats)
+    write_manifest(tmp_path, dataclasses.replace(manifest, files=list_files(tmp_path)))
+    assert (tmp_path / "side.safetensors").is_file()
+    drop_weights(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert "side.safetensors" not in read_manifest(tmp_path).files
