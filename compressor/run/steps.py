@@ -149,6 +149,8 @@ def _less_memory(setting: Setting, home: Path, number: int, stage: Stage) -> str
     if main and train is not None and train.batch > 1:
         place = f"--set stages.{number}.train"
         return f"{place}.batch={train.batch // 2} {place}.accumulate={train.accumulate * 2}"
+    if main and getattr(stage.options, "offload", True) is False:
+        return f"--set stages.{number}.offload=true"
     if main and length is not None and length > 2:
         return f"--set stages.{number}.length={length // 2}"
     return "free memory, or see compress plan for what each stage needs"
@@ -215,7 +217,8 @@ def _edit(
     _refuse_removed(stage, parent)
     if stage.kind == "distill":
         team().tell(_TRAINS)
-    return save_and_prove(_edited(setting, stage, parent, work), partial, parent.path)
+    model = _edited(setting, stage, parent, work)
+    return save_and_prove(model, partial, parent.path, _spill(stage, work))
 
 
 def _search(
@@ -243,7 +246,7 @@ def _refuse_removed(stage: Stage, parent: Checkpoint) -> None:
 
 def _edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench) -> Model:
     """The parent's model after the method."""
-    model = parent.load()
+    model = parent.load(_spill(stage, work))
     if setting.profile.dtype:
         model.source_dtype = setting.profile.dtype
     torch.manual_seed(setting.seed_of(stage))
@@ -256,11 +259,18 @@ def _edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench)
     return model
 
 
-def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
+def _spill(stage: Stage, work: Workbench) -> Path | None:
+    """Where weights stay in files while a stage runs; None: they are loaded into memory."""
+    return work.scratch if getattr(stage.options, "offload", False) else None
+
+
+def save_and_prove(
+    model: Model, directory: Path, parent: Path, spill: Path | None = None
+) -> Manifest:
     """Save a model, load it back, compare, and leave a probe of the loaded one.
 
     The model is gone afterwards: its weights are given back before the saved ones are loaded, so
-    that there is never more than one of the two in memory.
+    that there is never more than one of the two in memory; with `spill` neither is as a whole.
 
     Raises:
         Refused: the loaded model gives other outputs than the one in memory, or lost a tie.
@@ -276,7 +286,7 @@ def save_and_prove(model: Model, directory: Path, parent: Path) -> Manifest:
     give_back_memory()
     tolerance = RELOAD_TOLERANCE[model.source_dtype]
     formats, notes, family = model.formats, model.notes, model.family
-    loaded = load_directory(directory, formats)
+    loaded = load_directory(directory, formats, spill)
     exchanges = [(batch, outputs(loaded, batch)) for batch in batches]
     for (batch, got), wanted in zip(exchanges, expected, strict=True):
         errors = largest_difference(wanted, got, output_mask(batch))
