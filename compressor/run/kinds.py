@@ -80,9 +80,8 @@ def _export(
 def _proven(
     stage: Stage, model: Model, partial: Path, parent: Checkpoint, spill: Path | None = None
 ) -> Manifest:
-    promised = parent.manifest.formats
     try:
-        return save_and_prove(model, partial, parent.path, promised=promised, spill=spill)
+        return save_and_prove(model, partial, parent.path, spill, parent.manifest.formats)
     except Refused as error:
         raise Refused(f"{stage.method}: {error.what}", error.hint) from error
 

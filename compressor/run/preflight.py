@@ -328,17 +328,19 @@ def _estimate(
     size = after.parameters * after.weight_bytes
     memory, disk, seconds = PROCESS_BYTES + 8.0 * before.parameters, size, 2.0
     if stage.trains:
-        trained = _training(setting, stage, before, after, teacher, rates[1])
-        memory, disk, seconds = trained[0], disk + trained[1], seconds + trained[2]
+        own = _training(setting, stage, before, after, teacher, rates[1])
+        memory, disk, seconds = own[0], disk + own[1], seconds + own[2]
+        disk += 8.0 * before.parameters if stage.kind == "prune" else 0.0  # what rounds start from
     if isinstance(stage.options, minitron.Options):
         seconds += _scoring_work(setting, stage.options, before, after) / rates[0]
     elif isinstance(stage.options, OneShotOptions):
         positions = setting.reading.positions(stage.options.tokens(before.config))
         given = (before.sizes, before.parameters, before.weight_bytes, positions, rates[0])
         own = oneshot_needs(stage.options, *given)
-        memory, disk, seconds = PROCESS_BYTES + own[0], disk + own[1], seconds + own[2]
+        least = memory if stage.trains else 0.0
+        memory, disk, seconds = max(least, PROCESS_BYTES + own[0]), disk + own[1], seconds + own[2]
     elif stage.kind == "prune":
-        length = setting.reading.positions(getattr(stage.options, "length", 0))
+        length = setting.reading.positions(getattr(stage.options, "length", None) or 0)
         tokens = getattr(stage.options, "samples", 0) * length
         seconds += tokens * 2.0 * (before.parameters - tables) / rates[0]
     elif stage.kind == "export":

@@ -24,8 +24,8 @@ def save_and_prove(
     model: Model,
     directory: Path,
     parent: Path,
-    promised: Mapping[str, WeightFormat] | None = None,
     spill: Path | None = None,
+    promised: Mapping[str, WeightFormat] | None = None,
 ) -> Manifest:
     """Save a model, load it back, compare, and leave a probe of the loaded one.
 
@@ -36,8 +36,8 @@ def save_and_prove(
         model: what a stage made.
         directory: an existing directory to save it in.
         parent: checkpoint directory whose side files travel along.
-        promised: formats of the parent, whose patterns of zeros the model must still have.
         spill: see load_directory.
+        promised: formats of the parent, whose patterns of zeros the model must still have.
 
     Raises:
         Refused: the loaded model gives other outputs than the one in memory, lost a tie, or has

@@ -56,8 +56,10 @@ def _make(
     scratch = setting.scratch(target, wanted.fingerprint)
     setting.note(place.as_posix())
     setting.log(f"stage {name} starts")
-    if latest_step(scratch):
-        setting.screen.say(f"  continuing after step {latest_step(scratch)}")
+    for left in (scratch, *scratch.glob("round-*")):
+        if latest_step(left):
+            of = f" of {left.name}" if left != scratch else ""
+            setting.screen.say(f"  continuing after step {latest_step(left)}{of}")
     reset_peak_memory()
     start = time.perf_counter()
     exports = stage.kind == "export"
@@ -113,7 +115,7 @@ def _less_memory(setting: Setting, home: Path, number: int, stage: Stage) -> str
     if main and train is not None and train.batch > 1:
         place = f"--set stages.{number}.train"
         return f"{place}.batch={train.batch // 2} {place}.accumulate={train.accumulate * 2}"
-    if main and getattr(stage.options, "offload", True) is False:
+    if main and train is None and getattr(stage.options, "offload", True) is False:
         return f"--set stages.{number}.offload=true"
     if main and length is not None and length > 2:
         return f"--set stages.{number}.length={length // 2}"

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from compressor.model.checkpoint import load_directory, save
 from compressor.model.sparse import broken_promise
 from compressor.prune import sparsegpt, wanda
-from compressor.run.steps import save_and_prove
+from compressor.run.prove import save_and_prove
 from families import pico, random_inputs
 
 MB = 1_000_000
@@ -59,7 +59,7 @@ from compressor.model.families import find_family
 from compressor.model.model import Model
 from compressor.prune import sparsegpt
 from compressor.run.machine import give_back_memory
-from compressor.run.steps import save_and_prove
+from compressor.run.prove import save_and_prove
 from compressor.screen import Silent
 from compressor.training.workbench import Workbench
 
