@@ -127,5 +127,5 @@ def test_memory_stays_flat_while_the_model_grows_eightfold(tmp_path):
     assert done.returncode == 0, done.stderr
     small, large, plain = json.loads(done.stdout.splitlines()[-1])
     assert large["size"] > 6 * small["size"] > 20 * MB
-    assert large["peak"] < small["peak"] + 0.15 * large["size"]
+    assert large["peak"] < small["peak"] + 0.3 * large["size"]
     assert plain["peak"] > 0.9 * plain["size"]
