@@ -52,8 +52,9 @@ def predictions(model: Model, batch: dict[str, Tensor], hidden: bool = False) ->
     inputs = accepted(model, batch) | without_cache(model)
     inputs |= {"output_hidden_states": True} if hidden else {}
     if model.task in CLASSIFIERS:
-        output = model.module(**inputs)
-        return Predictions(output.logits, nn.Identity(), (), states_of(output) if hidden else [])
+        with _base_output(model) as said:
+            logits = model.module(**inputs).logits
+        return Predictions(logits, nn.Identity(), (), states_of(said[0]) if hidden else [])
     module: Any = model.module
     head = module.get_output_embeddings()
     weights = tuple(p for p in head.parameters() if p.requires_grad)
@@ -65,6 +66,17 @@ def predictions(model: Model, batch: dict[str, Tensor], hidden: bool = False) ->
             output = module(**inputs)
         states = output.logits
     return Predictions(states, head, weights, states_of(output) if hidden else [])
+
+
+@contextmanager
+def _base_output(model: Model) -> Iterator[list[Any]]:
+    """What the backbone gives inside: a classifier's own output lacks the state behind its norm."""
+    said: list[Any] = []
+    hook = model.base.register_forward_hook(lambda module, inputs, output: said.append(output))
+    try:
+        yield said
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -45,11 +45,14 @@ def portable_options(stage: Stage) -> dict[str, Any]:
 
 
 def _files(record: StageRecord) -> str | list[str]:
-    """Hash of the method's file; of a search, also of the methods its candidates are made with."""
+    """Hash of the method's file, and of those of the methods that it is made of."""
     own = method_hash(load_method(record.method))
-    if not record.method.startswith("search."):
+    if record.method == "prune.squarehead":
+        used = (f"prune.{record.options['start']}", "distill.squarehead")
+    elif record.method.startswith("search."):
+        used = ("prune.minitron", record.options["method"])
+    else:
         return own
-    used = ("prune.minitron", record.options["method"])
     return [own, *(method_hash(load_method(method)) for method in used)]
 
 

@@ -292,8 +292,9 @@ def _estimate(
     if stage.trains:
         trained = _training(setting, stage, before, after, teacher, rates[1])
         memory, disk, seconds = trained[0], disk + trained[1], seconds + trained[2]
+        disk += 8.0 * before.parameters if stage.kind == "prune" else 0.0  # what rounds start from
     if stage.kind == "prune":
-        length = setting.reading.positions(getattr(stage.options, "length", 0))
+        length = setting.reading.positions(getattr(stage.options, "length", None) or 0)
         tokens = getattr(stage.options, "samples", 0) * length
         seconds += tokens * 2.0 * (before.parameters - tables) / rates[0]
     elif stage.kind == "export":

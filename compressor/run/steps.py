@@ -56,8 +56,10 @@ def _make(
     scratch = setting.scratch(target, wanted.fingerprint)
     setting.note(place.as_posix())
     setting.log(f"stage {name} starts")
-    if latest_step(scratch):
-        setting.screen.say(f"  continuing after step {latest_step(scratch)}")
+    for left in (scratch, *scratch.glob("round-*")):
+        if latest_step(left):
+            of = f" of {left.name}" if left != scratch else ""
+            setting.screen.say(f"  continuing after step {latest_step(left)}{of}")
     reset_peak_memory()
     start = time.perf_counter()
     exports = stage.kind == "export"

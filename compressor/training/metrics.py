@@ -16,7 +16,7 @@ def append(folder: Path, record: dict[str, Any]) -> None:
 
 def cut_back(folder: Path, step: int) -> None:
     """Forget what came after `step`; a line that was half-written goes too."""
-    kept = [json.dumps(record) + "\n" for record in _read(folder) if record["step"] <= step]
+    kept = [json.dumps(record) + "\n" for record in read(folder) if record["step"] <= step]
     partial = folder / f"{NAME}.partial"
     partial.write_text("".join(kept), encoding="utf-8")
     partial.rename(folder / NAME)
@@ -29,13 +29,14 @@ def loss_curve(folder: Path) -> list[list[float]]:
 
 def curve(folder: Path, name: str) -> list[list[float]]:
     """[[step, value], ...], thinned to a few hundred points; the last one stays."""
-    records = [record for record in _read(folder) if name in record]
+    records = [record for record in read(folder) if name in record]
     stride = -(-len(records) // _POINTS) or 1
     kept = records[::-1][::stride][::-1]
     return [[record["step"], record[name]] for record in kept]
 
 
-def _read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Every whole line."""
     file = folder / NAME
     if not file.is_file():
         return []

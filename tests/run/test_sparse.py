@@ -15,6 +15,9 @@ from compressor.quantize import rtn
 from compressor.run.card import model_card
 from compressor.run.inspect import inspect
 from compressor.run.verify import verify
+from compressor.screen import Silent
+from compressor.training import loop
+from compressor.training.snapshot import write_snapshot
 
 TRAIN = "{steps: 3, batch: 2, length: 16, lr: 1.0e-2, warmup: 1, precision: float32}"
 SPARSE = 'prune.magnitude: {pattern: "2:4"}'
@@ -32,6 +35,27 @@ def run(llama_folder, text_file, tmp_path):
         return compressor.run(profile, model=str(model), out=tmp_path / out, **given)
 
     return run
+
+
+FINETUNE = (
+    f"distill.ce: {{train: {TRAIN}}}",
+    "prune.squarehead: {start: magnitude, sparsity: 0.6, gradual: [0.3], teacher: 'stage:1', "
+    "train: {steps: 4, batch: 2, length: 16, warmup: 0, precision: float32, snapshot_seconds: 0}}",
+)
+
+
+class Stopped(Exception):
+    """What a killed run is here."""
+
+
+class Said(Silent):
+    """A screen that collects its lines."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
 
 
 def zeros(checkpoint):
@@ -134,3 +158,54 @@ def test_a_second_sparse_stage_may_only_add_zeros(run):
     result = run(SPARSE, more)
     before, after = (zeros(Checkpoint.open(p)) for p in sorted(result.path.glob("0[12]-*")))
     assert all((after[name] | ~before[name]).all() for name in before)
+
+
+def test_sparse_finetuning_in_a_run_that_was_stopped(run, monkeypatch):
+    def stop_in_round_2(folder, state):
+        write_snapshot(folder, state)
+        if folder.name == "round-2":
+            raise Stopped
+
+    whole = run(*FINETUNE, out="whole")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(loop, "write_snapshot", stop_in_round_2)
+        run(*FINETUNE)
+    result = run(*FINETUNE, screen=(screen := Said()))
+    assert "  continuing after step 1 of round-2" in screen.lines
+    file = "model.safetensors"
+    first, second = (load_file(r.checkpoint.path / file) for r in (whole, result))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    tuned = Checkpoint.open(result.path / "01-distill.ce").manifest
+    record = result.checkpoint.manifest.stages[-1]
+    assert record.teacher == tuned.fingerprint
+    assert verify(result.checkpoint.path)["ok"]
+    text = (result.path / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    own = [line for line in lines if line["stage"] == "02-prune.squarehead"]
+    assert [(line["round"], line["step"]) for line in own] == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    with pytest.raises(CompressError, match=r"kl was 0\.0, now 0\.5"):
+        run(*FINETUNE, set=["stages.2.kl=0.5"])
+
+
+def test_what_sparse_finetuning_refuses_is_refused_before_any_work(run, tmp_path):
+    trim = "prune.minitron: {sizes: {layers: 2}, samples: 8, length: 16}"
+    with pytest.raises(CompressError, match="squarehead compares all layers: the teacher has 3"):
+        run(trim, "prune.squarehead: {train: {length: 16}}")
+    with pytest.raises(CompressError, match=r"train.length is 500 and the model takes at most"):
+        run("prune.squarehead: {train: {length: 500}}")
+    with pytest.raises(CompressError, match="does not divide the 48 inputs of '"):
+        run('prune.squarehead: {pattern: "16:32", train: {length: 16}}')
+    assert not list((tmp_path / "out").glob("01-*"))
+
+
+def test_preflight_counts_the_training_of_a_pruning_stage(run, tmp_path, llama_folder, text_file):
+    def planned(*stages):
+        profile = tmp_path / "plan.yaml"
+        lines = "\n".join(f"  - {stage}" for stage in stages)
+        profile.write_text(f"name: sparse\nstages:\n{lines}\nmeasures: []\n")
+        return compressor.plan(profile, str(llama_folder), data=str(text_file))["stages"][0]
+
+    shot, trained = planned("prune.magnitude: {}"), planned(FINETUNE[1].replace("stage:1", "input"))
+    plain = planned(f"distill.kd: {{train: {TRAIN}}}")
+    for key in ("peak_memory_bytes", "disk_bytes"):
+        assert trained[key] >= plain[key] > shot[key]
