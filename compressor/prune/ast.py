@@ -16,6 +16,9 @@ released (training/masked_adamw.py). X is fixed unless asked for: that is the 2/
 the paper; its published runs train X as a dense matrix, which costs as much again. The mask is
 also chosen after the last step, before the loss is measured. Dropout is off.
 
+The default pull is the paper's, for 124 million weights. Gradients are clipped as a whole, so those
+of single weights grow as models shrink, and so must the pull; a flip rate that stays high says so.
+
 Ablations of the paper: every: null (fixed mask), ramp: 0 (static decay), kl: 0 (no teacher).
 
 Legend: O outputs, I inputs, R groups of inputs, G inputs of a group.
