@@ -92,22 +92,23 @@ def factorize(h_II: Tensor) -> Factor:
     """
     if not bool(h_II.isfinite().all()):
         raise ValueError("a Hessian with NaN or infinite values")
-    flipped = h_II.float().flip(0, 1)
-    diagonal = flipped.diagonal()
+    diagonal = h_II.diagonal().float()
     dead = diagonal == 0
     mean = float(diagonal[~dead].mean()) if bool((~dead).any()) else 1.0
-    diagonal[dead] = mean
-    damping, added = DAMPING, 0.0
-    while True:
-        diagonal += damping * mean - added
-        added = damping * mean
-        lower, failed = torch.linalg.cholesky_ex(flipped)
-        if not int(failed):
-            upper = _inverse(lower.flip(0, 1))
-            if bool(upper.isfinite().all()):
-                return Factor(upper, dead.flip(0), damping)
+    added = torch.where(dead, mean, 0.0)
+    damping = DAMPING
+    while (root := _root(h_II, added + damping * mean)) is None:
         damping *= 10
         assert damping < 1e9, "no damping makes this Hessian positive definite"
+    return Factor(_inverse(root), dead, damping)
+
+
+def _root(h_II: Tensor, added_I: Tensor) -> Tensor | None:
+    """Upper triangular R with R R^T = H + added; None where that is not positive definite."""
+    flipped = h_II.float().flip(0, 1)
+    flipped.diagonal().add_(added_I.flip(0))
+    lower, failed = torch.linalg.cholesky_ex(flipped)
+    return None if int(failed) else lower.flip(0, 1)
 
 
 def _inverse(r_II: Tensor) -> Tensor:
