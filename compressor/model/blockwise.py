@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.model.families import Stack
-from compressor.model.forward import accepted, without_cache
+from compressor.model.forward import run_backbone
 from compressor.model.model import Model
+from compressor.model.spill import Spill
 
 _STREAM = "hidden_states"
+_LARGE = 2**16  # bytes of an argument that is worth a file
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Step:
         return stream_of(self.block(self.inputs[batch], *given.args, **given.kwargs))
 
 
-def walk(model: Model, batches: Sequence[dict[str, Tensor]]) -> Iterator[Step]:
+def walk(
+    model: Model, batches: Sequence[dict[str, Tensor]], spill: Spill | None = None
+) -> Iterator[Step]:
     """Yield every block once, in order.
 
     The walk holds one residual stream [B, S, H] for each batch. A block runs once more after it
@@ -67,14 +71,19 @@ def walk(model: Model, batches: Sequence[dict[str, Tensor]]) -> Iterator[Step]:
 
     Args:
         batches: what the model reads.
+        spill: where streams and large arguments are kept; in memory without one.
     """
     for stack in model.family.stacks:
-        streams, arguments = record(model, stack, batches)
+        streams, arguments = record(model, stack, batches, spill)
         for index, block in enumerate(model.blocks(stack)):
             step = Step(stack, index, block, streams, [given[index] for given in arguments])
             yield step
             for i in range(len(batches)):  # in place: one stream per batch is alive
-                streams[i] = _checked(step, i)
+                found = _checked(step, i)
+                if spill is None:
+                    streams[i] = found
+                else:
+                    spill.rewrite(streams[i], found)
 
 
 def _checked(step: Step, batch: int) -> Tensor:
@@ -92,20 +101,32 @@ def _checked(step: Step, batch: int) -> Tensor:
 
 @torch.no_grad()
 def record(
-    model: Model, stack: Stack, batches: Sequence[dict[str, Tensor]]
+    model: Model,
+    stack: Stack,
+    batches: Sequence[dict[str, Tensor]],
+    spill: Spill | None = None,
 ) -> tuple[list[Tensor], list[list[Arguments]]]:
     """For each batch, the input [B, S, H] of the first block, and the arguments of all blocks."""
     streams: list[Tensor] = []
     arguments: list[list[Arguments]] = []
     blocks = model.blocks(stack)
+    large: dict[int, tuple[Tensor, Tensor]] = {}  # of one batch: what blocks share is stored once
+
+    def put(value: Any) -> Any:
+        if spill is None or not isinstance(value, Tensor) or value.nbytes < _LARGE:
+            return value
+        if id(value) not in large:
+            large[id(value)] = value, spill.store(value)
+        return large[id(value)][1]
 
     def hook(index: int) -> Callable[..., None]:
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stream, given = _split(args, kwargs)
             if index == 0:
-                streams.append(stream)
+                streams.append(stream if spill is None else spill.store(stream))
                 arguments.append([])
-            arguments[-1].append(given)
+            kept = {key: put(value) for key, value in given.kwargs.items()}
+            arguments[-1].append(Arguments(tuple(put(value) for value in given.args), kept))
 
         return keep
 
@@ -113,7 +134,8 @@ def record(
         for index, block in enumerate(blocks):
             hooks.enter_context(block.register_forward_pre_hook(hook(index), with_kwargs=True))
         for batch in batches:
-            model.module(**accepted(model, batch), **without_cache(model))
+            run_backbone(model, batch)
+            large.clear()
     assert all(len(given) == len(blocks) for given in arguments)
     return streams, arguments
 

@@ -6,6 +6,7 @@ loading half of it.
 """
 
 import json
+import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ from compressor.model.side import read_sides, write_sides
 from compressor.model.side_files import copy_side_files
 from compressor.model.sources import FLOAT, PACKED, read_config, weight_files
 from compressor.model.sparse import broken_promise
+from compressor.model.spill import Spill
 from compressor.model.stored import float_state, quantized_state
-from compressor.model.stream import Lazy, open_tensors, write_tensors
+from compressor.model.stream import Lazy, in_float32, open_tensors, write_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
 
@@ -49,13 +51,15 @@ class Checkpoint:
         """
         return cls(Path(path), read_manifest(Path(path)))
 
-    def load(self) -> Model:
+    def load(self, spill: Path | None = None) -> Model:
         """Load the model: float32 on the CPU, eval mode, quantized modules in place.
+
+        `spill`: see load_directory.
 
         Raises:
             CompressError: it cannot be loaded, or its zeros are not those of the manifest.
         """
-        model = load_directory(self.path, self.manifest.formats)
+        model = load_directory(self.path, self.manifest.formats, spill)
         broken = broken_promise(model, self.manifest.formats)
         if broken:
             raise CompressError(
@@ -65,12 +69,17 @@ class Checkpoint:
         return model
 
 
-def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -> Model:
+def load_directory(
+    path: Path, formats: dict[str, WeightFormat] | None = None, spill: Path | None = None
+) -> Model:
     """Load a plain Hugging Face directory or one of ours.
 
     Args:
         path: directory with config.json and safetensors files.
         formats: quantized modules; read from manifest.json when there is one and None is given.
+        spill: a folder with room for the float weights in float32; these then stay in files, and
+            memory is needed for those in use only. Whoever changes a weight must replace it: what
+            is written into it in place takes memory until the model goes.
 
     Returns:
         A `Model` in float32 on the CPU, in eval mode.
@@ -88,7 +97,7 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
     if quantized(formats):
         module = _load_quantized(path, raw, family, formats, files)
     else:
-        module = _load_float(path, raw, family, files)
+        module = _load_float(path, raw, family, files, spill)
     module.eval()
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
     model = Model(
@@ -104,11 +113,16 @@ def load_directory(path: Path, formats: dict[str, WeightFormat] | None = None) -
     return model
 
 
-def _load_float(path: Path, raw: dict[str, Any], family: Family, files: list[Path]) -> nn.Module:
+def _load_float(
+    path: Path, raw: dict[str, Any], family: Family, files: list[Path], spill: Path | None
+) -> nn.Module:
     config = config_of(raw)
     cls = model_class(family, config)
     # a file that is cast must not stay in memory beside the result
     mapped = str(raw.get("dtype") or raw.get("torch_dtype") or "float32") == "float32"
+    given = files
+    if spill is not None:
+        files, mapped = in_float32(files, spill), True
     try:
         module, report = cls.from_pretrained(
             None,
@@ -124,7 +138,9 @@ def _load_float(path: Path, raw: dict[str, Any], family: Family, files: list[Pat
             "check that config.json and the weights belong together",
         ) from error
     _complete(path, family, module, set(report["missing_keys"]), report["mismatched_keys"])
-    return to_linear(module)
+    if files != given:  # mapped by now: the disk gets them back with the model
+        shutil.rmtree(files[0].parent)
+    return to_linear(module) if spill is None else to_linear(module, Spill(spill).store)
 
 
 def _generation_config(path: Path, cls: Any) -> Any:

@@ -4,14 +4,19 @@ Everything else then sees one kind of layer; only reading and writing a checkpoi
 matrix. The names to turn are asked of an empty model of the same class, so nothing is marked.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
-def to_linear(module: nn.Module) -> nn.Module:
-    """Replace every Conv1D [I, O] by a Linear [O, I], in place; biases stay."""
+def to_linear(module: nn.Module, make: Callable[[Tensor], Tensor] = Tensor.contiguous) -> nn.Module:
+    """Replace every Conv1D [I, O] by a Linear [O, I], in place; biases stay.
+
+    Args:
+        make: gives the turned weight a place of its own.
+    """
     from transformers.pytorch_utils import Conv1D
 
     for name, found in list(module.named_modules()):
@@ -19,7 +24,7 @@ def to_linear(module: nn.Module) -> nn.Module:
             inputs, outputs = found.weight.shape
             with torch.device("meta"):
                 linear = nn.Linear(inputs, outputs)
-            linear.weight = nn.Parameter(found.weight.data.t().contiguous())
+            linear.weight = nn.Parameter(make(found.weight.data.t()))
             linear.bias = found.bias
             module.set_submodule(name, linear.train(found.training))
     return module

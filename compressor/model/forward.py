@@ -48,6 +48,12 @@ def without_cache(model: Model) -> dict[str, bool]:
 
 
 @torch.no_grad()
+def run_backbone(model: Model, batch: dict[str, Tensor]) -> None:
+    """Run a forward without head and cache, for what hooks see of it."""
+    model.base(**accepted(model, batch), **without_cache(model))
+
+
+@torch.no_grad()
 def outputs(model: Model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Run a full forward without cache.
 

@@ -8,6 +8,7 @@ header padded to a multiple of 8, then the data, larger dtypes first so that all
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,26 @@ def _data(lazy: Lazy) -> Any:
     tensor = lazy.make()
     assert (tuple(tensor.shape), tensor.dtype) == (lazy.shape, lazy.dtype)
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def in_float32(files: list[Path], folder: Path) -> list[Path]:
+    """Files with the same tensors, floats in float32; those given where they are that already.
+
+    The new ones are written one tensor at a time into a folder of their own below `folder`.
+    """
+    codes = {code: dtype for dtype, code in _CODES.items()}
+    slices = open_tensors(files, mapped=False)
+    known = {name: codes[piece.get_dtype()] for name, piece in slices.items()}
+    if all(dtype in (torch.float32, torch.int64) for dtype in known.values()):
+        return files
+    tensors = {
+        name: Lazy(tuple(piece.get_shape()), dtype, lambda p=piece, d=dtype: p[...].to(d))
+        for name, piece in slices.items()
+        for dtype in (torch.float32 if known[name].is_floating_point else known[name],)
+    }
+    home = Path(tempfile.mkdtemp(dir=folder))
+    write_tensors(home, "float32", tensors)
+    return sorted(home.glob("*.safetensors"))
 
 
 def open_tensors(files: Iterable[Path], mapped: bool) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from compressor.model.model import Model
 from compressor.model.sparse import promise
 from compressor.numerics.masks import keep_largest, share_of_zeros
 from compressor.options import options
-from compressor.prune.sparsity import SparseOptions, refuse_unsound, targets
+from compressor.prune.allocation import AllocatedOptions, allocate
+from compressor.prune.sparsity import kept_pattern, refuse_unsound, targets
 from compressor.training.workbench import Workbench
 
 
 @options
-class Options(SparseOptions):
-    """How many weights of every layer go, and in which pattern."""
+class Options(AllocatedOptions):
+    """How many weights go, from which layers, and in which pattern."""
 
 
 @torch.no_grad()
@@ -29,15 +30,19 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     """Zero the smallest weights of every layer, in place; fill `model.formats` and notes.
 
     Raises:
-        CompressError: a weight is not finite, or N:M does not divide the inputs of a layer.
+        CompressError: a weight is not finite, N:M does not divide the inputs of a layer, or a glob
+            of `ratios` fits none.
     """
     linears = targets(model, options)
+    for name, linear in linears.items():
+        refuse_unsound(name, linear.weight)
+    shares = allocate(model, linears, options)
     notes = model.notes["sparsity"] = {}
     with work.progress("prune", len(linears)) as advance:
         for name, linear in linears.items():
             w_OI = linear.weight
-            refuse_unsound(name, w_OI)
-            w_OI *= keep_largest(w_OI.abs(), options.pattern, options.share, "matrix")
-            promise(model, name, options.pattern)
-            notes[name] = {"sparsity": share_of_zeros(w_OI)}
+            if shares[name]:
+                w_OI *= keep_largest(w_OI.abs(), options.pattern, shares[name], "matrix")
+                promise(model, name, kept_pattern(model.formats.get(name), options.pattern))
+                notes[name] = {"sparsity": share_of_zeros(w_OI)}
             advance(1)

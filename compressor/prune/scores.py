@@ -25,11 +25,10 @@ from compressor.model.importance_file import Scores, read_scores
 from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 from compressor.options import options
+from compressor.prune.calibration import calibration
 from compressor.prune.damage import BY_ANSWERS, DAMAGES, Ranking, refuse_unlabelled
-from compressor.training.batches import Batches
 from compressor.training.workbench import Batch, Workbench
 
-_BATCH = 8
 _QUANTILES = 64  # enough for a plot of the sorted scores of a layer
 
 
@@ -73,7 +72,7 @@ def score(model: Model, options: ScoreOptions, work: Workbench, removed: Sequenc
     Raises:
         CompressError: the calibration split is empty, or rows have no labels.
     """
-    batches = _calibration(options, work)
+    batches = calibration(options.samples, options.length, work)
     if options.layer_importance in BY_ANSWERS and any(removed):
         refuse_unlabelled(model, batches[0])
     windows = removed if options.contiguous else [0] * len(removed)
@@ -126,23 +125,6 @@ def reused(model: Model, options: ScoreOptions, path: str, removed: Sequence[int
 
 def _by_removal(options: ScoreOptions) -> bool:
     return options.layer_importance != "block_influence"
-
-
-def _calibration(options: ScoreOptions, work: Workbench) -> Sequence[Batch]:
-    """At most `samples` sequences; the last batch may be smaller."""
-    batch = min(_BATCH, options.samples)
-    whole = -(-options.samples // batch)
-    batches = work.batches("calibration", whole, batch=batch, length=options.length)
-    if len(batches) == 0:
-        raise CompressError(
-            "the calibration data holds no sequence",
-            "name a text with more documents under data.calibration",
-        )
-    last = options.samples - (whole - 1) * batch
-    return Batches(
-        len(batches),
-        lambda i: batches[i] if i < whole - 1 else {k: x[:last] for k, x in batches[i].items()},
-    )
 
 
 def _with_removals(

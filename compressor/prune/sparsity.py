@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compressor.errors import CompressError
+from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.model.sparse import prunable, refuse_undivided
 from compressor.numerics.masks import UNSTRUCTURED, fits, group_of, sparsity_of
@@ -50,6 +51,14 @@ def targets(model: Model, options: SparseOptions) -> dict[str, nn.Linear]:
     if options.undivided == "refuse":
         refuse_undivided(linears, options.pattern)
     return {name: m for name, m in linears.items() if fits(m.in_features, options.pattern)}
+
+
+def kept_pattern(before: WeightFormat | None, pattern: str) -> str:
+    """What to promise of a layer pruned to `pattern`: an N:M it had holds unless fewer stay now."""
+    if before is None or before.pattern is None or group_of(before.pattern) is None:
+        return pattern
+    had, now = sparsity_of(before.pattern), sparsity_of(pattern)
+    return before.pattern if now is None or (had is not None and now <= had) else pattern
 
 
 def refuse_unsound(name: str, w_OI: Tensor) -> None:

@@ -19,8 +19,8 @@ stage is complete: a run that was stopped goes on with the masks it had.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from importlib import import_module
 from itertools import pairwise
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -33,8 +33,9 @@ from compressor.distill.squarehead import objective
 from compressor.model.model import Model
 from compressor.numerics.masks import UNSTRUCTURED, group_of
 from compressor.options import options
+from compressor.prune import magnitude, sparsegpt, wanda
+from compressor.prune.oneshot import OneShotOptions
 from compressor.prune.rounds import keep_start, restore_start, round_folder, weights
-from compressor.prune.sparsity import SparseOptions
 from compressor.training import metrics
 from compressor.training.batches import Batches
 from compressor.training.parallel import alone, team
@@ -43,17 +44,15 @@ from compressor.training.workbench import Batch, Workbench
 
 __all__ = ["Options", "objective", "run"]
 
+_STARTS: dict[str, ModuleType] = {"sparsegpt": sparsegpt, "wanda": wanda, "magnitude": magnitude}
+
 
 @options
-class Options(SparseOptions, retraining.Options):
+class Options(OneShotOptions, retraining.Options):
     """How many weights go, how they are chosen, and how the rest is trained."""
 
     start: Literal["sparsegpt", "wanda", "magnitude"] = Field(
         "sparsegpt", description="one-shot method that chooses the weights"
-    )
-    samples: int = Field(128, ge=1, description="calibration sequences")
-    length: int | None = Field(
-        None, ge=2, description="tokens of a sequence; null: 512, or as many as the model takes"
     )
     gradual: list[float] = Field(
         [], description="rising sparsities on the way, each pruned and trained for equally long"
@@ -68,6 +67,8 @@ class Options(SparseOptions, retraining.Options):
             raise ValueError(f"{len(path) - 1} rounds need as many train.steps, or more")
         if self.gradual and self.undivided == "dense":
             raise ValueError("gradual would prune the layers that undivided: dense leaves dense")
+        if self.offload:
+            raise ValueError("offload: true keeps one block in memory, and training needs them all")
         return self
 
 
@@ -130,7 +131,7 @@ def _start(model: Model, options: Options, this: _Round, identity: str, work: Wo
         restore_start(model, identity, this.number, work)
         return
     torch.manual_seed(work.seed + this.number)
-    method: Any = import_module(f"compressor.prune.{options.start}")
+    method: Any = _STARTS[options.start]
     known = {field.name for field in fields(method.Options)} - {"pattern", "sparsity"}
     given = {name: getattr(options, name) for name in known & {f.name for f in fields(Options)}}
     sparsity = this.sparsity if group_of(this.pattern) is None else None

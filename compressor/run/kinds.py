@@ -51,7 +51,8 @@ def _edit(
     _refuse_removed(stage, parent)
     if stage.trains:
         team().tell(TRAINS)
-    return _proven(stage, edited(setting, stage, parent, work), partial, parent)
+    model = edited(setting, stage, parent, work)
+    return _proven(stage, model, partial, parent, _spill(stage, work))
 
 
 def _search(
@@ -76,9 +77,16 @@ def _export(
     return export_into(partial, stage, parent, setting.profile.floor, reference)
 
 
-def _proven(stage: Stage, model: Model, partial: Path, parent: Checkpoint) -> Manifest:
+def _spill(stage: Stage, work: Workbench) -> Path | None:
+    """Where weights stay in files while a stage runs; None: they are loaded into memory."""
+    return work.scratch if getattr(stage.options, "offload", False) else None
+
+
+def _proven(
+    stage: Stage, model: Model, partial: Path, parent: Checkpoint, spill: Path | None = None
+) -> Manifest:
     try:
-        return save_and_prove(model, partial, parent.path, promised=parent.manifest.formats)
+        return save_and_prove(model, partial, parent.path, spill, parent.manifest.formats)
     except Refused as error:
         raise Refused(f"{stage.method}: {error.what}", error.hint) from error
 
@@ -93,7 +101,7 @@ def _refuse_removed(stage: Stage, parent: Checkpoint) -> None:
 
 def edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench) -> Model:
     """The parent's model after the method."""
-    model = parent.load()
+    model = parent.load(_spill(stage, work))
     if setting.profile.dtype:
         model.source_dtype = setting.profile.dtype
     torch.manual_seed(setting.seed_of(stage))

@@ -21,11 +21,13 @@ from compressor.model.families import Family, find_family
 from compressor.model.shapes import config_of, count, resized
 from compressor.model.sources import read_config
 from compressor.prune import minitron
+from compressor.prune.oneshot import OneShotOptions
 from compressor.prune.scores import ScoreOptions
 from compressor.quantize import rtn
 from compressor.run.layout import stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
 from compressor.run.methods import learns
+from compressor.run.oneshot_needs import oneshot_needs
 from compressor.run.profile import Stage
 from compressor.run.rehearse import rehearse
 from compressor.run.search_stages import candidate_stages, planned_shapes
@@ -110,14 +112,15 @@ def plan_run(setting: Setting) -> dict[str, Any]:
 
 def say_short_calibration(setting: Setting) -> None:
     """Say where the data holds fewer calibration sequences than a pruning stage asks for."""
+    config = config_of(read_config(setting.source.path))
     for stage in setting.profile.stages:
         options = stage.options
         scores = isinstance(options, ScoreOptions) and getattr(options, "scores", None) is None
-        if not scores or setting.corpus is None or not setting.readable:
+        solves = isinstance(options, OneShotOptions)
+        if not (scores or solves) or setting.corpus is None or not setting.readable:
             continue
-        rows = setting.corpus.rows(
-            "calibration", setting.processor, options.length, setting.reading
-        )
+        length = options.tokens(config) if solves else options.length
+        rows = setting.corpus.rows("calibration", setting.processor, length, setting.reading)
         if 0 < len(rows) < options.samples:
             said = (
                 f"calibration has {len(rows):,} of the {options.samples:,} sequences asked for: "
@@ -165,7 +168,8 @@ def refuse_if_too_big(plan: dict[str, Any]) -> None:
             raise CompressError(
                 f"{stage['name']} needs about {_size(stage['peak_memory_bytes'])} of memory, "
                 f"{_size(has['memory_available_bytes'])} are available",
-                "lower train.batch or train.length, or free memory",
+                "lower train.batch or train.length, set offload: true where there is one, or free "
+                "memory",
             )
     needed = sum(stage["disk_bytes"] for stage in stages)
     free = has["disk_free_bytes"]
@@ -290,10 +294,16 @@ def _estimate(
     size = after.parameters * after.weight_bytes
     memory, disk, seconds = PROCESS_BYTES + 8.0 * before.parameters, size, 2.0
     if stage.trains:
-        trained = _training(setting, stage, before, after, teacher, rates[1])
-        memory, disk, seconds = trained[0], disk + trained[1], seconds + trained[2]
+        own = _training(setting, stage, before, after, teacher, rates[1])
+        memory, disk, seconds = own[0], disk + own[1], seconds + own[2]
         disk += 8.0 * before.parameters if stage.kind == "prune" else 0.0  # what rounds start from
-    if stage.kind == "prune":
+    if isinstance(stage.options, OneShotOptions):
+        positions = setting.reading.positions(stage.options.tokens(before.config))
+        given = (before.sizes, before.parameters, before.weight_bytes, positions, rates[0])
+        own = oneshot_needs(stage.options, *given)
+        least = memory if stage.trains else 0.0
+        memory, disk, seconds = max(least, PROCESS_BYTES + own[0]), disk + own[1], seconds + own[2]
+    elif stage.kind == "prune":
         length = setting.reading.positions(getattr(stage.options, "length", None) or 0)
         tokens = getattr(stage.options, "samples", 0) * length
         seconds += tokens * 2.0 * (before.parameters - tables) / rates[0]

@@ -21,17 +21,22 @@ RELOAD_TOLERANCE = {"float32": 1e-6, "float16": 5e-3, "bfloat16": 5e-2}
 
 
 def save_and_prove(
-    model: Model, directory: Path, parent: Path, promised: Mapping[str, WeightFormat] | None = None
+    model: Model,
+    directory: Path,
+    parent: Path,
+    spill: Path | None = None,
+    promised: Mapping[str, WeightFormat] | None = None,
 ) -> Manifest:
     """Save a model, load it back, compare, and leave a probe of the loaded one.
 
     The model is gone afterwards: its weights are given back before the saved ones are loaded, so
-    that there is never more than one of the two in memory.
+    that there is never more than one of the two in memory; with `spill` neither is as a whole.
 
     Args:
         model: what a stage made.
         directory: an existing directory to save it in.
         parent: checkpoint directory whose side files travel along.
+        spill: see load_directory.
         promised: formats of the parent, whose patterns of zeros the model must still have.
 
     Raises:
@@ -49,7 +54,7 @@ def save_and_prove(
     give_back_memory()
     tolerance = RELOAD_TOLERANCE[model.source_dtype]
     formats, notes, family = model.formats, model.notes, model.family
-    loaded = load_directory(directory, formats)
+    loaded = load_directory(directory, formats, spill)
     exchanges = [(batch, outputs(loaded, batch)) for batch in batches]
     for (batch, got), wanted in zip(exchanges, expected, strict=True):
         errors = largest_difference(wanted, got, output_mask(batch))

@@ -25,8 +25,10 @@ from compressor.model.shapes import config_of, empty_model, model_class
 from compressor.model.shrink import Kept, shrink
 from compressor.model.sources import read_config, resolve
 from compressor.prune import minitron
+from compressor.prune.allocation import AllocatedOptions, exceptions
 from compressor.prune.cutting import refuse_formats
 from compressor.prune.damage import refuse_unpredictable
+from compressor.prune.oneshot import OneShotOptions
 from compressor.prune.scores import layers_to_go, reused
 from compressor.prune.sparsity import SparseOptions, targets
 from compressor.quantize import rtn
@@ -75,6 +77,7 @@ def rehearse(
     for name, stages in profile.baselines.items():
         for number, stage in enumerate(stages, start=1):
             _check_length(f"baselines.{name}.{number}", stage, made[0])
+            _check_sparse(f"baselines.{name}.{number}", stage, made[0])
         names = [s.name for s in stages if s.kind == "export"]
         try:
             _prune_all(made[0], stages)
@@ -124,6 +127,7 @@ def _rehearse_search(job: _Rehearsal, place: str, stage: Stage, made: list[Model
 def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: Model) -> Model:
     """What a stage makes of `model`; `made` is what stages before may be taken from as teachers."""
     _check_length(place, stage, model)
+    _check_sparse(place, stage, model)
     if stage.trains:
         teacher = _teacher(stage.teacher or job.profile.teacher, made)
         objective = load_method(stage.method).objective(stage.options, model, teacher)
@@ -156,6 +160,19 @@ def _check_length(where: str, stage: Stage, model: Model) -> None:
                 f"{most} tokens",
                 f"set {where}.{option} to {most} or less",
             )
+
+
+def _check_sparse(where: str, stage: Stage, model: Model) -> None:
+    """Refuse layers that a pattern does not divide, globs without a layer, rows too long."""
+    own = stage.options
+    try:
+        found = list(targets(model, own)) if isinstance(own, SparseOptions) else []
+        if isinstance(own, AllocatedOptions):
+            exceptions(own, found)
+        if isinstance(own, OneShotOptions):
+            own.tokens(model.config)
+    except CompressError as error:
+        raise CompressError(f"{where} ({stage.method}): {error.what}", error.hint) from error
 
 
 def empty(path: Path) -> Model:

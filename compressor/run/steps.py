@@ -114,6 +114,8 @@ def _less_memory(setting: Setting, home: Path, number: int, stage: Stage) -> str
     if main and train is not None and train.batch > 1:
         place = f"--set stages.{number}.train"
         return f"{place}.batch={train.batch // 2} {place}.accumulate={train.accumulate * 2}"
+    if main and train is None and getattr(stage.options, "offload", True) is False:
+        return f"--set stages.{number}.offload=true"
     if main and length is not None and length > 2:
         return f"--set stages.{number}.length={length // 2}"
     return "free memory, or see compress plan for what each stage needs"

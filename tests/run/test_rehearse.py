@@ -113,3 +113,26 @@ def test_every_family_is_cut_without_weights(name, tmp_path, profile):
     save(model, tmp_path / "model", tmp_path)
     stages = "stages: [prune.minitron: {parameters: 0.6, multiple: 4, length: 16}]"
     rehearse(profile(stages, SHORT), open_source(str(tmp_path / "model")))
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ("{pattern: '2:4'}", "pattern 2:4 does not divide the 42 inputs"),
+        ("{ratios: {'*.value': 0.1, '*.values': 0.2}}", "ratios: '*.values' fits no layer"),
+        ("{length: 65}", "length is 65 and the model takes at most 64"),
+    ],
+)
+@pytest.mark.parametrize("place", ["stages.1", "baselines.a.1"])
+def test_what_a_sparse_stage_refuses_is_refused_before_any_work(
+    options, what, place, pico_bert, source, profile
+):
+    stage = f"[prune.wanda: {options}]"
+    lines = [f"stages: {stage}"] if "stages" in place else [EXPORT, f"baselines: {{a: {stage}}}"]
+    with pytest.raises(CompressError) as caught:
+        rehearse(profile(*lines, SHORT), source(pico_bert(intermediate_size=42)))
+    assert what in caught.value.what
+    assert caught.value.what.startswith(f"{place} (prune.wanda): ")
+    fitting = stage.replace("65", "64").replace("'*.values'", "'*'").replace("2:4", "1:2")
+    lines = [line.replace(stage, fitting) for line in lines]
+    rehearse(profile(*lines, SHORT), source(pico_bert(intermediate_size=42)))

@@ -102,10 +102,10 @@ def test_too_little_memory_in_a_stage(arguments, tmp_path, monkeypatch, stage):
     def fail(*_):
         raise error
 
-    def exhausted(model, directory, parent):
+    def exhausted(model, directory, *rest):
         if stage in directory.name:
             raise error
-        return save(model, directory, parent)
+        return save(model, directory, *rest)
 
     save = kinds.save_and_prove
     with monkeypatch.context() as patch:

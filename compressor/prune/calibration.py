@@ -1,0 +1,30 @@
+"""The calibration sequences that a pruning method reads."""
+
+from collections.abc import Sequence
+
+from compressor.errors import CompressError
+from compressor.training.batches import Batches
+from compressor.training.workbench import Batch, Workbench
+
+_BATCH = 8
+
+
+def calibration(samples: int, length: int, work: Workbench) -> Sequence[Batch]:
+    """At most `samples` sequences of at most `length` tokens; the last batch may be smaller.
+
+    Raises:
+        CompressError: the calibration split is empty.
+    """
+    batch = min(_BATCH, samples)
+    whole = -(-samples // batch)
+    batches = work.batches("calibration", whole, batch=batch, length=length)
+    if len(batches) == 0:
+        raise CompressError(
+            "the calibration data holds no sequence",
+            "name a text with more documents under data.calibration",
+        )
+    last = samples - (whole - 1) * batch
+    return Batches(
+        len(batches),
+        lambda i: batches[i] if i < whole - 1 else {k: x[:last] for k, x in batches[i].items()},
+    )
