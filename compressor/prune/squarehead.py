@@ -103,6 +103,9 @@ def rounds_of(options: Options) -> list[_Round]:
 def run(model: Model, options: Options, work: Workbench) -> None:
     """Prune and train `model` in place, round by round; fill `model.formats` and notes.
 
+    notes["rounds"] has the facts of each round; losses on the validation split are the last one's,
+    before and after its training.
+
     Raises:
         CompressError: the teacher has another shape, or what the one-shot method and the training
             raise.
@@ -112,17 +115,14 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     with team().leader_first():
         started = restore_start(model, identity, len(rounds), work)
     for this in rounds[max(0, started - 1) :]:
-        if this.number > started:
-            with team().leader_first():  # it prunes and writes, the others read
+        with team().leader_first():  # it prunes and writes, the others read
+            if this.number > started:  # another process may have read this start by now
                 _start(model, options, this, identity, work)
         _train(model, loss, options, this, work)
     model.notes["loss"] = metrics.loss_curve(work.scratch)
     made, totals = model.notes["rounds"], ("steps", "tokens", "seconds")
     sums = {key: sum(each["training"][key] for each in made) for key in totals}
     model.notes["training"] = model.notes["training"] | sums
-    if "validation" in model.notes:
-        before = made[0]["validation"]["before"]
-        model.notes["validation"] = model.notes["validation"] | {"before": before}
 
 
 def _start(model: Model, options: Options, this: _Round, identity: str, work: Workbench) -> None:

@@ -21,9 +21,14 @@ stages:
       accumulate: 2, precision: float32}}
   - distill.latent: {train: *train}
   - distill.minitron: {train: *train, intermediate: on, correct_teacher: {lr: 1.0e-3}}
+  - prune.squarehead: {teacher: stage:4, sparsity: 0.5, gradual: [0.3], start: magnitude,
+      train: *train}
 measures: []
 """
-STAGES = ("01-prune.minitron", "02-distill.kd", "03-distill.latent", "04-distill.minitron")
+STAGES = (
+    *("01-prune.minitron", "02-distill.kd", "03-distill.latent", "04-distill.minitron"),
+    "05-prune.squarehead",
+)
 
 
 def torchrun(folder, out, *more):
@@ -63,7 +68,7 @@ def test_two_processes_train_what_one_does(folder):
     log = (two / "log.txt").read_text()
     assert "2 processes share every batch" in log and log.count("starts") == len(STAGES)
     wanted = losses(one)
-    assert len(wanted) == 6 and losses(two) == pytest.approx(wanted, rel=1e-5)
+    assert len(wanted) == 10 and losses(two) == pytest.approx(wanted, rel=1e-5)
     notes = [
         [read_manifest(home / stage).metrics["notes"]["validation"] for stage in STAGES[1:]]
         for home in (one, two)
