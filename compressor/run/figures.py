@@ -24,6 +24,11 @@ _RANKINGS = {
     "output": "1 - cosine of the last hidden states with and without it",
 }
 
+_CURVES = {
+    "loss": "training loss",
+    "flip_rate": "share of the mask that changed when it was chosen again",
+}
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -38,7 +43,7 @@ def figures(report: dict[str, Any]) -> list[Figure]:
     """Every chart that the report has numbers for, in reading order."""
     found = list(_before_after(report["bench"])) if report.get("bench") else []
     for stage in report["stages"]:
-        found += [*_search(stage), *_importance(stage), *_loss(stage)]
+        found += [*_search(stage), *_importance(stage), *_curves(stage)]
     return found
 
 
@@ -123,9 +128,12 @@ def _search(stage: dict[str, Any]) -> Iterator[Figure]:
         yield Figure(*drawn, "After light retraining; up and left is better.")
 
 
-def _loss(stage: dict[str, Any]) -> Iterator[Figure]:
-    points = [(x, y) for x, y in (stage.get("notes") or {}).get("loss") or [] if y is not None]
-    if len(points) > 1:
-        title = f"{stage['name']}: training loss"
-        caption = f"First {points[0][1]:.4g}, last {points[-1][1]:.4g}; the line is a running mean."
-        yield Figure(title, curve(title, points, "step"), caption)
+def _curves(stage: dict[str, Any]) -> Iterator[Figure]:
+    """What a training logged, over its steps."""
+    for note, what in _CURVES.items():
+        values = (stage.get("notes") or {}).get(note) or []
+        points = [(x, y) for x, y in values if y is not None]
+        if len(points) > 1:
+            first, last = (points[i][1] for i in (0, -1))
+            caption = f"First {first:.4g}, last {last:.4g}; the line is a running mean."
+            yield Figure(f"{stage['name']}: {what}", curve(what, points, "step"), caption)
