@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _DONTNEED = 4  # MADV_DONTNEED
+_MMAP_THRESHOLD, _LARGE = -3, 2**20  # M_MMAP_THRESHOLD, bytes
 
 
 class Spill:
@@ -24,6 +25,7 @@ class Spill:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        _return_what_is_freed()
 
     def store(self, tensor: Tensor) -> Tensor:
         """A contiguous copy that lives in a file.
@@ -50,3 +52,14 @@ class Spill:
             start = stored.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
             length = ctypes.c_size_t(stored.data_ptr() + stored.nbytes - start)
             ctypes.CDLL(None).madvise(ctypes.c_void_p(start), length, _DONTNEED)
+
+
+def _return_what_is_freed() -> None:
+    """Have the C library give large freed blocks back at once, in this process from now on.
+
+    By itself glibc learns to keep blocks of up to 32 MB for later, and what it keeps grew with
+    every block of a model that was walked through.
+    """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if tune is not None:
+        tune(_MMAP_THRESHOLD, _LARGE)
