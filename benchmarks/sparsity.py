@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "retraining": "sparsity_retraining",
     "squarehead": "sparsity_squarehead",
     "solver": "sparsity_solver",
+    "memory": "sparsity_memory",
 }
 
 if __name__ == "__main__":

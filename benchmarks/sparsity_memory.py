@@ -18,12 +18,12 @@ import memory_worker
 import torch
 from cells import table
 from memory import alone
-from minitron_sweep import NOT_RUN
+from sweep import NOT_RUN
 
 from compressor.model.checkpoint import load_directory, save
 from compressor.prune import sparsegpt
 from compressor.run.machine import give_back_memory
-from compressor.run.steps import save_and_prove
+from compressor.run.prove import save_and_prove
 from compressor.screen import Silent
 from compressor.training.workbench import Workbench
 

@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 from cells import table
-from minitron_sweep import NOT_RUN
+from sweep import NOT_RUN
 
 from compressor.model.moments import Moments
 from compressor.numerics.masks import group_of
