@@ -36,7 +36,7 @@ def run(cells, model, seeds):
 def section(cells):
     """Loss by tokens, and at which length random weights reach a pruned model."""
     blocks = []
-    for model in lab.MODELS:
+    for model in ("stories260K", lab.STORIES):
         found = {arm: {f: _values(cells, model, arm, f) for f in FACTORS[arm]} for arm in FACTORS}
         rows = [
             [f"{arm}, {factor} x", *shown(values)]
