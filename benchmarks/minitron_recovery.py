@@ -1,9 +1,9 @@
 """Recovery: the same pruned shape, trained with KL, with cross entropy, with both, or from scratch.
 
 Half of the parameters stay. All arms take the same batches, 200 steps (novels-llama: 100) of 8 rows
-of 128 tokens, and the same grid of three learning rates (0.001 to 0.01; for the file as it is, 0.003
-to 0.03). Seeds choose calibration text, batches and random weights. 12 to 45 seconds a cell on
-stories260K.
+of 128 tokens, and the same grid of three learning rates (0.001 to 0.01; for the file as it is,
+0.003 to 0.03). Seeds choose calibration text, batches and random weights. 12 to 45 seconds a cell
+on stories260K.
 
 The text matters. The file of stories holds markers between stories that stories260K never saw, and
 it is split into paragraphs; *whole stories* is the same text without markers, a story at a time,

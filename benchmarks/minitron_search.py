@@ -12,7 +12,7 @@ from functools import partial
 import lab
 from cells import table
 from ranks import kendall, spearman
-from sweep import NOT_RUN
+from sweep import NOT_RUN, mean, shown
 
 TITLE = "Search: when is the order of shapes settled?"
 SHAPES = {
@@ -26,6 +26,7 @@ SHAPES = {
     ]
 }
 LADDER, FINAL = (0, 50, 100, 200), 600
+STEPS = (*LADDER, FINAL)
 RATE, ROW = 3e-3, 64  # tokens of a training row
 
 
@@ -56,35 +57,51 @@ def section(cells):
     """Losses of the shapes, and how alike the order at every length is to the final one."""
     blocks = []
     for model, shapes in SHAPES.items():
-        losses = {steps: _losses(cells, model, steps) for steps in (*LADDER, FINAL)}
+        seeds = [s for s in range(10) if all(_losses(cells, model, FINAL, s))]
+        found = {steps: [_losses(cells, model, steps, s) for s in seeds] for steps in STEPS}
+        header = ["shape", *(f"{steps} steps" for steps in STEPS)]
         rows = [
-            [label(sizes), *(NOT_RUN if loss is None else f"{loss:.3f}" for loss in column)]
-            for sizes, *column in zip(shapes, *losses.values(), strict=True)
+            [label(sizes), *(_mean_of(column, i) for column in found.values())]
+            for i, sizes in enumerate(shapes)
         ]
-        blocks += [f"### {model}", table(["shape", *(f"{n} steps" for n in losses)], rows)]
-        blocks += _orders(losses)
+        blocks += [f"### {model}, mean over {len(seeds)} seeds", table(header, rows)]
+        blocks += _orders(found) if seeds else []
     return blocks
 
 
-def _losses(cells, model, steps):
-    """Validation losses of all shapes with seed 0: a search ranks by these."""
-    found = [cells.found.get(key(model, sizes, steps, 0)) for sizes in SHAPES[model]]
+def _losses(cells, model, steps, seed):
+    """Validation losses of all shapes: a search ranks by these."""
+    found = [cells.found.get(key(model, sizes, steps, seed)) for sizes in SHAPES[model]]
     return [c and c["validation"] for c in found]
 
 
-def _orders(losses):
-    final = losses[FINAL]
-    if None in final:
-        return [f"Agreement with the final order: {NOT_RUN}."]
-    rows = [
-        [str(n), f"{spearman(losses[n], final):.2f}", f"{kendall(losses[n], final):.2f}"]
-        for n in LADDER
-        if None not in losses[n]
-    ]
-    best = min(range(len(final)), key=final.__getitem__)
-    first = [n for n in LADDER if None not in losses[n] and min(losses[n]) == losses[n][best]]
-    when = f"from {first[0]} steps" if first else "at no shorter length"
-    return [
-        table(["steps", "Spearman", "Kendall"], rows),
-        f"The shape that is best after {FINAL} steps is first {when}. One seed.",
-    ]
+def _mean_of(column, i):
+    values = [losses[i] for losses in column if losses[i] is not None]
+    return f"{mean(values):.3f}" if values else NOT_RUN
+
+
+def _orders(found):
+    """Ranks at every length against those after the final one, seed by seed."""
+    rows = []
+    for steps in LADDER:
+        pairs = [p for p in zip(found[steps], found[FINAL], strict=True) if None not in p[0]]
+        alike = [[measure(*pair) for pair in pairs] for measure in (spearman, kendall)]
+        best = sum(_first(early) == _first(late) for early, late in pairs)
+        # what a search that stops here gives away in the end
+        lost = [late[_first(early)] - min(late) for early, late in pairs]
+        orders = [shown(v, 2)[i] for v in alike for i in (0, 1)]
+        rows.append([str(steps), *orders, str(best), *_worst(lost)])
+    header = ["steps", "Spearman", "over seeds", "Kendall", "over seeds", "winner is the final one"]
+    said = (
+        "*Winner is the final one* counts seeds in which the best shape then is the best after "
+        f"{FINAL} steps; *given away* is how much worse than the best it is in the end."
+    )
+    return [table([*header, "given away, nats", "at most"], rows), said]
+
+
+def _first(losses):
+    return min(range(len(losses)), key=losses.__getitem__)
+
+
+def _worst(lost):
+    return [f"{mean(lost):.3f}", f"{max(lost):.3f}"] if lost else [NOT_RUN, NOT_RUN]

@@ -162,14 +162,14 @@ def _table(arms, teacher):
 def _row(arms, arm, lr, teacher):
     found = arms.found(arm, lr)
     if not found:
-        return [arm, f"{lr:g}" if lr else NOT_RUN, NOT_RUN, 0, NOT_RUN, NOT_RUN, ""]
+        return [arm, f"{lr:g}" if lr else NOT_RUN, NOT_RUN, "0", NOT_RUN, NOT_RUN, ""]
     value = mean([cell["heldout"] for cell in found])
     low, high = interval(found, teacher)
     apart = f"{value - teacher['heldout']:+.4f}"
     right = [cell["accuracy"] for cell in found if "accuracy" in cell]
     accuracy = f"{mean(right):.3f}" if right else ""
     ends = f"{low:+.4f} to {high:+.4f}"
-    return [arm, f"{lr:g}", f"{value:.4f}", len(found), apart, ends, accuracy]
+    return [arm, f"{lr:g}", f"{value:.4f}", str(len(found)), apart, ends, accuracy]
 
 
 def interval(found, teacher, times=2000):

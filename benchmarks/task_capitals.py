@@ -1,4 +1,4 @@
-"""Sentences of novels without capitals and punctuation, for a T5 trained from scratch, by character.
+"""Sentences of novels without capitals and marks, for a T5 trained from scratch, by character.
 
 The source is a sentence in small letters without marks, the target the sentence itself.
 """
