@@ -1,7 +1,7 @@
 """Search: after how many steps of retraining is the order of candidate shapes settled?
 
 Six shapes of stories260K with half of its parameters, within 1.5 %, are retrained with KL for
-0 to 200 steps and for the final 600, each length with a schedule of its own; steps are of 8 rows
+0 to 400 steps and for the final 600, each length with a schedule of its own; steps are of 8 rows
 of 64 tokens. The order of the losses at every length is compared with the final order. 3 to 40
 seconds a cell.
 """
@@ -25,7 +25,7 @@ SHAPES = {
         {"layers": 3, "hidden": 64, "heads": 8, "mlp": 100},
     ]
 }
-LADDER, FINAL = (0, 50, 100, 200), 600
+LADDER, FINAL = (0, 50, 100, 200, 400), 600
 STEPS = (*LADDER, FINAL)
 RATE, ROW = 3e-3, 64  # tokens of a training row
 
