@@ -111,15 +111,16 @@ def _row(cell):
 
 def _slopes(done):
     size = np.log([cell["model"] for cell in done])
-    slopes = [
-        np.polyfit(size, np.log([cell[action]["seconds"] for cell in done]), 1)[0]
-        for action in ("importance", "trimming")
-    ]
+    times = [np.log([c[a]["seconds"] for c in done]) for a in ("importance", "trimming")]
+    slopes = [np.polyfit(size, time, 1)[0] for time in times]
+    last = [(time[-1] - time[-2]) / (size[-1] - size[-2]) for time in times]
     return (
         f"Seconds grow with the bytes of the model to the power of {slopes[0]:.2f} (importance) "
-        f"and {slopes[1]:.2f} (trimming). One is what to expect: a forward pass reads and uses "
-        "every weight a fixed number of times per token, and trimming copies and writes every "
-        "kept weight once. Below one, fixed costs of each layer and file weigh on small models. "
+        f"and {slopes[1]:.2f} (trimming), and of {last[0]:.2f} and {last[1]:.2f} between the two "
+        "largest. One is what to expect: a forward pass reads and uses every weight a fixed number "
+        "of times per token, and trimming copies and writes every kept weight once. Below one, "
+        "fixed costs of each layer and file weigh on small models; above one at the end, the "
+        "likely cause (not measured) is a file too large to stay in the system's write buffers. "
         "`load` is the load average of the two cores at the end of the cell; times of a loaded "
         "machine are upper bounds."
     )

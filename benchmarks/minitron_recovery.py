@@ -15,12 +15,13 @@ from functools import partial
 
 import lab
 from cells import table
-from sweep import NOT_RUN, against, at_an_end, best_rate, mean, outcomes, shown, sweep
+from sweep import NOT_RUN, RATES, against, at_an_end, best_rate, mean, outcomes, shown, sweep
 
 TITLE = "Recovery after pruning to half"
 PAPER = """\
 The paper finds KL alone ahead of KL with cross entropy and far ahead of random weights."""
 STEPS, SHARE = 200, 0.5
+RATES_OF = {"stories260K": (3e-3, 1e-2, 3e-2)}
 SHORTER = {"novels-llama": 100}  # its steps take ten times as long
 FACTS = ("original", "before")
 ARMS = ("pruned, KL", "pruned, CE", "pruned, CE + KL", "random, CE", "random, KL")
@@ -52,7 +53,8 @@ def cell(model, arm, steps, seed, lr):
 def run(cells, model, seeds):
     """Every arm, over the grid and the seeds."""
     for arm in ARMS:
-        sweep(cells, prefix(model, arm), partial(cell, model, arm, steps_of(model)), seeds)
+        make = partial(cell, model, arm, steps_of(model))
+        sweep(cells, prefix(model, arm), make, seeds, RATES_OF.get(model, RATES))
 
 
 def section(cells):

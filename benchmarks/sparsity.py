@@ -13,6 +13,7 @@ where their ranges do not overlap; of a single seed the numbers are compared as 
 from experiments import main
 
 EXPERIMENTS = {
+    "decay": "sparsity_decay",
     "retraining": "sparsity_retraining",
     "squarehead": "sparsity_squarehead",
     "solver": "sparsity_solver",

