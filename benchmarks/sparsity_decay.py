@@ -17,7 +17,7 @@ from compressor.training.options import Train
 
 TITLE = "How strong AST's pull must be"
 STEPS, RATE = 150, 1e-3
-DECAYS, FORMS = (1e-4, 1e-3, 1e-2, 1e-1), ("denominator", "gradient")
+DECAYS, FORMS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0), ("denominator", "gradient")
 MODELS = (lab.STORIES,)
 
 
