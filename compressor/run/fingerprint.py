@@ -51,14 +51,11 @@ def portable_options(stage: Stage, made: Manifest | None = None) -> dict[str, An
 
 
 def _files(record: StageRecord) -> str | list[str]:
-    """Hash of the method's files, and of those of the methods that it is made of."""
+    """Hash of the method's files, and of those of the methods that a search's candidates use."""
     own = method_hash(load_method(record.method))
-    if record.method == "prune.squarehead":
-        used = (f"prune.{record.options['start']}", "distill.squarehead")
-    elif record.method.startswith("search."):
-        used = ("prune.minitron", record.options["method"])
-    else:
+    if not record.method.startswith("search."):
         return own
+    used = ("prune.minitron", record.options["method"])
     return [own, *(method_hash(load_method(method)) for method in used)]
 
 
