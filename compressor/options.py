@@ -1,11 +1,12 @@
 """How a method declares its options, and how a typo finds the name that was meant."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
 
@@ -18,6 +19,25 @@ def options(cls: type[T]) -> type[T]:
     """
     config = ConfigDict(extra="forbid", validate_default=True)
     return cast("type[T]", dataclass(frozen=True, kw_only=True, config=config)(cls))
+
+
+def exactly_one(given: Any, names: Sequence[str]) -> None:
+    """Refuse options that give none of `names`, or several; for a validator of the whole.
+
+    Raises:
+        PydanticCustomError: of type "exactly_one"; its context holds the names that are given.
+    """
+    found = [name for name in names if getattr(given, name) is not None]
+    if len(found) != 1:
+        raise PydanticCustomError(
+            "exactly_one",
+            "give exactly one of {names} (got {got})",
+            {
+                "names": f"{', '.join(names[:-1])} and {names[-1]}",
+                "got": " and ".join(found) or "none",
+                "found": found,
+            },
+        )
 
 
 def nearest(name: str, known: Iterable[Any]) -> str:

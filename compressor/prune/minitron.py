@@ -38,7 +38,7 @@ from compressor.model.importance_file import NAME
 from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 from compressor.model.shrink import Kept, KeptStack, shrink
-from compressor.options import options
+from compressor.options import exactly_one, options
 from compressor.prune.cutting import CutOptions, refuse_formats
 from compressor.prune.scores import layers_to_go, reused, score, summary
 from compressor.training.workbench import Workbench
@@ -60,13 +60,7 @@ class Options(CutOptions):
 
     @model_validator(mode="after")
     def _one_budget(self) -> "Options":
-        goals = ("parameters", "sizes", "bytes", "ratios")
-        given = [goal for goal in goals if getattr(self, goal) is not None]
-        if len(given) != 1:
-            what = " and ".join(given) or "none"
-            raise ValueError(
-                f"give exactly one of parameters, sizes, bytes and ratios (got {what})"
-            )
+        exactly_one(self, ("parameters", "sizes", "bytes", "ratios"))
         return self
 
 

@@ -59,7 +59,7 @@ def measure_candidates(
 
     Returns:
         The form of `bench --json`. Beyond it: `task`; `tokenizer`, a digest of the vocabulary;
-        `measures` {name: options}; `noise` {twice, spread}, the shares that decided `noisy`; per
+        `measures` {name: options}; `noise` {twice, spread, share}, which decided `noisy`; per
         candidate fingerprint, weights_bytes, baseline_bytes, latency_ms.rounds (p50 of each
         round), ratio.throughput, cores (processor time over wall time), and prefill_ms
         {tokens: ms} of decoders or batches {rows: {p50, throughput}} of the others. What was not

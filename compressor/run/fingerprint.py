@@ -4,7 +4,10 @@ import hashlib
 import json
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from compressor.errors import CompressError
 from compressor.model.importance_file import find_scores, scores_path
@@ -32,10 +35,11 @@ def fingerprint(record: StageRecord, dtype: str | None) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def portable_options(stage: Stage, made: Manifest | None = None) -> dict[str, Any]:
+def portable_options(stage: Stage, home: Path, made: Manifest | None = None) -> dict[str, Any]:
     """Options as a stage record holds them: the sha256 of a file in place of its path.
 
     Args:
+        home: output directory of the run.
         made: what stands where the stage goes. A finished stage needs its file no more: where it
             is gone, the one that was read then is taken for it.
 
@@ -45,20 +49,27 @@ def portable_options(stage: Stage, made: Manifest | None = None) -> dict[str, An
     found = stage.plain_options()
     if (path := found.get("scores")) is not None:
         before = made.stages[-1].options.get("scores") if made else None
-        gone = before is not None and find_scores(path) is None
+        gone = before is not None and used_up(path, home)
         found["scores"] = before if gone else file_digest(scores_path(path))
     return found
 
 
+def used_up(path: str, home: Path) -> bool:
+    """Whether there are no scores at `path` any more, and the run in `home` was told that path."""
+    profile = home / "profile.yaml"
+    if find_scores(path) is not None or not profile.is_file():
+        return False
+    told = yaml.safe_load(profile.read_text(encoding="utf-8"))
+    chains = [told["stages"], *(told.get("baselines") or {}).values()]
+    return any(o.get("scores") == path for chain in chains for s in chain for o in s.values())
+
+
 def _files(record: StageRecord) -> str | list[str]:
-    """Hash of the method's files, and of those of the methods that it is made of."""
+    """Hash of the method's files, and of those of the methods that a search's candidates use."""
     own = method_hash(load_method(record.method))
-    if record.method == "prune.squarehead":
-        used = (f"prune.{record.options['start']}", "distill.squarehead")
-    elif record.method.startswith("search."):
-        used = ("prune.minitron", record.options["method"])
-    else:
+    if not record.method.startswith("search."):
         return own
+    used = ("prune.minitron", record.options["method"])
     return [own, *(method_hash(load_method(method)) for method in used)]
 
 

@@ -55,7 +55,7 @@ def stage_record(
     reads = stage.kind != "export" and stage.method not in WITHOUT_DATA
     record = StageRecord(
         method=stage.method,
-        options=portable_options(stage, made),
+        options=portable_options(stage, setting.home, made),
         seed=setting.seed_of(stage),
         teacher=setting.teacher_of(stage).manifest.fingerprint if learns(method) else None,
         data=setting.data_record if reads else None,

@@ -29,6 +29,8 @@ def _explain(
     first = error.errors()[0]
     keys = tuple(first["loc"])
     method = f"measure.{path[-1]}" if path[0] == "measures" else path[-1]
+    if not keys:
+        return _explain_whole(first, document, path, method)
     where, name = document.where((*path, *keys)), ".".join(str(k) for k in keys)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _known_options(cls, keys[:-1])
@@ -42,6 +44,23 @@ def _explain(
         f"{where}option '{name}' of {method}: {message}{value}",
         f"compress methods {method} lists the options",
     )
+
+
+def _explain_whole(
+    first: Any, document: Document, path: tuple[Any, ...], method: str
+) -> CompressError:
+    """A mistake of no single option: of how they go together."""
+    given = document.overrides_below(path)
+    hint = f"compress methods {method} lists the options"
+    if first["type"] == "exactly_one":
+        found = [(*path, name) for name in first["ctx"]["found"]]
+        given = {key: text for key, text in given.items() if key in found}
+        others = [key for key in found if key not in given]
+        if given and others and path[0] == "stages":  # the profile gives another one
+            hint = "add " + " ".join(f"--set stages.{k[1] + 1}.{k[-1]}=null" for k in others)
+    where = f"--set {[*given.values()][-1]}: " if given else document.where(path)
+    message = first["msg"].removeprefix("Value error, ")
+    return CompressError(f"{where}{method}: {message}", hint)
 
 
 def _known_options(cls: Any, path: tuple[Any, ...]) -> list[str]:

@@ -17,6 +17,7 @@ from compressor.options import nearest
 
 KINDS = ("prune", "distill", "search", "quantize", "export")
 ROOT = Path(compressor.__file__).parent
+RUNNER = "distill/runner.py"  # trains for every method that does
 # What a stage asks for besides its parent counts in its fingerprint. A method is taken to read
 # data unless it is named here; distill methods have a teacher and others have none.
 WITHOUT_DATA = ("prune.magnitude", "quantize.rtn")
@@ -63,38 +64,45 @@ def learns(method: str) -> bool:
 
 
 def method_hash(module: ModuleType) -> str:
-    """sha256 of a method: its file and what that imports of its kind, however far."""
+    """sha256 of a method: its file, the runner if it trains, and what these import of KINDS."""
     assert module.__file__
+    file = Path(module.__file__)
+    root, files = file.parent.parent, [file]
+    if any(field.name == "train" for field in dataclasses.fields(module.Options)):
+        files.append(root / RUNNER)
     total = hashlib.sha256()
-    for file in files_of(Path(module.__file__)):
-        total.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    for each in files_of(root, files):
+        name = each.relative_to(root).as_posix()
+        total.update(f"{name} {hashlib.sha256(each.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
 
 
-def files_of(file: Path) -> list[Path]:
-    """A file and all it imports from its own folder, directly or not, sorted; nothing is run."""
+def files_of(root: Path, files: list[Path]) -> list[Path]:
+    """Files and all they import from the folders of KINDS, directly or not; nothing is run.
+
+    Args:
+        root: the folder of the package `compressor`.
+    """
     found: set[Path] = set()
-    waiting = [file]
+    waiting = list(files)
     while waiting:
         current = waiting.pop()
         if current.is_file() and current not in found:
             found.add(current)
-            waiting += (file.with_name(f"{name}.py") for name in _siblings(current))
+            waiting += (root / f"{name.replace('.', '/')}.py" for name in _imports(current))
     return sorted(found)
 
 
-def _siblings(file: Path) -> set[str]:
-    """Names that a file imports from compressor/KIND, its folder: modules, and what is in them."""
-    kind, found = f"compressor.{file.parent.name}", set()
+def _imports(file: Path) -> set[str]:
+    """Names, as KIND.NAME, that a file imports from KINDS: modules, and what is in them."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}", *(f"{node.module}.{part.name}" for part in node.names)]
+            found |= {f"{node.module}", *(f"{node.module}.{part.name}" for part in node.names)}
         elif isinstance(node, ast.Import):
-            names = [part.name for part in node.names]
-        else:
-            continue
-        found |= {n.removeprefix(f"{kind}.") for n in names if n.startswith(f"{kind}.")}
-    return found
+            found |= {part.name for part in node.names}
+    names = {name.removeprefix("compressor.") for name in found if name.startswith("compressor.")}
+    return {name for name in names if name.partition(".")[0] in KINDS}
 
 
 def describe(method: str) -> dict[str, Any]:

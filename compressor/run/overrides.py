@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from compressor.errors import CompressError
-from compressor.run.yaml_lines import Document
+from compressor.run.yaml_lines import Document, Path
 
 
 def apply_overrides(document: Document, overrides: tuple[str, ...]) -> Document:
@@ -16,14 +16,14 @@ def apply_overrides(document: Document, overrides: tuple[str, ...]) -> Document:
     Stages count from 1 and need not name their method: `stages.2.train.steps=10`.
     Unknown names are caught by the validation that follows.
     """
-    data = deepcopy(document.data)
+    data, given = deepcopy(document.data), {}
     for text in overrides:
         path, separator, value = text.partition("=")
         keys = path.split(".")
         if not separator or not all(keys):
             raise CompressError(f"--set '{text}' is no KEY=VALUE", "--set stages.2.train.steps=10")
-        _assign(data, keys, read_value(text, value), text)
-    return replace(document, data=data)
+        given[_assign(data, keys, read_value(text, value), text)] = text
+    return replace(document, data=data, overrides=given)
 
 
 def read_value(text: str, value: str) -> Any:
@@ -34,21 +34,24 @@ def read_value(text: str, value: str) -> Any:
         raise CompressError(f"--set '{text}': the value is not valid YAML", "quote it") from error
 
 
-def _assign(data: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
-    target: dict[str, Any] = data
+def _assign(data: dict[str, Any], keys: list[str], value: Any, text: str) -> Path:
+    """Put the value in its place; returns the path of its key in the document."""
+    target, start = data, ()
     if keys[0] == "stages":
-        target, keys = _stage_options(data, keys, text)
+        target, start, keys = _stage_options(data, keys, text)
     for key in keys[:-1]:
         if not isinstance(target.get(key) or {}, dict):
             raise CompressError(f"--set '{text}': '{key}' holds no keys", "name a deeper key")
         target[key] = target.get(key) or {}
         target = target[key]
     target[keys[-1]] = value
+    return (*start, *keys)
 
 
 def _stage_options(
     data: dict[str, Any], keys: list[str], text: str
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], Path, list[str]]:
+    """The options that a --set changes, their place in the document, and the keys that are left."""
     stages = data.get("stages") or []
     stages = stages if isinstance(stages, list) else []
     if len(keys) < 3 or not keys[1].isdigit() or not 1 <= int(keys[1]) <= len(stages):
@@ -67,4 +70,4 @@ def _stage_options(
             "- distill.kd: {temperature: 1}",
         )
     stages[index][method] = options
-    return options, keys[2:]
+    return options, ("stages", index, method), keys[2:]

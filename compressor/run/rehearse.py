@@ -19,6 +19,7 @@ from compressor.model.budget import Shape, sizes_for
 from compressor.model.candidates import label
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
 from compressor.model.families import find_family
+from compressor.model.importance_file import find_scores
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import WeightFormat, read_manifest
 from compressor.model.model import Model
@@ -34,6 +35,7 @@ from compressor.prune.scores import fitting, layers_to_go
 from compressor.prune.sparsity import SparseOptions, targets
 from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
+from compressor.run.fingerprint import used_up
 from compressor.run.layout import stage_name
 from compressor.run.methods import load_method
 from compressor.run.profile import Profile, Stage
@@ -102,7 +104,8 @@ def _without_used_scores(profile: Profile, home: Path) -> Profile:
 
     def rest(place: Path, number: int, stage: Stage) -> Stage:
         made = (place / stage_name(number, stage.method)).is_dir()
-        if made and isinstance(stage.options, minitron.Options):
+        scores = getattr(stage.options, "scores", None)
+        if made and scores and (find_scores(scores) or used_up(scores, home)):
             return replace(stage, options=replace(stage.options, scores=None))
         return stage
 

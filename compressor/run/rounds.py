@@ -4,8 +4,10 @@ A round gives every candidate one turn; the order rotates from round to round. N
 over rounds, ratios are formed within a round, against the first candidate, before their median is
 taken, so that a machine that slows down for a minute slows both sides of a ratio.
 
-Noise: the first candidate has two turns per round. Where its two medians differ by more than
-TWICE, or the quartiles of its rounds lie further apart than SPREAD, the result is called noisy.
+Noise: the first candidate has two turns per round. The result is called noisy where its two medians
+differ by more than TWICE, where the quartiles of any candidate's rounds lie further apart than
+SPREAD, or where any candidate got less than SHARE of the processors that its threads could use: a
+starved process can be slow in every round alike.
 """
 
 import dataclasses
@@ -24,6 +26,7 @@ from compressor.training.workbench import Workbench
 
 TWICE = 0.05
 SPREAD = 0.15
+SHARE = 0.8
 
 Round = dict[str, float]
 
@@ -34,22 +37,34 @@ class Turns:
 
     rounds: list[list[Round]]
     again: list[Round]
+    threads: int = 1
 
     @property
     def noise(self) -> dict[str, float]:
-        """{twice, spread}: how far the first candidate's two turns, and its rounds, lie apart."""
+        """{twice, spread, share}, or nothing where speed was not measured.
+
+        How far the first candidate's two turns lie apart; how far the rounds of a candidate do, at
+        most; the share of its threads' processors that a candidate got, at least.
+        """
         if not self.again:
             return {}
-        a, b = [r["p50"] for r in self.rounds[0]], [r["p50"] for r in self.again]
-        quarter, half, three = np.quantile(a + b, [0.25, 0.5, 0.75])
-        difference = abs(np.median(a) - np.median(b))
-        return {"twice": float(difference / half), "spread": float((three - quarter) / half)}
+        first, *others = self.rounds
+        a, b = (float(np.median([r["p50"] for r in turn])) for turn in (first, self.again))
+        timed = [first + self.again, *others]
+        return {
+            "twice": abs(a - b) / float(np.median([r["p50"] for r in timed[0]])),
+            "spread": max(_spread([r["p50"] for r in turn]) for turn in timed),
+            "share": min(float(np.median([r["cores"] for r in turn])) for turn in timed)
+            / self.threads,
+        }
 
     @property
     def noisy(self) -> bool:
-        """Whether the first candidate disagrees with itself."""
+        """Whether a candidate disagrees with itself or was starved."""
         noise = self.noise
-        return bool(noise) and (noise["twice"] > TWICE or noise["spread"] > SPREAD)
+        return bool(noise) and (
+            noise["twice"] > TWICE or noise["spread"] > SPREAD or noise["share"] < SHARE
+        )
 
     def latency_ratio(self, index: int) -> float | None:
         """Median over rounds of a candidate's p50 over the mean of the first one's two turns."""
@@ -62,6 +77,12 @@ class Turns:
             for r, a, b in zip(self.rounds[index], self.rounds[0], self.again, strict=True)
         ]
         return float(np.median(paired))
+
+
+def _spread(values: list[float]) -> float:
+    """Distance of the quartiles, as a share of the median."""
+    quarter, half, three = np.quantile(values, [0.25, 0.5, 0.75])
+    return float((three - quarter) / half)
 
 
 def no_turns(candidates: int) -> Turns:
@@ -99,7 +120,7 @@ def take_turns(
                 worker = workers[0 if last else turn]
                 turns[turn].append(worker.ask(again if last else request))
                 advance(1)
-    return Turns(turns[:-1], turns[-1])
+    return Turns(turns[:-1], turns[-1], threads)
 
 
 def order(number: int, turns: int) -> list[int]:

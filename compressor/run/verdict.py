@@ -51,7 +51,7 @@ def verdict(bench: dict[str, Any], domain: str = "") -> list[str]:
     lines = [sentence(a, b, speed=not noisy) for a in judged for b in others]
     if noisy:
         lines.append(
-            "The machine was busy and timings varied too much, so there is no verdict on speed. "
+            "The machine was busy or timings varied too much, so there is no verdict on speed. "
             "Run it again on a quiet machine."
         )
     for candidate in judged or others:

@@ -1,6 +1,7 @@
 """YAML that remembers on which line every key stands, so that mistakes can be pointed at."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -19,13 +20,24 @@ class Document:
     data: Any
     lines: dict[Path, int]
     name: str
+    overrides: Mapping[Path, str] = field(default_factory=dict)  # {key path: "KEY=VALUE"}
 
     def where(self, path: Path) -> str:
-        """Return "file:line: " of a key path or of its nearest parent that has a line."""
+        """Return "file:line: " of a key path or of its nearest parent that has a line.
+
+        Where the command line gave the value, its --set is named instead.
+        """
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.overrides:
+                return f"--set {self.overrides[path[:end]]}: "
         while path and path not in self.lines:
             path = path[:-1]
         line = self.lines.get(path)
         return f"{self.name}:{line}: " if line else f"{self.name}: "
+
+    def overrides_below(self, path: Path) -> dict[Path, str]:
+        """{key path: "KEY=VALUE"} of what the command line gave of a mapping."""
+        return {p: text for p, text in self.overrides.items() if p[: len(path)] == path}
 
     def expect(self, path: Path, value: Any, kind: type, example: str) -> None:
         """Refuse a value that is no dict, list or str, as `kind` says.

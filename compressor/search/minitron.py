@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from compressor.options import options
+from compressor.options import exactly_one, options
 from compressor.prune.cutting import CutOptions
 from compressor.training.options import Train
 
@@ -63,10 +63,7 @@ class Options(CutOptions):
 
     @model_validator(mode="after")
     def _one_budget(self) -> "Options":
-        given = [name for name in _BUDGETS if getattr(self, name) is not None]
-        if len(given) != 1:
-            what = " and ".join(given) or "none"
-            raise ValueError(f"give exactly one of {', '.join(_BUDGETS)} (got {what})")
+        exactly_one(self, _BUDGETS)
         if not self.method.startswith("distill."):
             raise ValueError(f"method must be a distill method (got {self.method})")
         if "train" in self.objective:

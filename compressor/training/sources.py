@@ -7,9 +7,10 @@ What a source may be depends on what the model reads:
     audio   .jsonl or .csv with the columns audio (a file, relative to the table) and text
     images  a folder with a subfolder for each class, or with labels.csv; an MNIST idx file
 
-In a .txt a blank line ends a document. So does a line that is exactly <|endoftext|>, which stands
-between the stories of TinyStories (arXiv 2305.07759) and other dumps: it is the mark of another
-tokenizer, and to that of the model at hand it would be text.
+In a .txt a blank line ends a document, unless the file has lines that are exactly <|endoftext|>,
+as stand between the stories of TinyStories (arXiv 2305.07759) and other dumps. Then these lines
+alone end a document, and blank lines are white space inside one: a story keeps its paragraphs. The
+mark itself is never text: it is that of another tokenizer.
 """
 
 import re
@@ -65,7 +66,9 @@ def _read_text(path: Path) -> list[Document]:
             "give a .txt, .jsonl or .csv file, or stdlib:MODULE",
         )
     if path.suffix == ".txt":
-        text = _END_LINE.sub("", decode(path))  # leaves a blank line
+        text = decode(path)
+        if _END_LINE.search(text):
+            return [Document(part.strip()) for part in _END_LINE.split(text)]
         return [Document(part) for part in _BLANK_LINE.split(text.strip())]
     return [
         Document(text, label_of(f"{path.name}:{line}", label))

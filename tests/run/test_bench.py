@@ -76,10 +76,15 @@ def test_without_speed_there_is_no_noise(encoders, make_work):
     assert found["candidates"][0]["ratio"]["latency"] is None
 
 
-def turns_of(first, second, *others):
-    """Turns with these p50."""
-    rounds = [[{"p50": v} for v in values] for values in (first, *others)]
-    return Turns(rounds, [{"p50": v} for v in second])
+def turns_of(first, second, *others, cores=1.0, threads=1):
+    """Turns with these p50; the last candidate has `cores`, the others all that they can use."""
+
+    def rounds(values, share):
+        return [{"p50": v, "cores": share} for v in values]
+
+    *all_but_one, last = (first, *others)
+    found = [*(rounds(v, float(threads)) for v in all_but_one), rounds(last, cores)]
+    return Turns(found, rounds(second, float(threads)), threads)
 
 
 def test_noise_is_a_first_candidate_that_disagrees_with_itself():
@@ -89,6 +94,18 @@ def test_noise_is_a_first_candidate_that_disagrees_with_itself():
     assert apart.noise["twice"] > TWICE and apart.noisy
     spread = turns_of([10, 14, 8, 12], [10, 14, 8, 12])
     assert spread.noise["spread"] > SPREAD and spread.noisy
+
+
+def test_noise_is_any_candidate_whose_rounds_lie_apart_or_that_got_too_little_of_a_processor():
+    first = [10, 10, 10, 10]
+    calm = turns_of(first, first, [5, 5.1, 5, 4.9], cores=0.9)
+    assert calm.noise["share"] == 0.9 and not calm.noisy
+    apart = turns_of(first, first, [5, 5, 5, 5], [5, 7, 4, 6])
+    assert apart.noise["spread"] == pytest.approx((6.25 - 4.75) / 5.5) and apart.noisy
+    starved = turns_of(first, first, [0.34] * 4, cores=0.25)
+    assert starved.noise["spread"] == 0 and starved.noise["share"] == 0.25 and starved.noisy
+    assert turns_of(first, first, [5] * 4, cores=1.0, threads=2).noisy
+    assert not turns_of(first, first, [5] * 4, cores=1.8, threads=2).noisy
 
 
 def test_a_ratio_is_formed_within_a_round():

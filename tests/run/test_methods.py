@@ -12,14 +12,14 @@ from compressor.run.methods import load_method, method_hash
 
 @pytest.fixture
 def copied(tmp_path):
-    """Factory: a method out of a copy of its folder, and that folder."""
+    """Factory: a method out of a copy of the package, and that copy's folder."""
 
     def copy(method):
-        kind, _, name = method.partition(".")
-        folder = tmp_path / kind
-        shutil.copytree(Path(compressor.__file__).parent / kind, folder)
-        module = ModuleType(name)
-        module.__file__ = str(folder / f"{name}.py")
+        folder = tmp_path / "compressor"
+        shutil.copytree(Path(compressor.__file__).parent, folder)
+        module = ModuleType(method)
+        module.__file__ = str(folder / f"{method.replace('.', '/')}.py")
+        module.Options = load_method(method).Options
         return module, folder
 
     return copy
@@ -28,10 +28,30 @@ def copied(tmp_path):
 @pytest.mark.parametrize(
     ("method", "inside", "outside"),
     [
-        ("prune.minitron", ["minitron", "cutting", "scores", "damage"], ["__init__"]),
-        ("distill.kd", ["kd", "logits", "runner"], ["minitron", "latent"]),
-        ("distill.minitron", ["minitron", "logits", "states"], ["kd", "latent"]),
-        ("export.onnx", ["onnx", "onnx_twin", "onnx_pair"], ["safetensors"]),
+        (
+            "prune.minitron",
+            ["prune/minitron", "prune/cutting", "prune/damage", "distill/predictions"],
+            ["prune/__init__", "prune/wanda", "distill/kd", "model/shrink", "run/search"],
+        ),
+        (
+            "prune.ast",
+            ["prune/adaptive", "prune/sparsity", "distill/ce", "distill/logits", "distill/runner"],
+            ["prune/wanda", "distill/kd"],
+        ),
+        (
+            "prune.squarehead",
+            ["prune/rounds", "prune/sparsegpt", "distill/squarehead", "distill/states"],
+            ["prune/ast", "distill/kd"],
+        ),
+        (
+            "distill.ce",
+            ["distill/ce", "distill/predictions", "distill/runner"],
+            ["distill/kd", "distill/logits", "prune/ast"],
+        ),
+        ("distill.kd", ["distill/kd", "distill/logits", "distill/runner"], ["distill/latent"]),
+        ("distill.minitron", ["distill/minitron", "distill/states"], ["distill/kd"]),
+        ("export.onnx", ["export/onnx", "export/onnx_pair"], ["export/safetensors"]),
+        ("search.minitron", ["prune/cutting", "distill/runner"], ["distill/kd"]),
     ],
 )
 def test_every_file_of_a_method_counts_and_no_other(copied, method, inside, outside):

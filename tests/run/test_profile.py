@@ -168,6 +168,54 @@ def test_set_reaches_nested_options_and_is_validated(tmp_path):
         load_profile(path, ("stages",))
 
 
+def test_a_second_budget_is_laid_to_the_set_that_gave_it_and_the_hint_takes_the_first_away():
+    given = "stages.1.latency=0.5"
+    with pytest.raises(CompressError) as caught:
+        load_profile("minitron-search", (given,))
+    assert caught.value.what == (
+        f"--set {given}: search.minitron: give exactly one of parameters, bytes and latency "
+        "(got parameters and latency)"
+    )
+    assert caught.value.hint == "add --set stages.1.parameters=null"
+    repaired = load_profile("minitron-search", (given, "stages.1.parameters=null"))
+    assert repaired.stages[0].options.latency == 0.5
+
+
+WHOLE = {
+    "several in the profile": ("prune.minitron: {parameters: 0.5, bytes: 9}", "p.yaml:1: prune"),
+    "none": ("prune.minitron: {}", "p.yaml:1: prune.minitron: give exactly one"),
+    "ast": (
+        "prune.ast: {side_start: xavier, train: {steps: 1}}",
+        "p.yaml:1: prune.ast: side_start xavier draws",
+    ),
+    "pattern": ("prune.wanda: {pattern: '2:4', sparsity: 0.6}", "p.yaml:1: prune.wanda: pattern"),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_mistake_of_options_together_names_the_method_and_no_python_objects(case, tmp_path):
+    stage, expected = WHOLE[case]
+    with pytest.raises(CompressError) as caught:
+        load_profile(write(tmp_path, f"stages: [{stage}]"))
+    assert caught.value.what.startswith(expected)
+    assert "option ''" not in caught.value.what and "ArgsKwargs" not in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("stages.2.train.stpes=7", "unknown option 'train.stpes' of distill.kd"),
+        ("stages.1.parameters=2", "option 'parameters' of prune.minitron"),
+        ("seed=-1", "seed must be a whole number"),
+        ("keep=lst", "keep is 'lst'"),
+    ],
+)
+def test_a_mistake_of_the_command_line_names_no_line_of_the_profile(given, expected, tmp_path):
+    with pytest.raises(CompressError) as caught:
+        load_profile(write(tmp_path, GOOD), (given,))
+    assert caught.value.what.startswith(f"--set {given}: {expected}")
+
+
 @pytest.mark.parametrize("name", shipped_profiles())
 def test_the_resolved_text_of_a_shipped_profile_loads_to_the_same_profile(name, tmp_path):
     profile = load_profile(name)

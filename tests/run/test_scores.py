@@ -85,6 +85,10 @@ def test_a_finished_stage_needs_its_scores_no_more_and_redo_does(prune, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(minitron, "run", None)
         assert prune("again", more=line) == done
+    told = (done.parent / "profile.yaml").read_bytes()
+    with pytest.raises(CompressError, match="no importance scores at 'no/such/typo'"):
+        prune("again", more=", scores: no/such/typo")
+    assert (done.parent / "profile.yaml").read_bytes() == told
     assert (done / "manifest.json").read_bytes() == before
     with pytest.raises(CompressError, match="mlp was 32, now 24"):
         prune("again", mlp=24, more=line)

@@ -349,7 +349,7 @@ def test_the_plan_counts_the_passes_that_rank_layers(
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"bytes": 10_000}, "exactly one of parameters, bytes, latency"),
+        ({"bytes": 10_000}, "exactly one of parameters, bytes and latency"),
         ({"method": "distill.nothing"}, "unknown method 'distill.nothing'"),
         ({"method": "prune.minitron"}, "must be a distill method"),
         ({"objective": {"temprature": 2}}, "did you mean temperature"),
