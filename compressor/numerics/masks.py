@@ -7,6 +7,7 @@ such mask. Masks are bool, True where a weight stays.
 Legend: O outputs, I inputs.
 """
 
+import math
 import re
 from typing import Literal
 
@@ -35,6 +36,28 @@ def sparsity_of(pattern: str) -> float | None:
     """Share of zeros that "N:M" means; None for "unstructured", which says nothing about it."""
     group = group_of(pattern)
     return None if group is None else 1 - group[0] / group[1]
+
+
+def implies(new: str, old: str) -> bool:
+    """Whether all weights with the pattern `new` have the pattern `old` as well.
+
+    2:4 implies 4:8, and 1:8 implies 2:4; 2:4 and 3:8 imply neither the other. How many zeros an
+    unstructured pattern wants is not part of it: whoever compares them compares shares.
+    """
+    inner, outer = group_of(new), group_of(old)
+    if inner is None or outer is None:
+        return outer is None
+    (n, m), (most, size) = inner, outer
+    return all(
+        _most_between(start, start + size, n, m) <= most
+        for start in range(0, math.lcm(m, size), size)
+    )
+
+
+def _most_between(start: int, end: int, n: int, m: int) -> int:
+    """The largest number of weights that n:m leaves in columns `start` to `end`."""
+    groups = range(start // m, -(-end // m))
+    return sum(min(n, min(end, (g + 1) * m) - max(start, g * m)) for g in groups)
 
 
 def fits(inputs: int, pattern: str) -> bool:

@@ -9,7 +9,7 @@ from compressor.errors import CompressError
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.model.sparse import prunable, refuse_undivided
-from compressor.numerics.masks import UNSTRUCTURED, fits, group_of, sparsity_of
+from compressor.numerics.masks import UNSTRUCTURED, fits, group_of, implies, sparsity_of
 from compressor.options import options
 
 
@@ -45,20 +45,37 @@ def targets(model: Model, options: SparseOptions) -> dict[str, nn.Linear]:
     """{module name: Linear} of the layers that lose weights, in the order of the forward pass.
 
     Raises:
-        CompressError: N:M does not divide the inputs of a layer, and that is to be refused.
+        CompressError: N:M does not divide the inputs of a layer, and that is to be refused; or
+            the layer has another N:M already, and neither pattern says what both do.
     """
     linears = prunable(model)
     if options.undivided == "refuse":
         refuse_undivided(linears, options.pattern)
-    return {name: m for name, m in linears.items() if fits(m.in_features, options.pattern)}
+    found = {name: m for name, m in linears.items() if fits(m.in_features, options.pattern)}
+    for name in found:
+        _refuse_odd_pair(name, model.formats.get(name), options.pattern)
+    return found
+
+
+def _refuse_odd_pair(name: str, before: WeightFormat | None, pattern: str) -> None:
+    had = None if before is None else before.pattern
+    if had is not None and not implies(pattern, had) and not implies(had, pattern):
+        raise CompressError(
+            f"'{name}' has the pattern {had} already, and no layer can promise {pattern} beside "
+            "it: neither of the two implies the other",
+            f"pattern: {had} or unstructured, or take away the stage that made {had}",
+        )
 
 
 def kept_pattern(before: WeightFormat | None, pattern: str) -> str:
-    """What to promise of a layer pruned to `pattern`: an N:M it had holds unless fewer stay now."""
-    if before is None or before.pattern is None or group_of(before.pattern) is None:
+    """What to promise of a layer whose zeros stayed and that was pruned to `pattern`.
+
+    It has both patterns then, and the stricter one says so.
+    """
+    if before is None or before.pattern is None or implies(pattern, before.pattern):
         return pattern
-    had, now = sparsity_of(before.pattern), sparsity_of(pattern)
-    return before.pattern if now is None or (had is not None and now <= had) else pattern
+    assert implies(before.pattern, pattern), f"{before.pattern} and {pattern} in one layer"
+    return before.pattern
 
 
 def refuse_unsound(name: str, w_OI: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Masks against brute force over groups and rows."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from compressor.numerics.masks import (
     fits,
     group_of,
+    implies,
     keep_largest,
     most_in_a_group,
     share_of_zeros,
@@ -46,6 +48,25 @@ def test_what_patterns_mean():
     for wrong in ("4:2", "2:2", "0:4", "dense", "2-4"):
         with pytest.raises(ValueError, match="2:4"):
             group_of(wrong)
+
+
+@pytest.mark.parametrize("new", ["1:2", "2:4", "1:4", "3:4", "3:8", "4:8", "1:3", "2:3", "2:6"])
+@pytest.mark.parametrize("old", ["1:2", "2:4", "1:4", "3:4", "3:8", "4:8", "1:3", "2:3", "2:6"])
+def test_a_pattern_implies_another_where_no_row_tells_them_apart(new, old):
+    """Against the fullest rows: every group of the new pattern begins, ends or is full anywhere."""
+    (n, m), (most, size) = group_of(new), group_of(old)
+    length = math.lcm(m, size)
+    kept = torch.tensor(
+        [[i in chosen for i in range(m)] for chosen in itertools.combinations(range(m), n)]
+    )
+    worst = 0
+    for start in range(0, length, size):  # every group that it meets is the worst for it
+        window = torch.zeros(length, dtype=torch.bool)
+        window[start : start + size] = True
+        parts = window.view(-1, m).float() @ kept.T.float()
+        worst = max(worst, int(parts.max(dim=1).values.sum()))
+    assert implies(new, old) == (worst <= most)
+    assert implies(new, "unstructured") and not implies("unstructured", old)
 
 
 def test_zeros_are_counted():

@@ -217,6 +217,33 @@ def test_zeros_of_an_earlier_stage_stay_zeros(pico_llama, make_work):
                 assert min(form.sparsity for form in model.formats.values()) > 0.68
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [("4:8", "2:4", "2:4"), ("2:4", "4:8", "2:4"), ("2:4", "1:8", "1:8"), ("3:8", "1:4", "1:4")],
+)
+def test_of_two_patterns_the_stricter_one_is_promised_and_holds(
+    first, second, kept, pico_llama, make_work
+):
+    for method in (wanda, sparsegpt, magnitude):
+        model = pico_llama()
+        extra = {} if method is magnitude else {"samples": 16}
+        magnitude.run(model, made(magnitude, pattern=first), make_work())
+        before = dict(model.formats)
+        method.run(model, made(method, pattern=second, **extra), make_work())
+        assert {form.pattern for form in model.formats.values()} == {kept}
+        assert not broken_promise(model, model.formats) and not broken_promise(model, before)
+
+
+def test_patterns_that_do_not_go_together_are_refused_and_nothing_is_changed(pico_llama, make_work):
+    model = pico_llama()
+    magnitude.run(model, made(magnitude, pattern="2:4"), make_work())
+    weights = {name: m.weight.detach().clone() for name, m in prunable(model).items()}
+    with pytest.raises(CompressError, match=r"'.*q_proj' has the pattern 2:4 already") as caught:
+        magnitude.run(model, made(magnitude, pattern="3:8"), make_work())
+    assert caught.value.hint.startswith("pattern: 2:4 or unstructured, ")
+    assert all(torch.equal(m.weight, weights[name]) for name, m in prunable(model).items())
+
+
 def test_a_layer_that_needs_more_damping_is_named_and_the_run_goes_on(
     pico_llama, make_work, monkeypatch
 ):
