@@ -4,7 +4,8 @@ Models on the meta device have names, shapes and ties and no weights, so this ta
 Wrong tasks, other vocabularies, layers that do not exist and groups that do not divide all show.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -84,18 +85,10 @@ def rehearse(
         made[0].config.dtype = getattr(torch, profile.dtype)
     _check_measures(profile, made[0].task)
     _check_packed(profile.stages, source)
-    _rehearse_from(job, made)
+    made = _rehearse_from(job, made)
     for name, stages in profile.baselines.items():
         _check_packed(stages, source)
-        for number, stage in enumerate(stages, start=1):
-            _check_length(f"baselines.{name}.{number}", stage, made[0])
-            _check_sparse(f"baselines.{name}.{number}", stage, made[0])
-        names = [s.name for s in stages if s.kind == "export"]
-        try:
-            _prune_all(made[0], stages)
-            _check_groups(stages, [made[0]] * (len(stages) + 1), names)
-        except CompressError as error:
-            raise CompressError(f"baseline '{name}': {error.what}", error.hint) from error
+        _rehearse_baseline(job, name, stages, made)
     return list(dict.fromkeys(job.remarks))  # the candidates of a search say the same
 
 
@@ -116,52 +109,69 @@ def _without_used_scores(profile: Profile, home: Path) -> Profile:
     return replace(profile, stages=chain(profile.stages, home), baselines=baselines)
 
 
-def _prune_all(model: Model, stages: tuple[Stage, ...]) -> None:
-    for stage in stages:
-        if stage.kind == "prune":
-            model = _pruned(model, stage.options)
+def _rehearse_baseline(
+    job: _Rehearsal, name: str, stages: tuple[Stage, ...], made: list[Model]
+) -> None:
+    """Go through a baseline; it starts from the source, and stage:N is one of the main chain."""
+    own = [made[0]]
+    for number, stage in enumerate(stages, start=1):
+        own.append(_after(job, f"baselines.{name}.{number}", stage, made, own[-1]))
+    with _named(f"baseline '{name}'"):
+        _check_groups(stages, own, [s.name for s in stages if s.kind == "export"])
 
 
-def _rehearse_from(job: _Rehearsal, made: list[Model]) -> None:
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Say where in the profile it was that something was refused."""
+    try:
+        yield
+    except CompressError as error:
+        raise CompressError(f"{where}: {error.what}", error.hint) from error
+
+
+def _rehearse_from(job: _Rehearsal, made: list[Model]) -> list[Model]:
     """Go through the stages after the first `len(made) - 1`; a search leads to many ends.
 
     Args:
         made: the source's model and that of every stage before, without weights.
+
+    Returns:
+        The same with the models of all stages; after a search, those of its last candidate.
     """
     for number, stage in enumerate(job.profile.stages[len(made) - 1 :], start=len(made)):
         place = f"stages.{number}"
         if stage.kind == "search":
-            _rehearse_search(job, place, stage, made)
-            return
+            return _rehearse_search(job, place, stage, made)
         made = [*made, _after(job, place, stage, made, made[-1])]
     exports = [s.name for s in job.profile.stages if s.kind == "export"]
     _check_groups(job.profile.stages, made, exports)
+    return made
 
 
-def _rehearse_search(job: _Rehearsal, place: str, stage: Stage, made: list[Model]) -> None:
+def _rehearse_search(job: _Rehearsal, place: str, stage: Stage, made: list[Model]) -> list[Model]:
     """Go through the two stages of every candidate, and through all that follows with its shape."""
-    before = made[-1]
+    before, whole = made[-1], made
     planned = job.chosen.get(len(made))
     for shape in planned or planned_shapes(before.family, before.config, stage.options):
         candidate = before
-        try:
+        with _named(f"candidate {label(shape)} of {stage.method}"):
             for own in candidate_stages(before.family, stage, shape):
                 candidate = _after(job, place, own, made, candidate)
-            _rehearse_from(job, [*made, candidate])
-        except CompressError as error:
-            what = f"candidate {label(shape)} of {stage.method}: {error.what}"
-            raise CompressError(what, error.hint) from error
+            whole = _rehearse_from(job, [*made, candidate])
+    return whole
 
 
 def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: Model) -> Model:
     """What a stage makes of `model`; `made` is what stages before may be taken from as teachers."""
     _check_length(place, stage, model)
     _check_sparse(place, stage, model)
-    if stage.trains:
-        teacher = _teacher(stage.teacher or job.profile.teacher, made)
-        objective = load_method(stage.method).objective(stage.options, model, teacher)
-        job.remarks.extend(f"{stage.method}: {said}" for said in getattr(objective, "remarks", ()))
-    return _pruned(model, stage.options) if stage.kind == "prune" else model
+    with _named(f"{place} ({stage.method})"):
+        if stage.trains:
+            teacher = _teacher(stage.teacher or job.profile.teacher, made)
+            objective = load_method(stage.method).objective(stage.options, model, teacher)
+            said = getattr(objective, "remarks", ())
+            job.remarks.extend(f"{stage.method}: {remark}" for remark in said)
+        return _pruned(model, stage.options) if stage.kind == "prune" else model
 
 
 def _check_measures(profile: Profile, task: str) -> None:

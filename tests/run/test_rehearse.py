@@ -136,3 +136,25 @@ def test_what_a_sparse_stage_refuses_is_refused_before_any_work(
     fitting = stage.replace("65", "64").replace("'*.values'", "'*'").replace("2:4", "1:2")
     lines = [line.replace(stage, fitting) for line in lines]
     rehearse(profile(*lines, SHORT), source(pico_bert(intermediate_size=42)))
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        ("prune.ast: {side: 32, train: {length: 16}}", "the 48 inputs"),
+        ("prune.squarehead: {teacher: 'stage:1', train: {length: 16}}", "compares all layers"),
+        ("distill.kd: {teacher: 'stage:2', train: {length: 16}}", "'stage:2' is no earlier stage"),
+    ],
+)
+def test_a_trained_stage_of_a_baseline_is_gone_through_as_any_other(
+    method, what, pico_llama, source, profile
+):
+    cut = "stages: [{prune.minitron: {sizes: {layers: 2}, length: 16}}]"
+    lines = [cut, "baselines:", "  a:", "  - prune.magnitude: {}", f"  - {method}"]
+    with pytest.raises(CompressError) as caught:
+        rehearse(profile(*lines, SHORT), source(pico_llama()))
+    assert caught.value.what.startswith(f"baselines.a.2 ({method.partition(':')[0]}): ")
+    assert what in caught.value.what
+    fitting = method.replace("32", "16").replace("'stage:1'", "input").replace("stage:2", "stage:1")
+    lines[-1] = f"  - {fitting}"
+    rehearse(profile(*lines, SHORT), source(pico_llama()))
