@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from compressor.errors import CompressError
 from compressor.model.budget import LEAST, Shape, complete, itemsize, parameters_in, refuse_absent
 from compressor.model.families import Family
-from compressor.model.shapes import axes_of, count, fits, fixed_by
+from compressor.model.shapes import axes_of, count, fits, fixed_by, misfit
 
 _SHALLOW = 0.75  # share of the layers that stays, at least, unless a list says otherwise
 _STEPS = 8
@@ -111,18 +111,15 @@ def grid(family: Family, config: Any, space: Space) -> list[Shape]:
             )
     depths = [axis for axis in ("layers", "decoder_layers") if axis in before]
     choices = [lists.get(axis) or _depths(before[axis], axis, config) for axis in depths]
-    found = [
+    tried = [
         width | dict(zip(depths, chosen, strict=True))
         for chosen in product(*choices)
         for width in _widths(before, lists, config)
     ]
-    found = list({_key(s): s for s in found if fits(family, before, s)}.values())
+    found = list({_key(s): s for s in tried if fits(family, before, s)}.values())
     if not found:
-        raise CompressError(
-            f"no combination of the lists keeps the shape rule of {family.model_type}: "
-            f"{family.shape_rule}",
-            "leave out heads or hidden: the default lists keep it",
-        )
+        error = misfit(family, before, tried)
+        raise CompressError(f"no combination of the lists fits: {error.what}", error.hint)
     return found
 
 

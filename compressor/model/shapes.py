@@ -199,25 +199,38 @@ def check_sizes(family: Family, before: dict[str, int], after: dict[str, int]) -
                 f"sizes: {axis} {after[axis]} is outside 1 .. {before[axis]}, the original's",
                 f"write {axis}: {min(max(after[axis], 1), before[axis])} or less",
             )
-    if fits(family, before, after):
-        return
-    nearest = " or ".join(_show(family, s) for s in _nearest(family, before, after))
-    raise CompressError(
-        f"sizes {_show(family, after)} do not fit {family.model_type}: {_explain(family, before)}",
-        f"nearest that fit: {nearest}",
+    if not fits(family, before, after):
+        raise misfit(family, before, [after])
+
+
+def misfit(
+    family: Family, before: dict[str, int], shapes: Sequence[dict[str, int]]
+) -> CompressError:
+    """What is wrong with sizes of which none fits: why, of those that come nearest to fitting."""
+    distance, after, nearest = math.inf, shapes[0], []
+    for shape in {tuple(s[axis] for axis in _head_axes(family)): s for s in shapes}.values():
+        found = _nearest(family, before, shape)
+        if found and found[0][0] < distance:
+            distance, after, nearest = found[0][0], shape, [near for _, near in found]
+    return CompressError(
+        f"sizes {_show(family, after)} do not fit {family.model_type}: "
+        f"{_explain(family, before, after)}",
+        f"nearest that fit: {' or '.join(_show(family, shape) for shape in nearest)}",
     )
 
 
-def _explain(family: Family, before: dict[str, int]) -> str:
-    rules = {
-        "free": [],
-        "heads divides hidden": ["heads must divide hidden"],
-        "hidden = heads x head_dim": [f"hidden must be heads x {before['head_dim']}"],
-    }[family.shape_rule]
-    if family.sizes.kv_heads is not None:
-        group = before["heads"] // before["kv_heads"]
-        rules = [*rules, f"each of the kv_heads must serve the same 1 .. {group} heads"]
-    return " and ".join(rules)
+def _explain(family: Family, before: dict[str, int], after: dict[str, int]) -> str:
+    """The rules that `after` breaks."""
+    heads, kv_heads, hidden = after["heads"], after["kv_heads"], after["hidden"]
+    group, dim = before["heads"] // before["kv_heads"], before["head_dim"]
+    broken = []
+    if family.shape_rule == "heads divides hidden" and hidden % heads:
+        broken.append("heads must divide hidden")
+    if family.shape_rule == "hidden = heads x head_dim" and hidden != heads * dim:
+        broken.append(f"hidden must be heads x {dim}")
+    if heads % kv_heads or heads // kv_heads > group:
+        broken.append(f"each of the kv_heads must serve the same 1 .. {group} heads")
+    return " and ".join(broken)
 
 
 def _head_axes(family: Family) -> list[str]:
@@ -230,8 +243,8 @@ def _show(family: Family, sizes: dict[str, int]) -> str:
 
 def _nearest(
     family: Family, before: dict[str, int], after: dict[str, int], n: int = 3
-) -> list[dict[str, int]]:
-    """The n closest shapes that fit; what the user changed weighs twice as much."""
+) -> list[tuple[float, dict[str, int]]]:
+    """(distance, shape) of the n closest that fit; what the user changed weighs twice as much."""
 
     def distance(shape: dict[str, int]) -> float:
         total = 0.0
@@ -241,7 +254,8 @@ def _nearest(
             total += weight * change + 0.1 * (change > 0)  # one axis moved beats two
         return total
 
-    return sorted(head_shapes(family, before, after), key=distance)[:n]
+    found = ((distance(shape), shape) for shape in head_shapes(family, before, after))
+    return sorted(found, key=lambda pair: pair[0])[:n]
 
 
 def head_shapes(

@@ -39,7 +39,7 @@ from compressor.model.sparse import broken_promise, promise
 from compressor.options import options
 from compressor.prune.adaptive import Adaptive
 from compressor.prune.side_start import Start, refuse_sides, side_of
-from compressor.prune.sparsity import SparseOptions, refuse_unsound, targets
+from compressor.prune.sparsity import SparseOptions, refuse_revival, refuse_unsound, targets
 from compressor.training import metrics
 from compressor.training.loop import parameter_groups
 from compressor.training.masked_adamw import DecayForm, MaskedAdamW
@@ -107,6 +107,7 @@ def objective(options: Options, student: Model, teacher: Model | None) -> nn.Mod
             "give a checkpoint with its head",
         )
     linears = targets(student, options)
+    refuse_revival(student, options, linears)
     if options.side is not None:
         refuse_sides(student, linears, options.side, options.undivided)
     if options.kl == 0:

@@ -97,6 +97,11 @@ def _importance(stage: dict[str, Any]) -> Iterator[Figure]:
             title = f"{stage['name']}: importance of {axis}"
             caption = "Stronger colour is more important; every layer has its own scale."
             yield Figure(title, heatmap(title, rows, what), caption)
+    if hidden := scores.get("hidden"):
+        title = f"{stage['name']}: importance of residual channels"
+        what = "channels of the residual stream, sorted from least to most important"
+        chart = heatmap(title, [("all layers", hidden)], what)
+        yield Figure(title, chart, "Stronger colour is more important.")
 
 
 def _depth(stage: str, depth: list[dict[str, Any]], kept: list[int] | None) -> Iterator[Figure]:
@@ -117,7 +122,8 @@ def _depth(stage: str, depth: list[dict[str, Any]], kept: list[int] | None) -> I
         axis = "layer" if n == 1 else f"first of {n} layers"
         what = "layers were" if n == 1 else "window was"
         ranking = _RANKINGS.get(stack["ranking"], stack["ranking"])
-        caption = f"{ranking}. The grey {what} removed."
+        removed = f"The grey {what} removed." if gone else "No layer was removed."
+        caption = f"{ranking}. {removed}"
         start += layers
         if bars:
             yield Figure(title, columns(title, bars, axis), caption)

@@ -64,9 +64,10 @@ def document(heading: str, body: str, style: str = "") -> str:
 
 
 def _verdict(report: dict[str, Any]) -> str:
-    if not report.get("bench"):
-        return f'<div class="verdict"><p>{escape(report.get("domain") or "")}</p></div>'
-    lines = verdict(report["bench"], report.get("domain") or "")
+    bench, domain = report.get("bench"), report.get("domain") or ""
+    lines = verdict(bench, domain) if bench else [domain] if domain else []
+    if not lines:
+        return ""
     return f'<div class="verdict">{"".join(f"<p>{escape(line)}</p>" for line in lines)}</div>'
 
 

@@ -5,11 +5,13 @@ puts them beside what was measured. They are meant to be right within a factor o
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from compressor.distill import latent
 from compressor.distill import minitron as minitron_retraining
@@ -18,12 +20,14 @@ from compressor.errors import CompressError
 from compressor.model.budget import sizes_for
 from compressor.model.candidates import Counts, budget_of
 from compressor.model.families import Family, find_family
-from compressor.model.shapes import axes_of, config_of, resized
+from compressor.model.model import Model
+from compressor.model.shapes import axes_of, config_of, empty_model, model_class, resized
 from compressor.model.sources import read_config
-from compressor.prune import minitron
+from compressor.prune import ast, minitron
 from compressor.prune.damage import BY_ANSWERS
 from compressor.prune.oneshot import OneShotOptions
 from compressor.prune.scores import ScoreOptions, by_removal, removable
+from compressor.prune.sparsity import SparseOptions, targets
 from compressor.quantize import rtn
 from compressor.run.layout import search_place, stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
@@ -44,6 +48,7 @@ EFFICIENCY = {torch.float32: 0.6, torch.bfloat16: 0.24}
 EXPORT_BYTES = 250_000_000  # what torch.export and onnxscript hold beside the model
 EXPORT_SECONDS = 12.0  # torch.export and graph optimization, nearly independent of size
 MEASURE_SECONDS = 6.0  # a process that imports torch, opens a model and times it
+MASKED_BYTES = 5.0  # of a weight under a mask that training chooses: the mask, the masked copy
 # Bytes that training holds per hidden unit, token and layer for the backward pass.
 ACTIVATION_BYTES = 180
 
@@ -210,6 +215,9 @@ def _after(outline: Outline, stage: Stage) -> Outline:
         parameters = Counts(outline.family, outline.config)(sizes)
         config = resized(outline.family, outline.config, sizes)
         return replace(outline, config=config, sizes=sizes, parameters=parameters)
+    if isinstance(options, ast.Options) and options.side is not None:
+        side = sum(_side_parameters(linear, options) for linear in _masked(outline, options))
+        return replace(outline, parameters=outline.parameters + side)
     if isinstance(options, rtn.Options):
         tables = outline.sizes["vocabulary"] * outline.sizes["hidden"] / outline.parameters
         packed = options.bits / 8 + 2 / (options.group or outline.sizes["hidden"])
@@ -217,6 +225,21 @@ def _after(outline: Outline, stage: Stage) -> Outline:
         width = packed * (1 - kept) + outline.weight_bytes * kept
         return replace(outline, weight_bytes=width)
     return outline
+
+
+def _masked(outline: Outline, options: SparseOptions) -> list[nn.Linear]:
+    """The layers that a sparse stage masks, without their weights."""
+    module = empty_model(model_class(outline.family, outline.config), outline.config)
+    return [*targets(Model(module, outline.family, None), options).values()]
+
+
+def _side_parameters(linear: nn.Linear, options: ast.Options) -> int:
+    """Parameters of the side path of a layer; none where `side` does not divide its inputs."""
+    k, inputs = options.side, linear.in_features
+    if k is None or inputs % k:
+        return 0
+    learns = inputs if options.side_projection == "trainable" else 0
+    return inputs // k * (linear.out_features + learns)
 
 
 def _searched(outline: Outline, options: search.Options) -> int:
@@ -255,7 +278,11 @@ def _estimate_search(
 
 def _tensor_bytes(place: Path) -> int:
     """What a search that was stopped holds on disk already: weights, and snapshots of training."""
-    return sum(file.stat().st_size for file in place.rglob("*.safetensors"))
+    total = 0
+    for file in place.rglob("*.safetensors"):
+        with suppress(FileNotFoundError):  # another process may finish with a file meanwhile
+            total += file.stat().st_size
+    return total
 
 
 def _scoring_work(
@@ -301,6 +328,9 @@ def _training(
     if learns(stage.method):
         memory += 4.0 * teacher.parameters
         work += (6.0 if corrects else 2.0) * (teacher.parameters - tables)
+    if isinstance(stage.options, ast.Options):
+        masked = sum(linear.weight.numel() for linear in _masked(before, stage.options))
+        memory += MASKED_BYTES * masked
     positions = train.batch * setting.reading.positions(train.length)
     for trained in (after, teacher) if corrects else (after,):
         depth = trained.sizes["layers"] + trained.sizes.get("decoder_layers", 0)

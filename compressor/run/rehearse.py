@@ -84,6 +84,7 @@ def rehearse(
     if profile.dtype:
         made[0].config.dtype = getattr(torch, profile.dtype)
     _check_measures(profile, made[0].task)
+    _check_teachers(profile)
     _check_packed(profile.stages, source)
     made = _rehearse_from(job, made)
     for name, stages in profile.baselines.items():
@@ -184,6 +185,22 @@ def _check_measures(profile: Profile, task: str) -> None:
             )
 
 
+def _check_teachers(profile: Profile) -> None:
+    """Refuse teachers that are not there, before any candidate of a search asks for one."""
+    for number, stage in enumerate(profile.stages, start=1):
+        name = stage.teacher or profile.teacher
+        if not (stage.trains or stage.kind == "search") or name == "input":
+            continue
+        if not name.startswith("stage:"):
+            resolve(name)
+            continue
+        earlier = name.removeprefix("stage:")
+        if not earlier.isdigit() or not 1 <= int(earlier) < number:
+            raise CompressError(
+                f"teacher '{name}' is no earlier stage", "teacher: input, or an earlier stage:N"
+            )
+
+
 def _check_packed(stages: tuple[Stage, ...], source: Checkpoint) -> None:
     """Refuse `packed` where no stage makes weights sparse, or one quantizes them."""
     if not any(getattr(stage.options, "packed", False) for stage in stages):
@@ -254,12 +271,7 @@ def _teacher(name: str, made: list[Model]) -> Model:
     if name == "input":
         return made[0]
     if name.startswith("stage:"):
-        number = name.removeprefix("stage:")
-        if not number.isdigit() or not 1 <= int(number) < len(made):
-            raise CompressError(
-                f"teacher '{name}' is no earlier stage", "teacher: input, or an earlier stage:N"
-            )
-        return made[int(number)]
+        return made[int(name.removeprefix("stage:"))]
     return empty(resolve(name).path)
 
 

@@ -36,7 +36,7 @@ def summary(
         "bench": bench,
         "gates": [_gate(name, m) for name, m in exports.items()],
         "artifacts": [_artifact(setting, name, m) for name, m in exports.items()],
-        "domain": _domain(setting),
+        "domain": _domain(setting, bench),
     }
 
 
@@ -77,9 +77,12 @@ def _artifact(setting: Setting, name: str, manifest: Manifest) -> dict[str, Any]
     return {"name": name, "engine": engine, "usage": usage(manifest, setting.task)}
 
 
-def _domain(setting: Setting) -> str:
+def _domain(setting: Setting, bench: dict[str, Any] | None) -> str:
+    """Where the quality comes from, in a sentence; "" where data was given and none measured."""
     if setting.corpus is None:
         return "No data was given, so no quality was measured."
+    if bench is None or not any(candidate["quality"] for candidate in bench["candidates"]):
+        return ""
     if "heldout" in setting.profile.data:
         return "Quality is measured on the held-out documents that the profile names."
     return (

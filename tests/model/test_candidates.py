@@ -4,6 +4,7 @@ import math
 from itertools import product
 
 import pytest
+import yaml
 
 from compressor.errors import CompressError
 from compressor.model.budget import LEAST
@@ -137,6 +138,31 @@ def test_impossible_lists_are_refused(name, lists, what):
     model = pico(name)
     with pytest.raises(CompressError, match=what):
         grid(model.family, model.config, Options(parameters=0.5, **lists))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "lists", "reason"),
+    [
+        # 3 heads divide 24 channels; they do not divide among 4 key heads
+        ("llama", {"heads": 8, "kv_heads": 4}, {"heads": (3,), "hidden": (24,)}, "the kv_heads"),
+        ("gpt2", {}, {"heads": (3,), "hidden": (32,)}, "hidden must be heads x 8"),
+    ],
+)
+def test_lists_that_do_not_fit_give_the_rule_that_fails_and_shapes_that_do_fit(
+    name, sizes, lists, reason
+):
+    keys = {"heads": "num_attention_heads", "kv_heads": "num_key_value_heads"}
+    model = pico(name, **{keys[axis]: size for axis, size in sizes.items()})
+    with pytest.raises(CompressError) as caught:
+        grid(model.family, model.config, Options(parameters=0.5, **lists))
+    rules = ("the kv_heads", "hidden must be", "divide hidden")
+    broken = [rule for rule in rules if rule in caught.value.what]
+    assert len(broken) == 1 and reason.startswith(broken[0])
+    shapes = [yaml.safe_load(s) for s in caught.value.hint.partition(": ")[2].split(" or ")]
+    assert len(shapes) == 3
+    for shape in shapes:
+        fitting = {axis: (size,) for axis, size in shape.items()}
+        assert grid(model.family, model.config, Options(parameters=0.5, **fitting))
 
 
 def test_what_the_model_ties_to_a_number_is_not_cut_by_default():

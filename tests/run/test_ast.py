@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 import compressor
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint, save
+from compressor.model.count import count_parameters
 from compressor.model.manifest import (
     Manifest,
     WeightFormat,
@@ -17,8 +18,10 @@ from compressor.model.manifest import (
     write_manifest,
 )
 from compressor.model.side import Side, attach, sides
+from compressor.model.sparse import prunable
 from compressor.run.card import model_card
 from compressor.run.forget import drop_weights
+from compressor.run.setting import open_source
 
 TRAIN = "{steps: 10, batch: 2, length: 16, lr: 1.0e-3, warmup: 1, precision: float32}"
 
@@ -63,6 +66,28 @@ def test_a_run_with_side_paths(run):
     found = [compressor.open_engine(place).outputs(ids)["logits"] for place in (kept, dropped)]
     torch.testing.assert_close(plain(**ids).logits, found[1], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(found[0], found[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("projection", ["fixed", "trainable"])
+def test_preflight_counts_masks_and_side_paths(projection, llama_folder, text_file, tmp_path):
+    def planned(stage):
+        (tmp_path / "p.yaml").write_text(f"stages: [{stage}]\nmeasures: []\n")
+        given = {"model": str(llama_folder), "data": str(text_file), "out": tmp_path / "out"}
+        return compressor.plan(tmp_path / "p.yaml", **given)["stages"][0]
+
+    model = open_source(str(llama_folder)).load()
+    linears = prunable(model).values()
+    for linear_name, linear in prunable(model).items():
+        side = torch.zeros(linear.out_features, linear.in_features // 16)
+        learned = torch.zeros(side.shape[1], linear.in_features)
+        attach(model, linear_name, Side(side, learned if projection == "trainable" else None))
+    more = f"side: 16, side_projection: {projection}, "
+    with_side, without = (planned(f"prune.ast: {{{m}train: {TRAIN}}}") for m in (more, ""))
+    assert with_side["parameters_out"] == count_parameters(model.module)
+    assert with_side["disk_bytes"] > without["disk_bytes"]
+    plain = planned(f"distill.kd: {{train: {TRAIN}}}")
+    masked = sum(linear.weight.numel() for linear in linears)
+    assert without["peak_memory_bytes"] - plain["peak_memory_bytes"] == 5 * masked
 
 
 def test_a_card_says_what_side_paths_are_worth():

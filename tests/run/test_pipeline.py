@@ -173,6 +173,18 @@ def test_a_refused_baseline_keeps_its_name_in_its_own_folder(
     assert not list(out.glob("*.rejected"))
 
 
+@pytest.mark.parametrize(("measures", "said"), [("", 0), ("size", 0), ("size, perplexity", 1)])
+def test_a_report_says_where_quality_comes_from_only_where_it_was_measured(
+    measures, said, llama_folder, text_file, tmp_path
+):
+    profile = tmp_path / "p.yaml"
+    profile.write_text(f"stages: [{{quantize.rtn: {{group: 16}}}}]\nmeasures: [{measures}]\n")
+    given = {"model": str(llama_folder), "data": str(text_file)}
+    home = compressor.run(profile, out=tmp_path / "out", **given).path
+    for name in ("report.md", "report.html"):
+        assert (home / name).read_text().count("Quality is measured on") == said
+
+
 def test_a_second_run_on_a_busy_directory_is_refused(chain, llama_folder, text_file, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

@@ -106,6 +106,50 @@ def test_what_a_cut_refuses_is_refused_on_the_empty_model(pico_bert, source, pro
         rehearse(profile(stages, SHORT), source(pico_bert()))
 
 
+AST = "prune.ast: {{pattern: {}, {}train: {{length: 16}}}}"
+WANDA = "prune.wanda: {{pattern: {}, {}length: 16}}"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "refused"),
+    [
+        (WANDA.format("unstructured", "sparsity: 0.8, "), AST.format("'2:4'", ""), True),
+        (WANDA.format("'2:4'", ""), AST.format("unstructured", "sparsity: 0.6, "), True),
+        (WANDA.format("'2:4'", ""), AST.format("'4:8'", ""), True),
+        (WANDA.format("'4:8'", ""), AST.format("'2:4'", ""), False),
+        (WANDA.format("'2:4'", ""), AST.format("'1:4'", ""), False),
+        (WANDA.format("unstructured", "sparsity: 0.5, "), AST.format("'2:4'", ""), False),
+    ],
+)
+def test_a_mask_that_would_not_keep_earlier_zeros_is_refused_before_any_work(
+    earlier, later, refused, pico_llama, source, profile
+):
+    wanted, model = profile("stages:", f"- {earlier}", f"- {later}", SHORT), source(pico_llama())
+    if not refused:
+        rehearse(wanted, model)
+        return
+    with pytest.raises(CompressError, match=r"from an earlier stage, which .* would not keep"):
+        rehearse(wanted, model)
+
+
+def test_a_missing_teacher_is_no_fault_of_a_candidate(pico_llama, source, profile):
+    stages = [
+        "teacher: no/such/teacher",
+        "stages:",
+        "- search.minitron: {parameters: 0.6, multiple: 4, length: 16, train: {length: 16}}",
+        "- distill.kd: {train: {length: 16}}",
+    ]
+    model = source(pico_llama())
+    last = "- distill.kd: {teacher: no/such/teacher, train: {length: 16}}"
+    for lines in (stages, [*stages[1:3], last]):
+        with pytest.raises(CompressError) as caught:
+            rehearse(profile(*lines, SHORT), model)
+        assert "no/such/teacher" in caught.value.what and "candidate" not in caught.value.what
+    last = "- distill.kd: {teacher: 'stage:2', train: {length: 16}}"
+    with pytest.raises(CompressError, match=r"^teacher 'stage:2' is no earlier stage"):
+        rehearse(profile(*stages[1:3], last, SHORT), model)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_family_is_cut_without_weights(name, tmp_path, profile):
     model = pico(name)

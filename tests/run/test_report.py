@@ -125,6 +125,17 @@ def test_removed_layers_look_removed(sample_report):
     assert re.findall(r'class="(ours|gone)"', chart.svg) == ["ours", "gone", "ours"]
 
 
+def test_a_stage_that_removed_no_layer_says_so_and_draws_its_residual_channels(sample_report):
+    notes = sample_report["stages"][0]["notes"]
+    notes["kept_layers"] = list(range(3))
+    notes["importance"]["hidden"] = [0.5, 1.0, 2.0, 4.0]
+    found = {figure.title.partition(": ")[2]: figure for figure in figures(sample_report)}
+    assert found["importance of layers"].caption.endswith("No layer was removed.")
+    cells = ElementTree.fromstring(found["importance of residual channels"].svg).iter("rect")
+    shades = [float(cell.attrib["opacity"]) for cell in cells]
+    assert len(shades) == 4 and shades == sorted(shades) and shades[-1] == 1
+
+
 def depth_of(scores, ranking="accuracy", window=1, blocks="layers"):
     return {"blocks": blocks, "ranking": ranking, "window": window, "scores": scores}
 

@@ -278,6 +278,14 @@ def test_a_group_that_divides_no_width_names_the_candidate(profile, arguments):
     assert "of search.minitron" in caught.value.what and "16" in caught.value.what
 
 
+def test_a_file_that_goes_while_a_search_is_planned_counts_as_nothing(tmp_path, monkeypatch):
+    """A run that is still going moves files of its scratch between a listing and a look at them."""
+    (tmp_path / "there.safetensors").write_bytes(b"12345")
+    listed = [tmp_path / "gone.safetensors", tmp_path / "there.safetensors"]
+    monkeypatch.setattr(type(tmp_path), "rglob", lambda self, pattern: iter(listed))
+    assert preflight._tensor_bytes(tmp_path) == 5
+
+
 def test_the_plan_counts_candidates_and_sums_them(profile, arguments, tmp_path, monkeypatch):
     """Each adds its training and its weights; scores are measured once, or for each if they must.
 
