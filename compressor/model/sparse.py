@@ -43,6 +43,16 @@ def promise(model: Model, name: str, pattern: str) -> None:
     model.formats[name] = replace(form, pattern=pattern, sparsity=sparsity)
 
 
+def promised_zeros(model: Model, name: str) -> Tensor | None:
+    """True where a layer's weight is zero because a pattern says so [O, I]; None without one."""
+    form = model.formats.get(name)
+    if form is None or form.pattern is None:
+        return None
+    weight = model.module.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach() == 0
+
+
 def broken_promise(model: Model, formats: Mapping[str, WeightFormat]) -> str:
     """What no longer holds of the patterns in `formats`, in one sentence; "" when all do.
 

@@ -25,13 +25,13 @@ from compressor.model.model import Model
 from compressor.model.shapes import config_of, empty_model, model_class
 from compressor.model.shrink import Kept, shrink
 from compressor.model.sources import read_config, resolve
-from compressor.prune import minitron
+from compressor.prune import ast, earlier, minitron
 from compressor.prune.allocation import AllocatedOptions, exceptions
 from compressor.prune.cutting import refuse_formats
 from compressor.prune.damage import refuse_unpredictable
 from compressor.prune.oneshot import OneShotOptions
 from compressor.prune.scores import fitting, layers_to_go
-from compressor.prune.sparsity import SparseOptions, targets
+from compressor.prune.sparsity import SparseOptions, kept_pattern, targets
 from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.run.layout import stage_name
@@ -152,6 +152,7 @@ def _rehearse_search(job: _Rehearsal, place: str, stage: Stage, made: list[Model
 
 def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: Model) -> Model:
     """What a stage makes of `model`; `made` is what stages before may be taken from as teachers."""
+    job.remarks.extend(f"{stage.method}: {said}" for said in _remarks(stage, model))
     _check_length(place, stage, model)
     _check_sparse(place, stage, model)
     if stage.trains:
@@ -159,6 +160,13 @@ def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: 
         objective = load_method(stage.method).objective(stage.options, model, teacher)
         job.remarks.extend(f"{stage.method}: {said}" for said in getattr(objective, "remarks", ()))
     return _pruned(model, stage.options) if stage.kind == "prune" else model
+
+
+def _remarks(stage: Stage, model: Model) -> list[str]:
+    """What the user should read of a stage that its own objective does not say."""
+    own = stage.options
+    found = [earlier.remark(model, own)] if isinstance(own, SparseOptions) else []
+    return [said for said in found if said]
 
 
 def _check_measures(profile: Profile, task: str) -> None:
@@ -200,7 +208,7 @@ def _check_length(where: str, stage: Stage, model: Model) -> None:
 
 
 def _check_sparse(where: str, stage: Stage, model: Model) -> None:
-    """Refuse layers that a pattern does not divide, globs without a layer, rows too long."""
+    """Refuse what does not fit a layer: patterns, globs, rows, and zeros that are there already."""
     own = stage.options
     try:
         found = list(targets(model, own)) if isinstance(own, SparseOptions) else []
@@ -208,6 +216,8 @@ def _check_sparse(where: str, stage: Stage, model: Model) -> None:
             exceptions(own, found)
         if isinstance(own, OneShotOptions):
             own.tokens(model.config)
+        if isinstance(own, ast.Options):
+            earlier.refuse_looser(model, own)
     except CompressError as error:
         raise CompressError(f"{where} ({stage.method}): {error.what}", error.hint) from error
 
@@ -224,8 +234,7 @@ def empty(path: Path) -> Model:
 def _pruned(model: Model, options: Any) -> Model:
     """The model without its weights, cut by the very code that will cut it, or promised sparse."""
     if isinstance(options, SparseOptions):
-        form = WeightFormat(pattern=options.pattern, sparsity=options.share)
-        return replace(model, formats=model.formats | dict.fromkeys(targets(model, options), form))
+        return replace(model, formats=model.formats | _promises(model, options))
     assert isinstance(options, minitron.Options)
     refuse_formats(model)
     refuse_unpredictable(model, options.layer_importance)
@@ -235,6 +244,19 @@ def _pruned(model: Model, options: Any) -> Model:
     pruned = replace(model, module=empty_model(type(model.module), model.config))
     shrink(pruned, Kept.first(pruned, sizes), options.rescale)
     return pruned
+
+
+def _promises(model: Model, options: SparseOptions) -> dict[str, WeightFormat]:
+    """The formats that a sparse stage will leave, with the shares that it was told."""
+    names = list(targets(model, options))
+    uneven = exceptions(options, names) if isinstance(options, AllocatedOptions) else {}
+    found = {}
+    for name in names:
+        before, share = model.formats.get(name, WeightFormat()), uneven.get(name, options.share)
+        if share:
+            pattern, most = kept_pattern(before, options.pattern), max(share, before.sparsity)
+            found[name] = replace(before, pattern=pattern, sparsity=most)
+    return found
 
 
 def _teacher(name: str, made: list[Model]) -> Model:

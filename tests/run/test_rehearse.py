@@ -136,3 +136,58 @@ def test_what_a_sparse_stage_refuses_is_refused_before_any_work(
     fitting = stage.replace("65", "64").replace("'*.values'", "'*'").replace("2:4", "1:2")
     lines = [line.replace(stage, fitting) for line in lines]
     rehearse(profile(*lines, SHORT), source(pico_bert(intermediate_size=42)))
+
+
+AST = "prune.ast: {%s, train: {length: 16}}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "what", "hint"),
+    [
+        (
+            "{sparsity: 0.75}",
+            AST % "pattern: '2:4'",
+            "75.0% of the weights are zero already and stay zero; 50.0% ask for fewer",
+            "ask for more than 75.0%",
+        ),
+        (
+            "{pattern: '2:4'}",
+            AST % "pattern: '4:8'",
+            "is 2:4 already and its zeros stay zero, so it is 4:8 too",
+            "leave out the stage that pruned before",
+        ),
+        (
+            "{pattern: '2:4'}",
+            "prune.magnitude: {pattern: '3:8'}",
+            "has the pattern 2:4 already, and no layer can promise 3:8 beside it",
+            "pattern: 2:4 or unstructured",
+        ),
+    ],
+)
+def test_a_sparse_stage_that_earlier_zeros_leave_no_room_for(
+    first, second, what, hint, pico_llama, source, profile
+):
+    with pytest.raises(CompressError) as caught:
+        rehearse(
+            profile(f"stages: [prune.magnitude: {first}, {second}]", SHORT), source(pico_llama())
+        )
+    assert what in caught.value.what and hint in caught.value.hint
+    assert caught.value.what.startswith("stages.2 (prune.")
+
+
+def test_fewer_zeros_than_there_are_and_none_that_are_new_are_remarked(pico_llama, source, profile):
+    given = source(pico_llama())
+
+    def said(*stages):
+        return rehearse(profile(f"stages: [{', '.join(stages)}]", SHORT), given)
+
+    dense = "prune.magnitude: {ratios: {'*': 0.0}}"
+    more, less, same = (f"prune.wanda: {{length: 16, sparsity: {s}}}" for s in (0.75, 0.5, 0.75))
+    assert said(less, more) == [] and said(dense, less) == []
+    (fewer,) = said(more, less)
+    assert fewer.startswith("prune.wanda: 75.0% of the weights are zero already and stay zero")
+    assert said(more, same) == [
+        "prune.wanda: 75.0% of the weights are zero already, as asked for: it makes no new zeros"
+    ]
+    ast = AST % "pattern: '2:4'"
+    assert said("prune.magnitude: {sparsity: 0.3}", ast) == []
