@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from compressor.errors import CompressError
@@ -27,9 +27,14 @@ class SparseOptions:
         "refuse", description="a layer whose inputs N:M does not divide: refuse it, or leave it"
     )
 
+    @field_validator("pattern")
+    @classmethod
+    def _known(cls, pattern: str) -> str:
+        group_of(pattern)  # raises ValueError where it is no pattern
+        return pattern
+
     @model_validator(mode="after")
     def _agree(self) -> "SparseOptions":
-        group_of(self.pattern)  # raises ValueError where it is no pattern
         meant = sparsity_of(self.pattern)
         if meant is not None and self.sparsity not in (None, meant):
             raise ValueError(f"pattern {self.pattern} means sparsity {meant:g}; leave sparsity out")

@@ -256,6 +256,19 @@ def _promises(model: Model, options: SparseOptions) -> dict[str, WeightFormat]:
         if share:
             pattern, most = kept_pattern(before, options.pattern), max(share, before.sparsity)
             found[name] = replace(before, pattern=pattern, sparsity=most)
+    return found | _side_ranks(model, options, found)
+
+
+def _side_ranks(
+    model: Model, options: SparseOptions, formats: Mapping[str, WeightFormat]
+) -> dict[str, WeightFormat]:
+    """Those of these formats whose layers get a side path, with its rank."""
+    k = options.side if isinstance(options, ast.Options) else None
+    found = {}
+    for name, form in formats.items():
+        inputs: Any = model.module.get_submodule(name).in_features
+        if k is not None and inputs % k == 0:
+            found[name] = replace(form, side_rank=inputs // k)
     return found
 
 

@@ -175,6 +175,18 @@ def test_a_sparse_stage_that_earlier_zeros_leave_no_room_for(
     assert caught.value.what.startswith("stages.2 (prune.")
 
 
+def test_side_paths_of_an_earlier_stage_are_seen_before_any_work(pico_llama, source, profile):
+    stages = f"stages: [{AST % 'side: 8'}, {AST % 'side: %s'}]"
+    with pytest.raises(CompressError, match="the model has side paths already"):
+        rehearse(profile(stages % 8, SHORT), source(pico_llama()))
+    rehearse(profile(stages % "null", SHORT), source(pico_llama()))
+
+
+def test_a_wrong_pattern_is_named(profile):
+    with pytest.raises(CompressError, match=r"option 'pattern' of prune.ast: .*like 2:4.*'4:2'"):
+        profile("stages: [prune.ast: {pattern: '4:2'}]")
+
+
 def test_fewer_zeros_than_there_are_and_none_that_are_new_are_remarked(pico_llama, source, profile):
     given = source(pico_llama())
 
