@@ -25,7 +25,8 @@ from compressor.model.model import Model
 from compressor.model.shapes import config_of, empty_model, model_class
 from compressor.model.shrink import Kept, shrink
 from compressor.model.sources import read_config, resolve
-from compressor.prune import ast, earlier, minitron
+from compressor.model.unpromised import unpromised_zeros
+from compressor.prune import ast, earlier, minitron, squarehead
 from compressor.prune.allocation import AllocatedOptions, exceptions
 from compressor.prune.cutting import refuse_formats
 from compressor.prune.damage import refuse_unpredictable
@@ -80,6 +81,8 @@ def rehearse(
     job, made = _Rehearsal(profile, chosen or {}), [empty(source.path)]
     if profile.dtype:
         made[0].config.dtype = getattr(torch, profile.dtype)
+    if chosen is None and not (source.path / MANIFEST).is_file():  # read once, not by searches too
+        job.remarks.extend(filter(None, [unpromised_zeros(made[0], source.path)]))
     _check_measures(profile, made[0].task)
     _check_packed(profile.stages, source)
     _rehearse_from(job, made)
@@ -152,7 +155,7 @@ def _rehearse_search(job: _Rehearsal, place: str, stage: Stage, made: list[Model
 
 def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: Model) -> Model:
     """What a stage makes of `model`; `made` is what stages before may be taken from as teachers."""
-    job.remarks.extend(f"{stage.method}: {said}" for said in _remarks(stage, model))
+    job.remarks.extend(f"{stage.method}: {said}" for said in _remarks(job, stage, made, model))
     _check_length(place, stage, model)
     _check_sparse(place, stage, model)
     if stage.trains:
@@ -162,10 +165,18 @@ def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: 
     return _pruned(model, stage.options) if stage.kind == "prune" else model
 
 
-def _remarks(stage: Stage, model: Model) -> list[str]:
+def _remarks(job: _Rehearsal, stage: Stage, made: list[Model], model: Model) -> list[str]:
     """What the user should read of a stage that its own objective does not say."""
-    own = stage.options
-    found = [earlier.remark(model, own)] if isinstance(own, SparseOptions) else []
+    own, found = stage.options, []
+    if isinstance(own, SparseOptions):
+        found.append(earlier.remark(model, own))
+    if isinstance(own, squarehead.Options) and squarehead.asks_teacher(own):
+        trained = [n for n, s in enumerate(job.profile.stages[: len(made) - 1], 1) if s.trains]
+        if trained and (stage.teacher or job.profile.teacher) == "input":
+            found.append(
+                f"its teacher is the input, which never saw what stage {trained[-1]} trained: "
+                f"teacher: stage:{trained[-1]} is the model that this one starts from"
+            )
     return [said for said in found if said]
 
 

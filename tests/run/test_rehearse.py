@@ -3,7 +3,10 @@
 import pytest
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import save
+from compressor.model.checkpoint import Checkpoint, save
+from compressor.model.manifest import Manifest, write_manifest
+from compressor.model.sparse import prunable
+from compressor.prune import magnitude
 from compressor.run.loading import load_profile
 from compressor.run.rehearse import rehearse
 from compressor.run.setting import open_source
@@ -203,3 +206,55 @@ def test_fewer_zeros_than_there_are_and_none_that_are_new_are_remarked(pico_llam
     ]
     ast = AST % "pattern: '2:4'"
     assert said("prune.magnitude: {sparsity: 0.3}", ast) == []
+
+
+def test_an_input_that_never_saw_the_finetuning_is_remarked(pico_llama, source, profile):
+    given = source(pico_llama())
+
+    def said(before, extra):
+        stage = f"prune.squarehead: {{length: 16, train: {{length: 16}}{extra}}}"
+        return rehearse(profile(f"stages: [{before}{stage}]", SHORT), given)
+
+    tuned = "distill.ce: {train: {length: 16}}, "
+    assert said("", "") == said(tuned, ", teacher: 'stage:1'") == []
+    assert said(tuned, ", squarehead: 0.0") == []  # asks no teacher
+    assert said(tuned, "") == [
+        "prune.squarehead: its teacher is the input, which never saw what stage 1 trained: "
+        "teacher: stage:1 is the model that this one starts from"
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_zeros_that_no_manifest_speaks_of_are_told(family, profile, tmp_path):
+    stages, model = profile("stages: [export.safetensors]", SHORT), pico(family)
+    folder = tmp_path / "model"
+    folder.mkdir()
+
+    def said():
+        save(model, folder, folder)
+        return rehearse(stages, open_source(str(folder)))
+
+    linears = prunable(model)
+    for linear in [*linears.values()][: len(linears) // 2]:
+        linear.weight.data[:, ::2] = 0
+    assert said() == []  # in half of the layers
+    for linear in linears.values():
+        linear.weight.data[:, ::2] = 0
+    count = len(linears)
+    (remark,) = said()
+    assert remark.startswith(f"{count} of {count} layers of 'model' have 50.0% zeros, and without")
+
+
+def test_a_sparse_checkpoint_is_told_only_where_its_manifest_is_lost(
+    pico_llama, make_work, profile, tmp_path
+):
+    model = pico_llama()
+    magnitude.run(model, magnitude.Options(pattern="2:4"), make_work())
+    (tmp_path / "plain").mkdir()
+    save(model, tmp_path / "plain", tmp_path)
+    write_manifest(tmp_path / "plain", Manifest("checkpoint", "llama", {}, formats=model.formats))
+    stages = profile("stages: [export.safetensors]", SHORT)
+    assert rehearse(stages, Checkpoint.open(tmp_path / "plain")) == []
+    (tmp_path / "plain" / "manifest.json").unlink()
+    (said,) = rehearse(stages, open_source(str(tmp_path / "plain")))
+    assert "put the manifest.json of the pruned checkpoint beside its weights" in said
