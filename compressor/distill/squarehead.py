@@ -68,13 +68,21 @@ class Options:
         return self
 
 
+def asks_teacher(options: Options) -> bool:
+    """Whether the teacher counts: cross entropy alone does without one."""
+    return options.squarehead > 0 or options.kl > 0
+
+
 def objective(options: Options, student: Model, teacher: Model | None) -> nn.Module:
-    """SquareHead between a student and a teacher of its shape.
+    """SquareHead between a student and a teacher of its shape; None where nothing asks it.
 
     Raises:
         CompressError: the teacher has other layers, reads or predicts something else, or there
             is nothing to predict and `ce` or `kl` want it.
     """
+    if not asks_teacher(options):
+        _refuse_headless(student)
+        return _SquareHead(options, student, None)
     assert teacher is not None
     if options.ce or options.kl:
         _refuse_headless(student)
@@ -115,7 +123,7 @@ class _SquareHead(nn.Module):
         parts: what the last loss was made of, before weights.
     """
 
-    def __init__(self, options: Options, student: Model, teacher: Model) -> None:
+    def __init__(self, options: Options, student: Model, teacher: Model | None) -> None:
         super().__init__()
         self.options, self.student, self.teacher = options, student, teacher
         self.divergence = divergence("forward", options.temperature)
@@ -125,8 +133,8 @@ class _SquareHead(nn.Module):
         options, hidden = self.options, self.options.squarehead > 0
         own = _passed(self.student, batch, hidden, head=bool(options.ce or options.kl))
         with torch.no_grad():
-            asked = hidden or options.kl > 0
-            above = _passed(self.teacher, batch, hidden, options.kl > 0) if asked else None
+            teacher = self.teacher
+            above = _passed(teacher, batch, hidden, options.kl > 0) if teacher else None
         self.parts, terms = {}, []
         if hidden:
             assert above is not None

@@ -112,9 +112,11 @@ def sides_off(module: nn.Module) -> Iterator[None]:
     found = {module.get_submodule(name): side for name, side in sides(module).items()}
     for owner in found:
         owner.side = None  # type: ignore[assignment]
-    yield
-    for owner, side in found.items():
-        owner.side = side
+    try:
+        yield
+    finally:
+        for owner, side in found.items():
+            owner.side = side
 
 
 def drop_sides(model: Model) -> int:

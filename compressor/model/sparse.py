@@ -43,18 +43,29 @@ def promise(model: Model, name: str, pattern: str) -> None:
     model.formats[name] = replace(form, pattern=pattern, sparsity=sparsity)
 
 
+def promised_zeros(model: Model, name: str) -> Tensor | None:
+    """True where a layer's weight is zero because a pattern says so [O, I]; None without one."""
+    form = model.formats.get(name)
+    if form is None or form.pattern is None:
+        return None
+    weight = model.module.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach() == 0
+
+
 def broken_promise(model: Model, formats: Mapping[str, WeightFormat]) -> str:
     """What no longer holds of the patterns in `formats`, in one sentence; "" when all do.
 
     Works for float and quantized layers alike. A layer may have more zeros than was promised,
-    never fewer. A layer that is no longer there has nothing to keep.
+    never fewer.
     """
-    there = {name for name, _ in model.module.named_modules()}
+    there = dict(model.module.named_modules())
     for name, form in formats.items():
-        if form.pattern is None or name not in there:
+        if form.pattern is None:
             continue
-        weight = model.module.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
+        weight = getattr(there.get(name), "weight", None)
+        if not isinstance(weight, Tensor):
+            return f"'{name}' is not a layer of this model"
         group, zeros = group_of(form.pattern), share_of_zeros(weight)
         if group and most_in_a_group(weight, group[1]) > group[0]:
             most = most_in_a_group(weight, group[1])

@@ -66,6 +66,11 @@ def fits(inputs: int, pattern: str) -> bool:
     return group is None or inputs % group[1] == 0
 
 
+def whole(sparsity: float, weights: int) -> int:
+    """Weights of so many that go, rounded down; 0.57 of 100 are 57, whatever floats make of it."""
+    return int(sparsity * weights + 1e-6)
+
+
 def keep_largest(score_OI: Tensor, pattern: str, sparsity: float, scope: Scope) -> Tensor:
     """The mask [O, I] that keeps the highest scores; of equal ones, those that come first.
 
@@ -80,7 +85,7 @@ def keep_largest(score_OI: Tensor, pattern: str, sparsity: float, scope: Scope) 
         assert score_OI.shape[1] % group[1] == 0, f"{pattern} does not divide {score_OI.shape}"
         return _largest(score_OI.unflatten(1, (-1, group[1])), group[0]).flatten(1)
     pool = score_OI if scope == "row" else score_OI.reshape(1, -1)
-    return _largest(pool, pool.shape[-1] - int(sparsity * pool.shape[-1])).view_as(score_OI)
+    return _largest(pool, pool.shape[-1] - whole(sparsity, pool.shape[-1])).view_as(score_OI)
 
 
 def _largest(score: Tensor, n: int) -> Tensor:

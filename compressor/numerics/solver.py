@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.numerics.masks import whole
+
 BLOCK, FEW = 128, 8
 DAMPING = 0.01  # of the mean diagonal, as in both papers; ten times more where it does not do
 _LEAF = 256  # below it the triangular inverse is left to the library
@@ -61,7 +63,7 @@ def in_blocks(sparsity: float) -> Pick:
     """The costliest weights of every block of 128 columns stay, over all rows."""
 
     def keep(cost_CO: Tensor) -> Tensor:
-        stays = cost_CO.numel() - int(sparsity * cost_CO.numel())
+        stays = cost_CO.numel() - whole(sparsity, cost_CO.numel())
         places = cost_CO.flatten().topk(stays, sorted=False).indices
         mask = torch.zeros(cost_CO.numel(), dtype=torch.bool)
         return mask.index_fill_(0, places, True).view_as(cost_CO)

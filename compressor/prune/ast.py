@@ -19,6 +19,8 @@ also chosen after the last step, before the loss is measured. Dropout is off.
 The default pull is the paper's, for 124 million weights. Gradients are clipped as a whole, so those
 of single weights grow as models shrink, and so must the pull; a flip rate that stays high says so.
 
+Zeros that an earlier stage promised stay zero: such a place is never picked, and its gradient is 0.
+
 Ablations of the paper: every: null (fixed mask), ramp: 0 (static decay), kl: 0 (no teacher).
 
 Legend: O outputs, I inputs, R groups of inputs, G inputs of a group.
@@ -35,11 +37,11 @@ from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
 from compressor.model.model import Model
 from compressor.model.side import attach, sides, sides_off
-from compressor.model.sparse import broken_promise, promise
+from compressor.model.sparse import broken_promise, promise, promised_zeros
 from compressor.options import options
 from compressor.prune.adaptive import Adaptive
 from compressor.prune.side_start import Start, refuse_sides, side_of
-from compressor.prune.sparsity import SparseOptions, refuse_revival, refuse_unsound, targets
+from compressor.prune.sparsity import SparseOptions, kept_pattern, refuse_unsound, targets
 from compressor.training import metrics
 from compressor.training.loop import parameter_groups
 from compressor.training.masked_adamw import DecayForm, MaskedAdamW
@@ -107,7 +109,6 @@ def objective(options: Options, student: Model, teacher: Model | None) -> nn.Mod
             "give a checkpoint with its head",
         )
     linears = targets(student, options)
-    refuse_revival(student, options, linears)
     if options.side is not None:
         refuse_sides(student, linears, options.side, options.undivided)
     if options.kl == 0:
@@ -129,7 +130,10 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     linears = targets(model, options)
     for name, linear in linears.items():
         refuse_unsound(name, linear.weight)
-    masks = {n: Masked(m.weight, options.pattern, options.share) for n, m in linears.items()}
+    masks = {
+        n: Masked(m.weight, options.pattern, options.share, promised_zeros(model, n))
+        for n, m in linears.items()
+    }
     _add_sides(model, linears, masks, options)
     dense = {n: mask_weight(_linear(model, n), mask) for n, mask in masks.items()}
     adaptive = Adaptive(loss, [(masks[n], dense[n]) for n in masks], options.every, options.train)
@@ -146,7 +150,7 @@ def run(model: Model, options: Options, work: Workbench) -> None:
         _note(model, adaptive, options, work)
     for name in masks:
         make_hard(_linear(model, name))
-        promise(model, name, options.pattern)
+        promise(model, name, kept_pattern(model.formats.get(name), options.pattern))
     assert not broken_promise(model, model.formats)
 
 

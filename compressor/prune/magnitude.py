@@ -42,7 +42,8 @@ def run(model: Model, options: Options, work: Workbench) -> None:
         for name, linear in linears.items():
             w_OI = linear.weight
             if shares[name]:
-                w_OI *= keep_largest(w_OI.abs(), options.pattern, shares[name], "matrix")
+                mask_OI = keep_largest(w_OI.abs(), options.pattern, shares[name], "matrix")
+                w_OI.masked_fill_(~mask_OI, 0.0)  # a product would leave zeros with a sign
                 promise(model, name, kept_pattern(model.formats.get(name), options.pattern))
                 notes[name] = {"sparsity": share_of_zeros(w_OI)}
             advance(1)

@@ -18,7 +18,7 @@ from compressor.errors import CompressError
 from compressor.model.blockwise import walk
 from compressor.model.model import Model
 from compressor.model.moments import Moments, mask_keys
-from compressor.model.sparse import promise
+from compressor.model.sparse import promise, promised_zeros
 from compressor.model.spill import Spill
 from compressor.numerics.masks import share_of_zeros
 from compressor.numerics.solver import output_energy
@@ -125,9 +125,8 @@ def _prune(
     whole; its diagonal alone takes the inputs for uncorrelated and gives an estimate.
     """
     w_OI = linear.weight.detach()
-    form = model.formats.get(name)
-    held_OI = w_OI != 0 if form is not None and form.pattern is not None else None
-    new_OI = solve(w_OI, share, held_OI).to(w_OI.dtype)
+    form, zeros_OI = model.formats.get(name), promised_zeros(model, name)
+    new_OI = solve(w_OI, share, None if zeros_OI is None else ~zeros_OI).to(w_OI.dtype)
     energy = output_energy(w_OI, h)
     lost = output_energy(w_OI - new_OI, h) / energy if energy else 0.0
     if spill is None:

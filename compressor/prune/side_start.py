@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressError
 from compressor.model.model import Model
-from compressor.model.side import Side, sides
+from compressor.model.side import Side
 
 Start = Literal["mean", "sum", "xavier"]
 
@@ -44,7 +44,7 @@ def refuse_sides(
     model: Model, linears: Mapping[str, nn.Linear], k: int, undivided: Literal["refuse", "dense"]
 ) -> None:
     """Raise CompressError where k does not divide a layer's inputs, or a side path is there."""
-    if sides(model.module):
+    if any(form.side_rank for form in model.formats.values()):  # an empty model has no paths
         raise CompressError(
             "the model has side paths already", "side: null trains those that are there"
         )

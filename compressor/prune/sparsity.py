@@ -1,9 +1,8 @@
 """What every sparse pruning method is told: how many weights go, and in which pattern."""
 
-from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from compressor.errors import CompressError
@@ -28,9 +27,14 @@ class SparseOptions:
         "refuse", description="a layer whose inputs N:M does not divide: refuse it, or leave it"
     )
 
+    @field_validator("pattern")
+    @classmethod
+    def _known(cls, pattern: str) -> str:
+        group_of(pattern)  # raises ValueError where it is no pattern
+        return pattern
+
     @model_validator(mode="after")
     def _agree(self) -> "SparseOptions":
-        group_of(self.pattern)  # raises ValueError where it is no pattern
         meant = sparsity_of(self.pattern)
         if meant is not None and self.sparsity not in (None, meant):
             raise ValueError(f"pattern {self.pattern} means sparsity {meant:g}; leave sparsity out")
@@ -77,36 +81,6 @@ def kept_pattern(before: WeightFormat | None, pattern: str) -> str:
         return pattern
     assert implies(before.pattern, pattern), f"{before.pattern} and {pattern} in one layer"
     return before.pattern
-
-
-def refuse_revival(model: Model, options: SparseOptions, linears: Mapping[str, nn.Linear]) -> None:
-    """Refuse a new mask that would not keep the zeros that `model.formats` promises.
-
-    Raises:
-        CompressError: the first layer whose promise is stricter.
-    """
-    for name, linear in linears.items():
-        form = model.formats.get(name)
-        if form is None or form.pattern is None:
-            continue
-        fewer = options.share < form.sparsity - 1 / linear.weight.numel()
-        if fewer or not _implies(options.pattern, form.pattern):
-            wanted = f"pattern: {form.pattern}" if group_of(form.pattern) else "unstructured"
-            raise CompressError(
-                f"'{name}' has {form.sparsity:.1%} zeros ({form.pattern}) from an earlier stage, "
-                f"which {options.share:.1%} zeros ({options.pattern}) would not keep",
-                f"be as strict ({wanted}, sparsity {form.sparsity:g}), or leave the earlier out",
-            )
-
-
-def _implies(pattern: str, other: str) -> bool:
-    """Whether every mask of one pattern is one of the other."""
-    had, now = group_of(other), group_of(pattern)
-    if had is None or now is None:
-        return had is None
-    if now[1] % had[1] == 0:  # whatever stays of the larger group may stand in one smaller
-        return now[0] <= had[0]
-    return had[1] % now[1] == 0 and now[0] * (had[1] // now[1]) <= had[0]
 
 
 def refuse_unsound(name: str, w_OI: Tensor) -> None:

@@ -29,7 +29,7 @@ from torch import nn
 
 from compressor.distill import runner
 from compressor.distill import squarehead as retraining
-from compressor.distill.squarehead import objective
+from compressor.distill.squarehead import asks_teacher, objective
 from compressor.model.model import Model
 from compressor.numerics.masks import UNSTRUCTURED, group_of
 from compressor.options import options
@@ -42,7 +42,7 @@ from compressor.training.parallel import alone, team
 from compressor.training.snapshot import digest
 from compressor.training.workbench import Batch, Workbench
 
-__all__ = ["Options", "objective", "run"]
+__all__ = ["Options", "asks_teacher", "objective", "run"]
 
 _STARTS: dict[str, ModuleType] = {"sparsegpt": sparsegpt, "wanda": wanda, "magnitude": magnitude}
 
@@ -110,7 +110,8 @@ def run(model: Model, options: Options, work: Workbench) -> None:
         CompressError: the teacher has another shape, or what the one-shot method and the training
             raise.
     """
-    loss, rounds = objective(options, model, work.teacher), rounds_of(options)
+    teacher = work.teacher if asks_teacher(options) else None
+    loss, rounds = objective(options, model, teacher), rounds_of(options)
     identity = f"{options} {work.seed} {digest(weights(model))}"
     with team().leader_first():
         started = restore_start(model, identity, len(rounds), work)

@@ -12,6 +12,7 @@ the same input share its norms.
 Legend: O outputs, I inputs.
 """
 
+import torch
 from torch import Tensor
 
 from compressor.model.model import Model
@@ -40,7 +41,8 @@ def run(model: Model, options: Options, work: Workbench) -> None:
             score_OI = w_OI.float().abs() * norm_I
             if held_OI is not None:
                 score_OI = score_OI.masked_fill(~held_OI, -1.0)
-            return w_OI * keep_largest(score_OI, options.pattern, share, "row")
+            mask_OI = keep_largest(score_OI, options.pattern, share, "row")
+            return torch.where(mask_OI, w_OI, 0.0)  # a product would leave zeros with a sign
 
         return solve
 

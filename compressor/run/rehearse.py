@@ -27,13 +27,14 @@ from compressor.model.model import Model
 from compressor.model.shapes import config_of, empty_model, model_class
 from compressor.model.shrink import Kept, shrink
 from compressor.model.sources import read_config, resolve
-from compressor.prune import minitron
+from compressor.model.unpromised import unpromised_zeros
+from compressor.prune import ast, earlier, minitron, squarehead
 from compressor.prune.allocation import AllocatedOptions, exceptions
 from compressor.prune.cutting import refuse_formats
 from compressor.prune.damage import refuse_unpredictable
 from compressor.prune.oneshot import OneShotOptions
 from compressor.prune.scores import fitting, layers_to_go
-from compressor.prune.sparsity import SparseOptions, targets
+from compressor.prune.sparsity import SparseOptions, kept_pattern, targets
 from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.run.fingerprint import used_up
@@ -83,6 +84,8 @@ def rehearse(
     job, made = _Rehearsal(profile, chosen or {}), [empty(source.path)]
     if profile.dtype:
         made[0].config.dtype = getattr(torch, profile.dtype)
+    if chosen is None and not (source.path / MANIFEST).is_file():  # read once, not by searches too
+        job.remarks.extend(filter(None, [unpromised_zeros(made[0], source.path)]))
     _check_measures(profile, made[0].task)
     _check_teachers(profile)
     _check_packed(profile.stages, source)
@@ -164,6 +167,7 @@ def _rehearse_search(job: _Rehearsal, place: str, stage: Stage, made: list[Model
 
 def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: Model) -> Model:
     """What a stage makes of `model`; `made` is what stages before may be taken from as teachers."""
+    job.remarks.extend(f"{stage.method}: {said}" for said in _remarks(job, stage, made, model))
     _check_length(place, stage, model)
     _check_sparse(place, stage, model)
     with _named(f"{place} ({stage.method})"):
@@ -173,6 +177,21 @@ def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: 
             said = getattr(objective, "remarks", ())
             job.remarks.extend(f"{stage.method}: {remark}" for remark in said)
         return _pruned(model, stage.options) if stage.kind == "prune" else model
+
+
+def _remarks(job: _Rehearsal, stage: Stage, made: list[Model], model: Model) -> list[str]:
+    """What the user should read of a stage that its own objective does not say."""
+    own, found = stage.options, []
+    if isinstance(own, SparseOptions):
+        found.append(earlier.remark(model, own))
+    if isinstance(own, squarehead.Options) and squarehead.asks_teacher(own):
+        trained = [n for n, s in enumerate(job.profile.stages[: len(made) - 1], 1) if s.trains]
+        if trained and (stage.teacher or job.profile.teacher) == "input":
+            found.append(
+                f"its teacher is the input, which never saw what stage {trained[-1]} trained: "
+                f"teacher: stage:{trained[-1]} is the model that this one starts from"
+            )
+    return [said for said in found if said]
 
 
 def _check_measures(profile: Profile, task: str) -> None:
@@ -188,17 +207,26 @@ def _check_measures(profile: Profile, task: str) -> None:
 def _check_teachers(profile: Profile) -> None:
     """Refuse teachers that are not there, before any candidate of a search asks for one."""
     for number, stage in enumerate(profile.stages, start=1):
-        name = stage.teacher or profile.teacher
-        if not (stage.trains or stage.kind == "search") or name == "input":
-            continue
-        if not name.startswith("stage:"):
-            resolve(name)
-            continue
-        earlier = name.removeprefix("stage:")
-        if not earlier.isdigit() or not 1 <= int(earlier) < number:
-            raise CompressError(
-                f"teacher '{name}' is no earlier stage", "teacher: input, or an earlier stage:N"
-            )
+        _check_teacher(profile, stage, number)
+    for name, stages in profile.baselines.items():
+        for number, stage in enumerate(stages, start=1):  # stage:N is one of the main chain
+            with _named(f"baselines.{name}.{number} ({stage.method})"):
+                _check_teacher(profile, stage, len(profile.stages) + 1)
+
+
+def _check_teacher(profile: Profile, stage: Stage, end: int) -> None:
+    """Refuse a teacher that does not exist, or no stage before number `end`."""
+    name = stage.teacher or profile.teacher
+    if not (stage.trains or stage.kind == "search") or name == "input":
+        return
+    if not name.startswith("stage:"):
+        resolve(name)
+        return
+    earlier = name.removeprefix("stage:")
+    if not earlier.isdigit() or not 1 <= int(earlier) < end:
+        raise CompressError(
+            f"teacher '{name}' is no earlier stage", "teacher: input, or an earlier stage:N"
+        )
 
 
 def _check_packed(stages: tuple[Stage, ...], source: Checkpoint) -> None:
@@ -230,7 +258,7 @@ def _check_length(where: str, stage: Stage, model: Model) -> None:
 
 
 def _check_sparse(where: str, stage: Stage, model: Model) -> None:
-    """Refuse layers that a pattern does not divide, globs without a layer, rows too long."""
+    """Refuse what does not fit a layer: patterns, globs, rows, and zeros that are there already."""
     own = stage.options
     try:
         found = list(targets(model, own)) if isinstance(own, SparseOptions) else []
@@ -238,6 +266,8 @@ def _check_sparse(where: str, stage: Stage, model: Model) -> None:
             exceptions(own, found)
         if isinstance(own, OneShotOptions):
             own.tokens(model.config)
+        if isinstance(own, ast.Options):
+            earlier.refuse_looser(model, own)
     except CompressError as error:
         raise CompressError(f"{where} ({stage.method}): {error.what}", error.hint) from error
 
@@ -254,8 +284,7 @@ def empty(path: Path) -> Model:
 def _pruned(model: Model, options: Any) -> Model:
     """The model without its weights, cut by the very code that will cut it, or promised sparse."""
     if isinstance(options, SparseOptions):
-        form = WeightFormat(pattern=options.pattern, sparsity=options.share)
-        return replace(model, formats=model.formats | dict.fromkeys(targets(model, options), form))
+        return replace(model, formats=model.formats | _promises(model, options))
     assert isinstance(options, minitron.Options)
     refuse_formats(model)
     refuse_unpredictable(model, options.layer_importance)
@@ -265,6 +294,32 @@ def _pruned(model: Model, options: Any) -> Model:
     pruned = replace(model, module=empty_model(type(model.module), model.config))
     shrink(pruned, Kept.first(pruned, sizes), options.rescale)
     return pruned
+
+
+def _promises(model: Model, options: SparseOptions) -> dict[str, WeightFormat]:
+    """The formats that a sparse stage will leave, with the shares that it was told."""
+    names = list(targets(model, options))
+    uneven = exceptions(options, names) if isinstance(options, AllocatedOptions) else {}
+    found = {}
+    for name in names:
+        before, share = model.formats.get(name, WeightFormat()), uneven.get(name, options.share)
+        if share:
+            pattern, most = kept_pattern(before, options.pattern), max(share, before.sparsity)
+            found[name] = replace(before, pattern=pattern, sparsity=most)
+    return found | _side_ranks(model, options, found)
+
+
+def _side_ranks(
+    model: Model, options: SparseOptions, formats: Mapping[str, WeightFormat]
+) -> dict[str, WeightFormat]:
+    """Those of these formats whose layers get a side path, with its rank."""
+    k = options.side if isinstance(options, ast.Options) else None
+    found = {}
+    for name, form in formats.items():
+        inputs: Any = model.module.get_submodule(name).in_features
+        if k is not None and inputs % k == 0:
+            found[name] = replace(form, side_rank=inputs // k)
+    return found
 
 
 def _teacher(name: str, made: list[Model]) -> Model:

@@ -37,19 +37,26 @@ class Masked(nn.Module):
         pattern: "unstructured" or "N:M" (numerics/masks.py); unstructured weights compete
             within a row.
         sparsity: share of weights that go, where the pattern does not say it.
+        held_OI: bool, True where a weight is zero for good: it is never picked and never moves.
 
     Attributes:
         mask_OI: bool, True where a weight stays.
     """
 
     mask_OI: Tensor
+    held_OI: Tensor | None
 
-    def __init__(self, w_OI: Tensor, pattern: str, sparsity: float) -> None:
+    def __init__(
+        self, w_OI: Tensor, pattern: str, sparsity: float, held_OI: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.pattern, self.sparsity = pattern, sparsity
+        self.register_buffer("held_OI", held_OI, persistent=False)  # the parent's weights tell it
         self.register_buffer("mask_OI", self._best(w_OI))
 
     def forward(self, w_OI: Tensor) -> Tensor:
+        if self.held_OI is not None:  # then their gradient is zero, also where norms are taken
+            w_OI = w_OI.masked_fill(self.held_OI, 0.0)
         return _StraightThrough.apply(w_OI, self.mask_OI)  # type: ignore[return-value]
 
     def pick(self, w_OI: Tensor) -> Tensor:
@@ -60,7 +67,11 @@ class Masked(nn.Module):
         return changed
 
     def _best(self, w_OI: Tensor) -> Tensor:
-        return keep_largest(w_OI.detach().abs(), self.pattern, self.sparsity, "row")
+        score_OI = w_OI.detach().abs()
+        if self.held_OI is None:
+            return keep_largest(score_OI, self.pattern, self.sparsity, "row")
+        score_OI = score_OI.masked_fill(self.held_OI, -1.0)
+        return keep_largest(score_OI, self.pattern, self.sparsity, "row") & ~self.held_OI
 
 
 def mask_weight(linear: nn.Linear, masked: Masked) -> nn.Parameter:

@@ -55,6 +55,15 @@ def test_a_side_path_adds_s_x_x():
         torch.testing.assert_close(linear(x), plain(x) + x @ (out @ matrix).T)
 
 
+def test_side_paths_are_back_after_a_failure(pico_llama):
+    model = with_sides(pico_llama())
+    before = sides(model.module)
+    with pytest.raises(RuntimeError), sides_off(model.module):
+        assert not sides(model.module)
+        raise RuntimeError
+    assert sides(model.module) == before
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
 def test_it_is_saved_beside_the_weights_and_loaded_back(name, tmp_path):
     model = with_sides(pico(name))

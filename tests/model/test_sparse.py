@@ -57,6 +57,14 @@ def test_a_revived_weight_breaks_the_promise(pico_llama):
     assert "zeros instead of 50.00%" in broken_promise(model, model.formats)
 
 
+def test_a_promised_layer_that_does_not_exist_breaks_the_promise(pico_llama):
+    model = sparse(pico_llama())
+    form = next(iter(model.formats.values()))
+    for name in ("model.layers.7.mlp.up_proj", "model.layers.0.mlp"):
+        wanted = f"'{name}' is not a layer of this model"
+        assert broken_promise(model, model.formats | {name: form}) == wanted
+
+
 def test_quantized_zeros_stay_zeros(pico_llama, make_work):
     for symmetric in (True, False):
         model = sparse(pico_llama())

@@ -15,6 +15,7 @@ from compressor.numerics.masks import (
     share_of_zeros,
     sparsity_of,
 )
+from compressor.numerics.solver import in_blocks
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4", "3:5"])
@@ -35,6 +36,15 @@ def test_rows_lose_equally_or_weights_of_the_whole_matrix_compete():
     matrix = keep_largest(score, "unstructured", 0.5, "matrix")
     assert matrix.tolist() == [[False] * 4, [True] * 4]
     assert int((~keep_largest(score, "unstructured", 0.3, "matrix")).sum()) == 2  # of 2.4
+
+
+@pytest.mark.parametrize("weights", [100, 700, 1000])
+def test_a_share_of_whole_weights_is_met_exactly(weights):
+    for hundredths in range(1, 100):  # 0.57 * 100 is 56.99999999999999
+        mask = keep_largest(torch.rand(1, weights), "unstructured", hundredths / 100, "row")
+        assert int((~mask).sum()) * 100 == hundredths * weights
+        kept = in_blocks(hundredths / 100).keep(torch.rand(100, weights // 100))
+        assert int((~kept).sum()) * 100 == hundredths * weights
 
 
 def test_of_equal_scores_the_first_stay():

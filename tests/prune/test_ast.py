@@ -12,8 +12,9 @@ from compressor.errors import CompressError
 from compressor.model.side import drop_sides, sides
 from compressor.model.sparse import broken_promise, prunable
 from compressor.numerics.masks import keep_largest
-from compressor.prune import ast
+from compressor.prune import ast, magnitude
 from compressor.training.options import Train
+from compressor.training.straight_through import Masked
 from families import pico, random_inputs
 
 SHORT = {"batch": 4, "length": 16, "lr": 3e-3, "warmup": 2, "precision": "float32"}
@@ -139,6 +140,38 @@ def test_other_patterns(pico_llama, make_work):
         rows = (linear.weight != 0).sum(dim=1)
         assert set(rows.tolist()) == {linear.in_features - int(0.75 * linear.in_features)}
         assert model.formats[name].pattern == "unstructured"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [
+        ({"sparsity": 0.3}, {"pattern": "2:4"}, "2:4"),
+        ({"pattern": "2:4"}, {"pattern": "unstructured", "sparsity": 0.7}, "2:4"),
+        ({"pattern": "4:8"}, {"pattern": "2:4"}, "2:4"),
+    ],
+)
+def test_zeros_of_an_earlier_stage_stay_zeros(first, second, kept, pico_llama, make_work):
+    model = pico_llama()
+    magnitude.run(model, magnitude.Options(**first), make_work())
+    before = dict(model.formats)
+    gone = {name: m.weight == 0 for name, m in prunable(model).items()}
+    ast.run(model, options(6, every=1, train={"lr": 0.05}, **second), make_work(pico_llama(seed=1)))
+    assert not broken_promise(model, before) and not broken_promise(model, model.formats)
+    assert {form.pattern for form in model.formats.values()} == {kept}
+    for name, linear in prunable(model).items():
+        assert bool((linear.weight[gone[name]] == 0).all())
+        assert model.formats[name].sparsity > before[name].sparsity + 0.02
+
+
+def test_a_weight_that_is_zero_for_good_is_neither_picked_nor_moved():
+    weight = torch.nn.Parameter(torch.tensor([[0.0, 3, 2, 1], [9, 0, 0, 4]]))
+    held = weight.detach() == 0
+    mask = Masked(weight, "3:4", 0.25, held)
+    assert torch.equal(mask.mask_OI, ~held)  # a row of two weights keeps two, not three
+    mask(weight).sum().backward()
+    assert torch.equal(weight.grad, (~held).float())
+    weight.data = torch.tensor([[8.0, 3, 2, 1], [9, 8, 8, 4]])
+    assert int(mask.pick(weight)) == 0 and not mask(weight)[held].any()
 
 
 def test_the_ablations(pico_llama, make_work):

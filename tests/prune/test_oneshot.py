@@ -217,6 +217,17 @@ def test_zeros_of_an_earlier_stage_stay_zeros(pico_llama, make_work):
                 assert min(form.sparsity for form in model.formats.values()) > 0.68
 
 
+@pytest.mark.parametrize("pattern", ["2:4", "unstructured"])
+def test_zeros_have_no_sign(pattern, pico_llama, make_work):
+    for method in (wanda, sparsegpt, magnitude):
+        model = pico_llama()
+        extra = {} if method is magnitude else {"samples": 16}
+        method.run(model, made(method, pattern=pattern, **extra), make_work())
+        for linear in prunable(model).values():
+            gone = linear.weight == 0
+            assert gone.any() and not linear.weight[gone].signbit().any()
+
+
 @pytest.mark.parametrize(
     ("first", "second", "kept"),
     [("4:8", "2:4", "2:4"), ("2:4", "4:8", "2:4"), ("2:4", "1:8", "1:8"), ("3:8", "1:4", "1:4")],

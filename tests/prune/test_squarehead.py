@@ -187,3 +187,15 @@ def test_every_start_gives_groups_that_hold(name, start, make_work, tmp_path):
     assert set(model.formats) == set(prunable(model))
     assert all(most_in_a_group(m.weight, 4) <= 2 for m in prunable(model).values())
     assert not broken_promise(model, model.formats)
+
+
+def test_cross_entropy_alone_loads_no_teacher(make_work, tmp_path):
+    def nobody():
+        raise AssertionError("nobody asks the teacher")
+
+    model = pico("llama")
+    work = surroundings(model, make_work, tmp_path / "a")
+    squarehead.run(model, options(squarehead=0.0), dataclasses.replace(work, _teacher=nobody))
+    assert model.notes["training"]["steps"] == 4 and not broken_promise(model, model.formats)
+    lines = metrics.read(tmp_path / "a")
+    assert lines and all("ce" in line and "squarehead" not in line for line in lines)

@@ -3,7 +3,10 @@
 import pytest
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import save
+from compressor.model.checkpoint import Checkpoint, save
+from compressor.model.manifest import Manifest, write_manifest
+from compressor.model.sparse import prunable
+from compressor.prune import magnitude
 from compressor.run.loading import load_profile
 from compressor.run.rehearse import rehearse
 from compressor.run.setting import open_source
@@ -106,32 +109,6 @@ def test_what_a_cut_refuses_is_refused_on_the_empty_model(pico_bert, source, pro
         rehearse(profile(stages, SHORT), source(pico_bert()))
 
 
-AST = "prune.ast: {{pattern: {}, {}train: {{length: 16}}}}"
-WANDA = "prune.wanda: {{pattern: {}, {}length: 16}}"
-
-
-@pytest.mark.parametrize(
-    ("earlier", "later", "refused"),
-    [
-        (WANDA.format("unstructured", "sparsity: 0.8, "), AST.format("'2:4'", ""), True),
-        (WANDA.format("'2:4'", ""), AST.format("unstructured", "sparsity: 0.6, "), True),
-        (WANDA.format("'2:4'", ""), AST.format("'4:8'", ""), True),
-        (WANDA.format("'4:8'", ""), AST.format("'2:4'", ""), False),
-        (WANDA.format("'2:4'", ""), AST.format("'1:4'", ""), False),
-        (WANDA.format("unstructured", "sparsity: 0.5, "), AST.format("'2:4'", ""), False),
-    ],
-)
-def test_a_mask_that_would_not_keep_earlier_zeros_is_refused_before_any_work(
-    earlier, later, refused, pico_llama, source, profile
-):
-    wanted, model = profile("stages:", f"- {earlier}", f"- {later}", SHORT), source(pico_llama())
-    if not refused:
-        rehearse(wanted, model)
-        return
-    with pytest.raises(CompressError, match=r"from an earlier stage, which .* would not keep"):
-        rehearse(wanted, model)
-
-
 def test_a_missing_teacher_is_no_fault_of_a_candidate(pico_llama, source, profile):
     stages = [
         "teacher: no/such/teacher",
@@ -202,3 +179,122 @@ def test_a_trained_stage_of_a_baseline_is_gone_through_as_any_other(
     fitting = method.replace("32", "16").replace("'stage:1'", "input").replace("stage:2", "stage:1")
     lines[-1] = f"  - {fitting}"
     rehearse(profile(*lines, SHORT), source(pico_llama()))
+
+
+AST = "prune.ast: {%s, train: {length: 16}}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "what", "hint"),
+    [
+        (
+            "{sparsity: 0.75}",
+            AST % "pattern: '2:4'",
+            "75.0% of the weights are zero already and stay zero; 50.0% ask for fewer",
+            "ask for more than 75.0%",
+        ),
+        (
+            "{pattern: '2:4'}",
+            AST % "pattern: '4:8'",
+            "is 2:4 already and its zeros stay zero, so it is 4:8 too",
+            "leave out the stage that pruned before",
+        ),
+        (
+            "{pattern: '2:4'}",
+            "prune.magnitude: {pattern: '3:8'}",
+            "has the pattern 2:4 already, and no layer can promise 3:8 beside it",
+            "pattern: 2:4 or unstructured",
+        ),
+    ],
+)
+def test_a_sparse_stage_that_earlier_zeros_leave_no_room_for(
+    first, second, what, hint, pico_llama, source, profile
+):
+    with pytest.raises(CompressError) as caught:
+        rehearse(
+            profile(f"stages: [prune.magnitude: {first}, {second}]", SHORT), source(pico_llama())
+        )
+    assert what in caught.value.what and hint in caught.value.hint
+    assert caught.value.what.startswith("stages.2 (prune.")
+
+
+def test_side_paths_of_an_earlier_stage_are_seen_before_any_work(pico_llama, source, profile):
+    stages = f"stages: [{AST % 'side: 8'}, {AST % 'side: %s'}]"
+    with pytest.raises(CompressError, match="the model has side paths already"):
+        rehearse(profile(stages % 8, SHORT), source(pico_llama()))
+    rehearse(profile(stages % "null", SHORT), source(pico_llama()))
+
+
+def test_a_wrong_pattern_is_named(profile):
+    with pytest.raises(CompressError, match=r"option 'pattern' of prune.ast: .*like 2:4.*'4:2'"):
+        profile("stages: [prune.ast: {pattern: '4:2'}]")
+
+
+def test_fewer_zeros_than_there_are_and_none_that_are_new_are_remarked(pico_llama, source, profile):
+    given = source(pico_llama())
+
+    def said(*stages):
+        return rehearse(profile(f"stages: [{', '.join(stages)}]", SHORT), given)
+
+    dense = "prune.magnitude: {ratios: {'*': 0.0}}"
+    more, less, same = (f"prune.wanda: {{length: 16, sparsity: {s}}}" for s in (0.75, 0.5, 0.75))
+    assert said(less, more) == [] and said(dense, less) == []
+    (fewer,) = said(more, less)
+    assert fewer.startswith("prune.wanda: 75.0% of the weights are zero already and stay zero")
+    assert said(more, same) == [
+        "prune.wanda: 75.0% of the weights are zero already, as asked for: it makes no new zeros"
+    ]
+    ast = AST % "pattern: '2:4'"
+    assert said("prune.magnitude: {sparsity: 0.3}", ast) == []
+
+
+def test_an_input_that_never_saw_the_finetuning_is_remarked(pico_llama, source, profile):
+    given = source(pico_llama())
+
+    def said(before, extra):
+        stage = f"prune.squarehead: {{length: 16, train: {{length: 16}}{extra}}}"
+        return rehearse(profile(f"stages: [{before}{stage}]", SHORT), given)
+
+    tuned = "distill.ce: {train: {length: 16}}, "
+    assert said("", "") == said(tuned, ", teacher: 'stage:1'") == []
+    assert said(tuned, ", squarehead: 0.0") == []  # asks no teacher
+    assert said(tuned, "") == [
+        "prune.squarehead: its teacher is the input, which never saw what stage 1 trained: "
+        "teacher: stage:1 is the model that this one starts from"
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_zeros_that_no_manifest_speaks_of_are_told(family, profile, tmp_path):
+    stages, model = profile("stages: [export.safetensors]", SHORT), pico(family)
+    folder = tmp_path / "model"
+    folder.mkdir()
+
+    def said():
+        save(model, folder, folder)
+        return rehearse(stages, open_source(str(folder)))
+
+    linears = prunable(model)
+    for linear in [*linears.values()][: len(linears) // 2]:
+        linear.weight.data[:, ::2] = 0
+    assert said() == []  # in half of the layers
+    for linear in linears.values():
+        linear.weight.data[:, ::2] = 0
+    count = len(linears)
+    (remark,) = said()
+    assert remark.startswith(f"{count} of {count} layers of 'model' have 50.0% zeros, and without")
+
+
+def test_a_sparse_checkpoint_is_told_only_where_its_manifest_is_lost(
+    pico_llama, make_work, profile, tmp_path
+):
+    model = pico_llama()
+    magnitude.run(model, magnitude.Options(pattern="2:4"), make_work())
+    (tmp_path / "plain").mkdir()
+    save(model, tmp_path / "plain", tmp_path)
+    write_manifest(tmp_path / "plain", Manifest("checkpoint", "llama", {}, formats=model.formats))
+    stages = profile("stages: [export.safetensors]", SHORT)
+    assert rehearse(stages, Checkpoint.open(tmp_path / "plain")) == []
+    (tmp_path / "plain" / "manifest.json").unlink()
+    (said,) = rehearse(stages, open_source(str(tmp_path / "plain")))
+    assert "put the manifest.json of the pruned checkpoint beside its weights" in said

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import compressor
 from compressor.errors import CompressError, Refused
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.manifest import read_manifest, write_manifest
 from compressor.model.sparse import broken_promise, prunable
 from compressor.quantize import rtn
 from compressor.run.card import model_card
@@ -115,6 +116,18 @@ def test_a_method_that_refills_zeros_is_stopped_with_exit_3(run, monkeypatch):
     with pytest.raises(Refused, match=r"quantize\.rtn: .*in a group of 4, not 2") as caught:
         run(SPARSE, "quantize.rtn: {group: 16}")
     assert caught.value.exit_code == 3 and "layers.0" in caught.value.what
+
+
+def test_a_manifest_that_promises_zeros_of_no_layer_is_refused(run):
+    path = run(SPARSE).checkpoint.path
+    manifest = read_manifest(path)
+    form = next(iter(manifest.formats.values()))
+    formats = manifest.formats | {"model.layers.9.mlp.up_proj": form}
+    write_manifest(path, dataclasses.replace(manifest, formats=formats))
+    with pytest.raises(CompressError, match=r"'model.layers.9.mlp.up_proj' is not a layer"):
+        Checkpoint.open(path).load()
+    found = {check["name"]: check for check in verify(path)["checks"]}
+    assert not found["sparsity"]["ok"] and "is not a layer" in found["sparsity"]["detail"]
 
 
 def test_a_parent_with_the_weights_of_another_model_is_refused(run):
