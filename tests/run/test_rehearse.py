@@ -231,7 +231,7 @@ def test_zeros_that_no_manifest_speaks_of_are_told(family, profile, tmp_path):
     folder.mkdir()
 
     def said():
-        save(model, folder, folder)
+        save(model, folder, tmp_path, shard=20_000)
         return rehearse(stages, open_source(str(folder)))
 
     linears = prunable(model)
