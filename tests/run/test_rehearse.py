@@ -1,14 +1,16 @@
 """What a rehearsal refuses on empty models: rows that are too long, measures of another task."""
 
 import pytest
+import torch
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import Checkpoint, save
+from compressor.model.checkpoint import Checkpoint, load_directory, save
 from compressor.model.manifest import Manifest, write_manifest
+from compressor.model.side import Side, attach, write_sides
 from compressor.model.sparse import prunable
 from compressor.prune import magnitude
 from compressor.run.loading import load_profile
-from compressor.run.rehearse import rehearse
+from compressor.run.rehearse import empty, rehearse
 from compressor.run.setting import open_source
 from families import CONFIGS, pico
 
@@ -183,6 +185,16 @@ def test_side_paths_of_an_earlier_stage_are_seen_before_any_work(pico_llama, sou
     with pytest.raises(CompressError, match="the model has side paths already"):
         rehearse(profile(stages % 8, SHORT), source(pico_llama()))
     rehearse(profile(stages % "null", SHORT), source(pico_llama()))
+
+
+def test_side_paths_of_a_source_without_manifest_are_seen(pico_llama, source, profile, tmp_path):
+    model = pico_llama()
+    given = source(model)
+    attach(model, "model.layers.0.mlp.up_proj", Side(torch.ones(48, 4)))
+    write_sides(model, given.path, torch.float32)
+    assert empty(given.path).formats == load_directory(given.path).formats
+    with pytest.raises(CompressError, match="the model has side paths already"):
+        rehearse(profile(f"stages: [{AST % 'side: 8'}]", SHORT), given)
 
 
 def test_a_wrong_pattern_is_named(profile):
