@@ -24,7 +24,8 @@ from compressor.errors import CompressError
 from compressor.model.beside import TensorFile
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
-from compressor.model.sources import SIDE
+from compressor.model.sources import SIDE, check_safetensors
+from compressor.model.stream import open_tensors
 
 _OUT, _IN = "out_OR", "in_RI"
 _HINT = "restore the whole directory, or run the stage that wrote it again"
@@ -161,6 +162,23 @@ def read_sides(model: Model, directory: Path, promised: set[str] | None) -> None
         attach(model, name, _checked(model, name, parts[_OUT], parts[_IN]))
     if tensors:
         raise CompressError(f"{SIDE} holds '{min(tensors)}', which is no side path", _HINT)
+
+
+def stored_ranks(directory: Path) -> dict[str, WeightFormat]:
+    """What `read_sides` will write into formats of a directory without manifest; reads no tensor.
+
+    Raises:
+        CompressError: the file is truncated or its header is damaged.
+    """
+    file, found = directory / SIDE, {}
+    if not file.is_file():
+        return found
+    check_safetensors(file)
+    for key, unread in open_tensors([file], mapped=True).items():
+        name, _, part = key.rpartition(".")
+        if part == _OUT:
+            found[name] = WeightFormat(side_rank=unread.get_shape()[-1])
+    return found
 
 
 def _checked(model: Model, name: str, out_OR: Tensor | None, in_RI: Tensor | None) -> Side:

@@ -26,6 +26,7 @@ from compressor.model.manifest import WeightFormat, read_manifest
 from compressor.model.model import Model
 from compressor.model.shapes import config_of, empty_model, model_class
 from compressor.model.shrink import Kept, shrink
+from compressor.model.side import stored_ranks
 from compressor.model.sources import read_config, resolve
 from compressor.model.unpromised import unpromised_zeros
 from compressor.prune import ast, earlier, minitron, squarehead
@@ -167,7 +168,9 @@ def _rehearse_search(job: _Rehearsal, place: str, stage: Stage, made: list[Model
 
 def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: Model) -> Model:
     """What a stage makes of `model`; `made` is what stages before may be taken from as teachers."""
-    job.remarks.extend(f"{stage.method}: {said}" for said in _remarks(job, stage, made, model))
+    job.remarks.extend(
+        f"{stage.method}: {said}" for said in _remarks(job, place, stage, made, model)
+    )
     _check_length(place, stage, model)
     _check_sparse(place, stage, model)
     with _named(f"{place} ({stage.method})"):
@@ -179,13 +182,16 @@ def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: 
         return _pruned(model, stage.options) if stage.kind == "prune" else model
 
 
-def _remarks(job: _Rehearsal, stage: Stage, made: list[Model], model: Model) -> list[str]:
+def _remarks(
+    job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: Model
+) -> list[str]:
     """What the user should read of a stage that its own objective does not say."""
     own, found = stage.options, []
     if isinstance(own, SparseOptions):
         found.append(earlier.remark(model, own))
     if isinstance(own, squarehead.Options) and squarehead.asks_teacher(own):
-        trained = [n for n, s in enumerate(job.profile.stages[: len(made) - 1], 1) if s.trains]
+        before = job.profile.stages[: len(made) - 1] if place.startswith("stages.") else ()
+        trained = [number for number, one in enumerate(before, start=1) if one.trains]
         if trained and (stage.teacher or job.profile.teacher) == "input":
             found.append(
                 f"its teacher is the input, which never saw what stage {trained[-1]} trained: "
@@ -277,7 +283,7 @@ def empty(path: Path) -> Model:
     raw, manifest = read_config(path), path / MANIFEST
     family, config = find_family(raw["model_type"]), config_of(raw)
     module = empty_model(model_class(family, config), config)
-    formats = read_manifest(path).formats if manifest.is_file() else {}
+    formats = read_manifest(path).formats if manifest.is_file() else stored_ranks(path)
     return Model(module, family, load_processor(path), formats, pooling=read_pooling(path))
 
 

@@ -1,14 +1,16 @@
 """What a rehearsal refuses on empty models: rows that are too long, measures of another task."""
 
 import pytest
+import torch
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import Checkpoint, save
+from compressor.model.checkpoint import Checkpoint, load_directory, save
 from compressor.model.manifest import Manifest, write_manifest
+from compressor.model.side import Side, attach, write_sides
 from compressor.model.sparse import prunable
 from compressor.prune import magnitude
 from compressor.run.loading import load_profile
-from compressor.run.rehearse import rehearse
+from compressor.run.rehearse import empty, rehearse
 from compressor.run.setting import open_source
 from families import CONFIGS, pico
 
@@ -225,6 +227,16 @@ def test_side_paths_of_an_earlier_stage_are_seen_before_any_work(pico_llama, sou
     rehearse(profile(stages % "null", SHORT), source(pico_llama()))
 
 
+def test_side_paths_of_a_source_without_manifest_are_seen(pico_llama, source, profile, tmp_path):
+    model = pico_llama()
+    given = source(model)
+    attach(model, "model.layers.0.mlp.up_proj", Side(torch.ones(48, 4)))
+    write_sides(model, given.path, torch.float32)
+    assert empty(given.path).formats == load_directory(given.path).formats
+    with pytest.raises(CompressError, match="the model has side paths already"):
+        rehearse(profile(f"stages: [{AST % 'side: 8'}]", SHORT), given)
+
+
 def test_a_wrong_pattern_is_named(profile):
     with pytest.raises(CompressError, match=r"option 'pattern' of prune.ast: .*like 2:4.*'4:2'"):
         profile("stages: [prune.ast: {pattern: '4:2'}]")
@@ -271,7 +283,7 @@ def test_zeros_that_no_manifest_speaks_of_are_told(family, profile, tmp_path):
     folder.mkdir()
 
     def said():
-        save(model, folder, folder)
+        save(model, folder, tmp_path, shard=20_000)
         return rehearse(stages, open_source(str(folder)))
 
     linears = prunable(model)
