@@ -48,6 +48,16 @@ class OneShotOptions(AllocatedOptions):
         "disk; for a model that is larger than memory",
     )
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether calibration sequences are read."""
+        return True
+
+    @property
+    def solves(self) -> bool:
+        """Whether whole matrices of second moments are made, and what stays is changed."""
+        return True
+
     def tokens(self, config: Any) -> int:
         """Tokens of a sequence for a model of this config.
 

@@ -23,8 +23,9 @@ from compressor.model.sources import read_config
 from compressor.prune import minitron
 from compressor.prune.damage import BY_ANSWERS
 from compressor.prune.oneshot import OneShotOptions
-from compressor.prune.scores import ScoreOptions, by_removal, removable
+from compressor.prune.scores import by_removal, removable
 from compressor.quantize import rtn
+from compressor.run.data_needs import check_calibration, refuse_missing_data, refuse_unranked
 from compressor.run.layout import search_place, stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
 from compressor.run.methods import learns
@@ -91,8 +92,9 @@ def plan_run(setting: Setting) -> dict[str, Any]:
         raise CompressError(
             "the profile sets a floor for fidelity and names no data", "add --data FILE"
         )
-    _refuse_unranked(setting)
-    say_short_calibration(setting)
+    refuse_unranked(setting)
+    refuse_missing_data(setting)
+    check_calibration(setting)
     outline = original = _outline(setting)
     speed = {d: matmul_speed(d) * EFFICIENCY[d] for d in EFFICIENCY}
     rates = (speed[torch.float32], max(speed.values()))
@@ -112,51 +114,6 @@ def plan_run(setting: Setting) -> dict[str, Any]:
     fits = fits and sum(s["disk_bytes"] for s in open_stages) <= disk
     has = machine() | {"memory_available_bytes": memory, "disk_free_bytes": disk}
     return {"fits": fits, "stages": stages, "machine": has}
-
-
-def say_short_calibration(setting: Setting) -> None:
-    """Say where the data holds fewer calibration sequences than a pruning stage asks for."""
-    config = config_of(read_config(setting.source.path))
-    for stage in setting.profile.stages:
-        options = stage.options
-        scores = isinstance(options, ScoreOptions) and getattr(options, "scores", None) is None
-        solves = isinstance(options, OneShotOptions)
-        if not (scores or solves) or setting.corpus is None or not setting.readable:
-            continue
-        length = options.tokens(config) if solves else options.length
-        rows = setting.corpus.rows("calibration", setting.processor, length, setting.reading)
-        if 0 < len(rows) < options.samples:
-            said = (
-                f"calibration has {len(rows):,} of the {options.samples:,} sequences asked for: "
-                f"give more text or write samples: {len(rows)}"
-            )
-            setting.screen.say(said)
-            setting.log(said)
-
-
-def _refuse_unranked(setting: Setting) -> None:
-    """Refuse a search without validation rows: nothing else may choose.
-
-    Raises:
-        CompressError: there is no data, or the validation split is empty.
-    """
-    for stage in setting.profile.stages:
-        if stage.kind != "search":
-            continue
-        if setting.corpus is None:
-            raise CompressError(
-                f"{stage.method} needs data and the profile names none",
-                "--data FILE, or data: in YAML",
-            )
-        length, corpus = stage.options.train.length, setting.corpus
-        known = corpus.documents["validation"]
-        if not known or not len(
-            corpus.rows("validation", setting.processor, length, setting.reading)
-        ):
-            raise CompressError(
-                "the validation split has no rows, so candidates cannot be ranked",
-                "give more documents with --data, or name some under data.validation",
-            )
 
 
 def refuse_if_too_big(plan: dict[str, Any]) -> None:
