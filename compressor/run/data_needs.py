@@ -1,7 +1,6 @@
 """Before anything is computed: whether the data that the stages read is there."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from compressor.errors import CompressError
 from compressor.model.shapes import config_of
@@ -33,12 +32,15 @@ def check_calibration(setting: Setting) -> None:
     """
     config = config_of(read_config(setting.source.path))
     for stage in _stages(setting):
-        options: Any = stage.options
-        scores = isinstance(options, ScoreOptions) and getattr(options, "scores", None) is None
-        watches = isinstance(options, OneShotOptions) and options.reads_data
-        if not (scores or watches) or setting.corpus is None or not setting.readable:
+        options = stage.options
+        if isinstance(options, OneShotOptions) and options.reads_data:
+            length = options.tokens(config)
+        elif isinstance(options, ScoreOptions) and getattr(options, "scores", None) is None:
+            length = options.length
+        else:
             continue
-        length = options.tokens(config) if watches else options.length
+        if setting.corpus is None or not setting.readable:
+            continue
         rows = setting.corpus.rows("calibration", setting.processor, length, setting.reading)
         if len(rows) == 0:
             raise CompressError(
