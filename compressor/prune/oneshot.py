@@ -95,8 +95,7 @@ def prune_blocks(
     """
     linears, keys = targets(model, options), mask_keys(model)
     batches = calibration(options.samples, options.tokens(model.config), work)
-    for name, linear in linears.items():
-        refuse_unsound(name, linear.weight)
+    refuse_unsound(model)
     shares = allocate(model, linears, options, batches, "matrix" if whole else "row")
     masks = [{k: x for k, x in batch.items() if k in keys.values()} for batch in batches]
     model.notes["sparsity"] = {}

@@ -20,7 +20,7 @@ from compressor.model.candidates import Counts, budget_of
 from compressor.model.families import Family, find_family
 from compressor.model.shapes import axes_of, config_of, resized
 from compressor.model.sources import read_config
-from compressor.prune import minitron
+from compressor.prune import ast, minitron, squarehead
 from compressor.prune.damage import BY_ANSWERS
 from compressor.prune.oneshot import OneShotOptions
 from compressor.prune.scores import by_removal, removable
@@ -245,6 +245,12 @@ def _kept(options: Any, teacher: Outline) -> int:
     return size
 
 
+def _asks_teacher(stage: Stage) -> bool:
+    """Whether a teacher is in memory; prune.ast needs none where only the text counts."""
+    alone = isinstance(stage.options, ast.Options) and stage.options.kl == 0
+    return learns(stage.method) and not alone
+
+
 def _training(
     setting: Setting, stage: Stage, before: Outline, after: Outline, teacher: Outline, rate: float
 ) -> tuple[float, float, float]:
@@ -255,7 +261,7 @@ def _training(
     moving = teacher.parameters if corrects else 0  # weights of a teacher that is trained
     memory = PROCESS_BYTES + 16.0 * after.parameters + 12.0 * moving
     work = 6.0 * (after.parameters - tables)
-    if learns(stage.method):
+    if _asks_teacher(stage):
         memory += 4.0 * teacher.parameters
         work += (6.0 if corrects else 2.0) * (teacher.parameters - tables)
     positions = train.batch * setting.reading.positions(train.length)
@@ -281,25 +287,21 @@ def _estimate(
     """Numbers of one stage; `rates` are float32 and best floating-point operations a second."""
     if stage.kind == "search":
         return _estimate_search(setting, stage, before, after, teacher, rates)
-    tables = after.sizes["vocabulary"] * after.sizes["hidden"]
     size = after.parameters * after.weight_bytes
     memory, disk, seconds = PROCESS_BYTES + 8.0 * before.parameters, size, 2.0
     if stage.trains:
         own = _training(setting, stage, before, after, teacher, rates[1])
         memory, disk, seconds = own[0], disk + own[1], seconds + own[2]
-        disk += 8.0 * before.parameters if stage.kind == "prune" else 0.0  # what rounds start from
+        rounds = isinstance(stage.options, squarehead.Options)
+        disk += 8.0 * before.parameters if rounds else 0.0  # what rounds start from
     if isinstance(stage.options, minitron.Options):
         seconds += _scoring_work(setting, stage.options, before, after) / rates[0]
-    elif isinstance(stage.options, OneShotOptions):
+    elif isinstance(stage.options, OneShotOptions) and stage.options.reads_data:
         positions = setting.reading.positions(stage.options.tokens(before.config))
         given = (before.sizes, before.parameters, before.weight_bytes, positions, rates[0])
         own = oneshot_needs(stage.options, *given)
         least = memory if stage.trains else 0.0
         memory, disk, seconds = max(least, PROCESS_BYTES + own[0]), disk + own[1], seconds + own[2]
-    elif stage.kind == "prune":
-        length = setting.reading.positions(getattr(stage.options, "length", None) or 0)
-        tokens = getattr(stage.options, "samples", 0) * length
-        seconds += tokens * 2.0 * (before.parameters - tables) / rates[0]
     elif stage.kind == "export":
         seconds += EXPORT_SECONDS
         memory = PROCESS_BYTES + EXPORT_BYTES + 40.0 * teacher.parameters
