@@ -7,7 +7,7 @@ after a share s of its weights went is
     e(s) = (sum of its cheapest s * n costs) / (sum of all its costs)
 
 the relative square error of its output if inputs were uncorrelated. Shares minimize the sum of e
-over layers while as many weights go in all as the target says, each within 0.2 of the target and
+over layers while as many of their weights go as the target says, each within 0.2 of the target and
 at most 0.95. As e is convex, giving one small step after another to the layer that pays least per
 weight finds the minimum.
 
@@ -16,8 +16,10 @@ Legend: O outputs, I inputs, K steps.
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -36,7 +38,11 @@ _REACH, _MOST, _STEPS = 0.2, 0.95, 80
 
 @options
 class AllocatedOptions(SparseOptions):
-    """How many weights go in all, and from which layers."""
+    """How many weights go, and from which layers.
+
+    `sparsity` is the target of the layers that `ratios` does not name: all of one share, or of that
+    share on average. What `ratios` names comes on top, so in all more or fewer weights may go.
+    """
 
     allocation: Literal["uniform", "sensitivity"] = Field(
         "uniform",
@@ -45,8 +51,8 @@ class AllocatedOptions(SparseOptions):
     )
     ratios: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
         default_factory=dict,
-        description="{glob of layer names: sparsity} of layers that are excepted; the last that "
-        "fits counts, 0 leaves a layer dense (unstructured only)",
+        description="{glob of layer names: sparsity} of layers that are excepted and that sparsity "
+        "does not count; the last that fits counts, 0 leaves a layer dense (unstructured only)",
     )
 
     @model_validator(mode="after")
@@ -129,17 +135,29 @@ def _diagonals(
 
 
 def curve(w_OI: Tensor, h_I: Tensor | None, shares_K: Tensor, scope: Scope) -> Tensor:
-    """Estimated relative error of a layer's output at each share [K], float64."""
-    cost = w_OI.float().square()
+    """Estimated relative error of a layer's output at each share [K], which rise; float64."""
+    cost_OI = w_OI.detach().float().square()
     if h_I is not None:
-        cost = cost * h_I
-    pool = cost if scope == "row" else cost.reshape(1, -1)
-    paid = pool.sort(dim=1).values.sum(dim=0, dtype=torch.float64).cumsum(0)
-    paid = torch.cat([paid.new_zeros(1), paid])
-    place_K = shares_K.double() * pool.shape[1]
+        cost_OI *= h_I
+    rising = _rising(cost_OI, scope)
+    place_K = shares_K.double() * len(rising)
     first_K = place_K.long()  # between two weights the curve is straight, so it stays convex
-    along_K = paid[first_K].lerp(paid[first_K + 1], place_K - first_K)
-    return along_K / paid[-1].clamp(min=1e-30)
+    steps = pairwise([0, *first_K.tolist()])
+    paid_K = torch.tensor([rising[low:high].sum(dtype=np.float64) for low, high in steps]).cumsum(0)
+    next_K = torch.from_numpy(rising[first_K.numpy()]).double()
+    total = float(rising.sum(dtype=np.float64))
+    return (paid_K + next_K * (place_K - first_K)) / max(total, 1e-30)
+
+
+def _rising(cost_OI: Tensor, scope: Scope) -> np.ndarray:
+    """All costs in rising order, or the sums over rows of the cheapest, the next, ...
+
+    Sorted in place, by numpy: torch.sort holds 24 bytes per weight, which in a large layer is more
+    than pruning it takes.
+    """
+    costs = (cost_OI if scope == "row" else cost_OI.flatten()).cpu().numpy()
+    costs.sort(axis=-1)
+    return costs.sum(axis=0, dtype=np.float64) if scope == "row" else costs
 
 
 def least_error(

@@ -128,8 +128,7 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     """
     loss = objective(options, model, work.teacher if options.kl else None)
     linears = targets(model, options)
-    for name, linear in linears.items():
-        refuse_unsound(name, linear.weight)
+    refuse_unsound(model)
     masks = {
         n: Masked(m.weight, options.pattern, options.share, promised_zeros(model, n))
         for n, m in linears.items()

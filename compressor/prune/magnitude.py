@@ -34,8 +34,7 @@ def run(model: Model, options: Options, work: Workbench) -> None:
             of `ratios` fits none.
     """
     linears = targets(model, options)
-    for name, linear in linears.items():
-        refuse_unsound(name, linear.weight)
+    refuse_unsound(model)
     shares = allocate(model, linears, options)
     notes = model.notes["sparsity"] = {}
     with work.progress("prune", len(linears)) as advance:

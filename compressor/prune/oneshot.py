@@ -48,6 +48,16 @@ class OneShotOptions(AllocatedOptions):
         "disk; for a model that is larger than memory",
     )
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether calibration sequences are read."""
+        return True
+
+    @property
+    def solves(self) -> bool:
+        """Whether whole matrices of second moments are made, and what stays is changed."""
+        return True
+
     def tokens(self, config: Any) -> int:
         """Tokens of a sequence for a model of this config.
 
@@ -85,8 +95,7 @@ def prune_blocks(
     """
     linears, keys = targets(model, options), mask_keys(model)
     batches = calibration(options.samples, options.tokens(model.config), work)
-    for name, linear in linears.items():
-        refuse_unsound(name, linear.weight)
+    refuse_unsound(model)
     shares = allocate(model, linears, options, batches, "matrix" if whole else "row")
     masks = [{k: x for k, x in batch.items() if k in keys.values()} for batch in batches]
     model.notes["sparsity"] = {}

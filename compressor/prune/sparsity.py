@@ -3,7 +3,7 @@
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.errors import CompressError
 from compressor.model.manifest import WeightFormat
@@ -83,13 +83,16 @@ def kept_pattern(before: WeightFormat | None, pattern: str) -> str:
     return before.pattern
 
 
-def refuse_unsound(name: str, w_OI: Tensor) -> None:
-    """Refuse a weight with NaN or infinite values.
+def refuse_unsound(model: Model) -> None:
+    """Refuse NaN or infinite values anywhere in a model: pruned or not, they reach its outputs.
 
     Raises:
-        CompressError: names the layer.
+        CompressError: names the first tensor that has any.
     """
-    if not bool(w_OI.isfinite().all()):
-        raise CompressError(
-            f"the weight of '{name}' has NaN or infinite values", "start from a sound checkpoint"
-        )
+    for name, weight in model.module.named_parameters():
+        if weight.is_floating_point() and weight.numel():
+            ends = weight.detach().aminmax()  # NaN passes through, and no copy is made
+            if not all(bool(end.isfinite()) for end in ends):
+                raise CompressError(
+                    f"'{name}' has NaN or infinite values", "start from a sound checkpoint"
+                )

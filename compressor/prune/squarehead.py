@@ -58,6 +58,16 @@ class Options(OneShotOptions, retraining.Options):
         [], description="rising sparsities on the way, each pruned and trained for equally long"
     )
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether the one-shot method reads calibration sequences."""
+        return self.start != "magnitude"
+
+    @property
+    def solves(self) -> bool:
+        """Whether the one-shot method does."""
+        return self.start == "sparsegpt"
+
     @model_validator(mode="after")
     def _rising(self) -> "Options":
         path = [0.0, *self.gradual, self.share]

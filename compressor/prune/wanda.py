@@ -26,6 +26,11 @@ from compressor.training.workbench import Workbench
 class Options(OneShotOptions):
     """How many weights of every layer go, in which pattern, and on which data."""
 
+    @property
+    def solves(self) -> bool:
+        """No: diagonals are enough, and what stays is not changed."""
+        return False
+
 
 def run(model: Model, options: Options, work: Workbench) -> None:
     """Prune `model` in place; fill `model.formats` and notes.

@@ -1,7 +1,5 @@
 """The model card of an artefact: what was done, what was measured, how to load it."""
 
-from typing import Any
-
 import yaml
 
 from compressor.engines import OUTPUTS
@@ -9,6 +7,9 @@ from compressor.model.families import find_family
 from compressor.model.manifest import Manifest, StageRecord
 from compressor.model.sources import SIDE
 from compressor.model.sparse import patterns_text
+
+# in metrics: {stage, with, without}, validation losses of the last stage that measured both
+SIDE_LOSSES = "side_losses"
 
 ENCODER_USAGE = """\
 import onnxruntime, transformers
@@ -105,7 +106,6 @@ def model_card(
     method: str,
     task: str,
     stages: list[StageRecord],
-    notes: dict[str, Any] | None = None,
 ) -> str:
     """README.md with a YAML header; states only what was measured.
 
@@ -114,7 +114,6 @@ def model_card(
         method: that wrote it.
         task: of the model.
         stages: that came before.
-        notes: of the last of them, where it left any.
     """
     base = manifest.base_model
     packed = manifest.metrics.get("packed")
@@ -135,8 +134,7 @@ def model_card(
         f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
         *_sparsity(manifest),
         *_fidelity(manifest.metrics["fidelity"]),
-        *([PACKED_GAIN.format(**packed, saved=_saved(packed))] if packed else []),
-        *_side_paths(manifest, notes or {}),
+        *_side_paths(manifest),
         "Every option, seed and digest is in `manifest.json`.",
         "```python\n" + usage(manifest, task) + "\n```",
     ]
@@ -149,20 +147,28 @@ def _saved(packed: dict[str, int]) -> float:
 
 
 def _sparsity(manifest: Manifest) -> list[str]:
-    """What is zero, and that a file of zeros is a dense file."""
+    """What is zero, and what that saves: a file of zeros is a dense file unless it is packed."""
     patterns, metrics = patterns_text(manifest.formats), manifest.metrics
     if not patterns:
         return []
-    served = "plain transformers" if manifest.engine == "torch" else "ONNX Runtime"
-    return [
+    zeros = (
         f"Sparse: {patterns}; {metrics['nonzero_parameters']:,} of {metrics['parameters']:,} "
-        "parameters are not zero. The zeros are stored like other weights: this file is not "
-        f"smaller and, in {served}, not faster than the dense model's. Only a packed layout saves "
-        "space and only a sparse kernel saves time."
+        "parameters are not zero."
+    )
+    if packed := metrics.get("packed"):
+        return [f"{zeros} {PACKED_GAIN.format(**packed, saved=_saved(packed))}"]
+    served, whose = "plain transformers", ""
+    if manifest.engine != "torch":
+        served = "ONNX Runtime"
+        whose = " The zeros were counted in the checkpoint; `verify` does not count them here."
+    return [
+        f"{zeros}{whose} They are stored like other weights: this file is not smaller and, in "
+        f"{served}, not faster than the dense model's. Only a packed layout saves space and only "
+        "a sparse kernel saves time."
     ]
 
 
-def _side_paths(manifest: Manifest, notes: dict[str, Any]) -> list[str]:
+def _side_paths(manifest: Manifest) -> list[str]:
     """Who computes the side paths of layers, and what they are worth."""
     layers = sum(form.side_rank is not None for form in manifest.formats.values())
     dropped = manifest.metrics.get("dropped_side_paths", 0)
@@ -178,9 +184,11 @@ def _side_paths(manifest: Manifest, notes: dict[str, Any]) -> list[str]:
         )
     else:
         said += "part of the graph."
-    if {"validation", "validation_without_side"} <= notes.keys():
-        held, without = (notes[k]["after"] for k in ("validation", "validation_without_side"))
-        said += f" Loss on validation rows: {held:.4f} with them, {without:.4f} without."
+    if found := manifest.metrics.get(SIDE_LOSSES):
+        said += (
+            f" Loss on validation rows after `{found['stage']}`: {found['with']:.4f} with them, "
+            f"{found['without']:.4f} without."
+        )
     return [said]
 
 

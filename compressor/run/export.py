@@ -12,7 +12,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.manifest import Artifact, Manifest
 from compressor.model.side_files import copy_side_files
-from compressor.run.card import model_card
+from compressor.run.card import SIDE_LOSSES, model_card
 from compressor.run.gate import check_agreement
 from compressor.run.methods import load_method
 from compressor.run.profile import Stage
@@ -57,7 +57,9 @@ def export_into(
                 "the file was kept with the name .rejected; please report it",
             )
         quality = _fidelity(engine, floor, work)
-    metrics = artifact.manifest.metrics | {
+    known = {k: v for k, v in parent.manifest.metrics.items() if k == SIDE_LOSSES}
+    metrics = artifact.manifest.metrics | known
+    metrics |= {
         "parameters": parameters,
         "nonzero_parameters": nonzero,
         "agreement": agreement.errors,
@@ -66,8 +68,7 @@ def export_into(
         "fidelity": quality,
     }
     manifest = replace(artifact.manifest, base_model=parent.manifest.base_model, metrics=metrics)
-    notes = parent.manifest.metrics.get("notes", {})
-    card = model_card(manifest, stage.method, task, parent.manifest.stages, notes)
+    card = model_card(manifest, stage.method, task, parent.manifest.stages)
     (directory / "README.md").write_text(card, encoding="utf-8")
     return manifest
 

@@ -1,6 +1,8 @@
 """What a stage of each kind does to its parent: edit it, search, or export it."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,6 +11,7 @@ from compressor.errors import CompressError, Refused
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import Manifest
 from compressor.model.model import Model
+from compressor.run.card import SIDE_LOSSES
 from compressor.run.export import export_into
 from compressor.run.finished import stage_record
 from compressor.run.forget import WEIGHTS_REMOVED
@@ -37,7 +40,17 @@ def make(
         Refused: what was written does not agree with the model in memory.
     """
     by_kind = {"export": _export, "search": _search}
-    return by_kind.get(stage.kind, _edit)(setting, stage, parent, partial, work)
+    made = by_kind.get(stage.kind, _edit)(setting, stage, parent, partial, work)
+    return replace(made, metrics=made.metrics | _side_losses(stage, parent, made))
+
+
+def _side_losses(stage: Stage, parent: Checkpoint, made: Manifest) -> dict[str, Any]:
+    """What side paths are worth: measured by this stage, or by the last one before that did."""
+    notes = made.metrics.get("notes", {})
+    if not {"validation", "validation_without_side"} <= notes.keys():
+        return {k: v for k, v in parent.manifest.metrics.items() if k == SIDE_LOSSES}
+    held, without = (notes[k]["after"] for k in ("validation", "validation_without_side"))
+    return {SIDE_LOSSES: {"stage": stage.method, "with": held, "without": without}}
 
 
 def _edit(

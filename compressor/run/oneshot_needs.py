@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-from compressor.prune import wanda
+from compressor.prune.calibration import BATCH
 from compressor.prune.oneshot import OneShotOptions
 
-_BATCH = 8  # rows that go through a block together
 _COPIES = 4  # of the largest Hessian for its factor: itself, reversed, decomposed, inverse
 _WEIGHTS = 4  # of the largest layer while it is solved: transposed, back, its change, a product
 _SLOWER = 3  # than a large matrix product: the column loop of the solver
@@ -32,11 +31,11 @@ def oneshot_needs(
     depth = sizes["layers"] + sizes.get("decoder_layers", 0)
     tables = sizes["vocabulary"] * hidden
     block, tokens = (parameters - tables) / depth, options.samples * positions
-    solves = not isinstance(options, wanda.Options)
+    solves = options.solves
     largest, squares = max(hidden, mlp), 3 * hidden**2 + mlp**2  # what q and gate read is shared
     memory = 4.0 * _WEIGHTS * hidden * mlp + 4.0 * squares * solves
     memory += 4.0 * (_COPIES - 1) * largest**2 * solves
-    memory += 4.0 * _BATCH * positions * (6 * hidden + 3 * mlp)  # activations inside a block
+    memory += 4.0 * BATCH * positions * (6 * hidden + 3 * mlp)  # activations inside a block
     streams = 4.0 * tokens * hidden
     memory += 4.0 * (tables + block) if options.offload else 4.0 * parameters + streams
     disk = 0.0

@@ -23,12 +23,13 @@ from compressor.model.families import Family, find_family
 from compressor.model.model import Model
 from compressor.model.shapes import axes_of, config_of, empty_model, model_class, resized
 from compressor.model.sources import read_config
-from compressor.prune import ast, minitron
+from compressor.prune import ast, minitron, squarehead
 from compressor.prune.damage import BY_ANSWERS
 from compressor.prune.oneshot import OneShotOptions
-from compressor.prune.scores import ScoreOptions, by_removal, removable
+from compressor.prune.scores import by_removal, removable
 from compressor.prune.sparsity import SparseOptions, targets
 from compressor.quantize import rtn
+from compressor.run.data_needs import check_calibration, refuse_missing_data, refuse_unranked
 from compressor.run.layout import search_place, stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
 from compressor.run.methods import learns
@@ -96,8 +97,9 @@ def plan_run(setting: Setting) -> dict[str, Any]:
         raise CompressError(
             "the profile sets a floor for fidelity and names no data", "add --data FILE"
         )
-    _refuse_unranked(setting)
-    say_short_calibration(setting)
+    refuse_unranked(setting)
+    refuse_missing_data(setting)
+    check_calibration(setting)
     outline = original = _outline(setting)
     speed = {d: matmul_speed(d) * EFFICIENCY[d] for d in EFFICIENCY}
     rates = (speed[torch.float32], max(speed.values()))
@@ -117,51 +119,6 @@ def plan_run(setting: Setting) -> dict[str, Any]:
     fits = fits and sum(s["disk_bytes"] for s in open_stages) <= disk
     has = machine() | {"memory_available_bytes": memory, "disk_free_bytes": disk}
     return {"fits": fits, "stages": stages, "machine": has}
-
-
-def say_short_calibration(setting: Setting) -> None:
-    """Say where the data holds fewer calibration sequences than a pruning stage asks for."""
-    config = config_of(read_config(setting.source.path))
-    for stage in setting.profile.stages:
-        options = stage.options
-        scores = isinstance(options, ScoreOptions) and getattr(options, "scores", None) is None
-        solves = isinstance(options, OneShotOptions)
-        if not (scores or solves) or setting.corpus is None or not setting.readable:
-            continue
-        length = options.tokens(config) if solves else options.length
-        rows = setting.corpus.rows("calibration", setting.processor, length, setting.reading)
-        if 0 < len(rows) < options.samples:
-            said = (
-                f"calibration has {len(rows):,} of the {options.samples:,} sequences asked for: "
-                f"give more text or write samples: {len(rows)}"
-            )
-            setting.screen.say(said)
-            setting.log(said)
-
-
-def _refuse_unranked(setting: Setting) -> None:
-    """Refuse a search without validation rows: nothing else may choose.
-
-    Raises:
-        CompressError: there is no data, or the validation split is empty.
-    """
-    for stage in setting.profile.stages:
-        if stage.kind != "search":
-            continue
-        if setting.corpus is None:
-            raise CompressError(
-                f"{stage.method} needs data and the profile names none",
-                "--data FILE, or data: in YAML",
-            )
-        length, corpus = stage.options.train.length, setting.corpus
-        known = corpus.documents["validation"]
-        if not known or not len(
-            corpus.rows("validation", setting.processor, length, setting.reading)
-        ):
-            raise CompressError(
-                "the validation split has no rows, so candidates cannot be ranked",
-                "give more documents with --data, or name some under data.validation",
-            )
 
 
 def refuse_if_too_big(plan: dict[str, Any]) -> None:
@@ -315,6 +272,12 @@ def _kept(options: Any, teacher: Outline) -> int:
     return size
 
 
+def _asks_teacher(stage: Stage) -> bool:
+    """Whether a teacher is in memory; prune.ast needs none where only the text counts."""
+    alone = isinstance(stage.options, ast.Options) and stage.options.kl == 0
+    return learns(stage.method) and not alone
+
+
 def _training(
     setting: Setting, stage: Stage, before: Outline, after: Outline, teacher: Outline, rate: float
 ) -> tuple[float, float, float]:
@@ -325,7 +288,7 @@ def _training(
     moving = teacher.parameters if corrects else 0  # weights of a teacher that is trained
     memory = PROCESS_BYTES + 16.0 * after.parameters + 12.0 * moving
     work = 6.0 * (after.parameters - tables)
-    if learns(stage.method):
+    if _asks_teacher(stage):
         memory += 4.0 * teacher.parameters
         work += (6.0 if corrects else 2.0) * (teacher.parameters - tables)
     if isinstance(stage.options, ast.Options):
@@ -354,25 +317,21 @@ def _estimate(
     """Numbers of one stage; `rates` are float32 and best floating-point operations a second."""
     if stage.kind == "search":
         return _estimate_search(setting, stage, before, after, teacher, rates)
-    tables = after.sizes["vocabulary"] * after.sizes["hidden"]
     size = after.parameters * after.weight_bytes
     memory, disk, seconds = PROCESS_BYTES + 8.0 * before.parameters, size, 2.0
     if stage.trains:
         own = _training(setting, stage, before, after, teacher, rates[1])
         memory, disk, seconds = own[0], disk + own[1], seconds + own[2]
-        disk += 8.0 * before.parameters if stage.kind == "prune" else 0.0  # what rounds start from
+        rounds = isinstance(stage.options, squarehead.Options)
+        disk += 8.0 * before.parameters if rounds else 0.0  # what rounds start from
     if isinstance(stage.options, minitron.Options):
         seconds += _scoring_work(setting, stage.options, before, after) / rates[0]
-    elif isinstance(stage.options, OneShotOptions):
+    elif isinstance(stage.options, OneShotOptions) and stage.options.reads_data:
         positions = setting.reading.positions(stage.options.tokens(before.config))
         given = (before.sizes, before.parameters, before.weight_bytes, positions, rates[0])
         own = oneshot_needs(stage.options, *given)
         least = memory if stage.trains else 0.0
         memory, disk, seconds = max(least, PROCESS_BYTES + own[0]), disk + own[1], seconds + own[2]
-    elif stage.kind == "prune":
-        length = setting.reading.positions(getattr(stage.options, "length", None) or 0)
-        tokens = getattr(stage.options, "samples", 0) * length
-        seconds += tokens * 2.0 * (before.parameters - tables) / rates[0]
     elif stage.kind == "export":
         seconds += EXPORT_SECONDS
         memory = PROCESS_BYTES + EXPORT_BYTES + 40.0 * teacher.parameters

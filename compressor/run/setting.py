@@ -75,6 +75,22 @@ class Setting:
         """Whether rows can be made: only images need no tokenizer."""
         return self.processor is not None or self.reading.kind == "images"
 
+    def refuse_unreadable(self, who: str) -> None:
+        """Refuse to read rows where there are none, on behalf of a stage.
+
+        Raises:
+            CompressError: the profile names no data, or the source has no tokenizer.
+        """
+        if self.corpus is None:
+            raise CompressError(
+                f"{who} needs data and the profile names none", "--data FILE, or data: in YAML"
+            )
+        if not self.readable:
+            raise CompressError(
+                f"'{self.source.manifest.base_model['id']}' has no tokenizer",
+                "add tokenizer.json and tokenizer_config.json to it",
+            )
+
     def row_tokens(self, length: int) -> float:
         """Positions of a training row on average: encoders read paragraphs, decoders windows."""
         if self.corpus is None or not self.readable or self.task == "causal-lm":
@@ -132,16 +148,8 @@ class Setting:
         scratch.mkdir(parents=True, exist_ok=True)
 
         def batches(split: str, n: int | None, **shape: Any) -> Sequence[Batch]:
-            if self.corpus is None:
-                raise CompressError(
-                    "this run needs data and the profile names none",
-                    "--data FILE, or data: in YAML",
-                )
-            if not self.readable:
-                raise CompressError(
-                    f"'{self.source.manifest.base_model['id']}' has no tokenizer",
-                    "add tokenizer.json and tokenizer_config.json to it",
-                )
+            self.refuse_unreadable("this run")
+            assert self.corpus is not None
             given = {"task": self.task, "seed": seed, "reading": self.reading}
             return make_batches(self.corpus, self.processor, split, n, **given, **shape)
 

@@ -266,6 +266,7 @@ def test_a_packed_directory_is_served_measured_and_a_source(sparse_checkpoint, t
     assert f"{gain['bytes']:,} bytes of weights instead of {gain['dense_bytes']:,}" in card
     assert f"{1 - gain['bytes'] / gain['dense_bytes']:.1%} smaller on disk" in card
     assert "Plain transformers cannot open it" in card and "no faster by itself" in card
+    assert "stored like other weights" not in card and card.count("sparse weights are stored") == 1
     dense = compressor.inspect(str(sparse_checkpoint))
     assert found["parameters"] == dense["parameters"] and found["formats"] == dense["formats"]
     assert gain["bytes"] == (packed / "packed.safetensors").stat().st_size

@@ -59,6 +59,9 @@ def test_a_run_with_side_paths(run):
     kept, dropped = (artifact.path for artifact in result.artifacts)
     assert not (dropped / "side.safetensors").exists()
     cards = [(place / "README.md").read_text() for place in (kept, dropped)]
+    worth = (notes[key]["after"] for key in ("validation", "validation_without_side"))
+    told = "rows after `prune.ast`: {:.4f} with them, {:.4f} without".format(*worth)
+    assert all(told in card for card in cards)
     assert "in `side.safetensors`. `compressor.open_engine(DIR)` reads them" in cards[0]
     assert "are left out (`side: drop`)" in cards[1]
     ids = {"input_ids": torch.arange(5, 15)[None], "attention_mask": torch.ones(1, 10).long()}
@@ -94,10 +97,10 @@ def test_a_card_says_what_side_paths_are_worth():
     formats = {"a": WeightFormat(side_rank=2), "b": WeightFormat(side_rank=2), "c": WeightFormat()}
     facts = {"agreement": {"logits": 1e-6}, "tolerance": 1e-4, "fidelity": {}}
     manifest = Manifest("artifact", "llama", {"id": "x"}, "onnxruntime", [], formats, facts)
-    notes = {"validation": {"after": 2.5}, "validation_without_side": {"after": 3.25}}
-    card = model_card(manifest, "export.onnx", "causal-lm", [], notes)
+    facts["side_losses"] = {"stage": "prune.ast", "with": 2.5, "without": 3.25}
+    card = model_card(manifest, "export.onnx", "causal-lm", [])
     assert "side paths of 2 layers are part of the graph" in card
-    assert "Loss on validation rows: 2.5000 with them, 3.2500 without." in card
+    assert "Loss on validation rows after `prune.ast`: 2.5000 with them, 3.2500 without." in card
 
 
 def test_what_does_not_fit_is_refused_before_any_work(run, tmp_path):

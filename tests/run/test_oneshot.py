@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 import compressor
 from compressor.errors import CompressError
 from compressor.model.sparse import broken_promise
+from compressor.prune import squarehead, wanda
+from compressor.run.oneshot_needs import oneshot_needs
 from compressor.run.preflight import plan
 
 OPTIONS = {"pattern": "2:4", "samples": 8, "length": 16}
@@ -56,3 +58,17 @@ def test_rows_that_are_too_long_end_a_run_before_it_begins(go, tmp_path):
     with pytest.raises(CompressError, match=r"stages.1 \(prune.sparsegpt\): length is 129"):
         go("prune.sparsegpt", length=129)
     assert not list((tmp_path / "out").glob("0*"))
+
+
+def test_sparse_finetuning_is_costed_by_the_method_that_it_starts_with():
+    sizes = {"hidden": 256, "mlp": 1024, "layers": 4, "vocabulary": 1000}
+    needs = {
+        start: oneshot_needs(method.Options(**given), sizes, 10**7, 4, 64, 1e9)
+        for start, method, given in (
+            ("shot", wanda, {}),
+            ("wanda", squarehead, {"start": "wanda"}),
+            ("sparsegpt", squarehead, {}),
+        )
+    }
+    assert needs["wanda"] == needs["shot"]
+    assert all(needs["wanda"][i] < needs["sparsegpt"][i] for i in (0, 2))  # memory, seconds

@@ -175,6 +175,46 @@ def test_a_calibration_that_is_too_short_says_what_to_write(tmp_path, llama_fold
     }
 
 
+@pytest.mark.parametrize("chain", ["stages", "baselines"])
+@pytest.mark.parametrize(
+    ("method", "reads"),
+    [
+        ("prune.minitron: {sizes: {mlp: 32}, length: 120}", True),
+        ("prune.wanda: {length: 120}", True),
+        ("prune.squarehead: {length: 120, train: {length: 16}}", True),
+        ("prune.squarehead: {length: 120, start: magnitude, train: {length: 16}}", False),
+        ("prune.magnitude: {}", False),
+    ],
+)
+def test_data_that_is_missing_is_missed_before_any_work(
+    chain, method, reads, tmp_path, llama_folder
+):
+    def prepared(data):
+        stages = f"[{{{method}}}, quantize.rtn: {{group: 16}}]"
+        baseline = f"stages: [quantize.rtn: {{group: 16}}]\nbaselines: {{a: {stages}}}"
+        text = f"stages: {stages}" if chain == "stages" else baseline
+        (tmp_path / "p.yaml").write_text(f"{text}\nmeasures: []\n")
+        profile = replace(load_profile(tmp_path / "p.yaml"), data=data)
+        screen = SimpleNamespace(say=lambda text: None)
+        source = open_source(str(llama_folder))
+        return plan_run(Setting(profile, source, tmp_path / "o", screen, lambda text: None))
+
+    (tmp_path / "train.txt").write_text("\n\n".join(f"stone {i} river" * 20 for i in range(40)))
+    (tmp_path / "few.txt").write_text("too few")
+    data = {name: [str(tmp_path / f"{name}.txt")] for name in ("train", "few")}
+    scarce = {"train": data["train"], "calibration": data["few"]}
+    name = method.partition(":")[0]
+    if reads:
+        with pytest.raises(CompressError, match=f"{name} reads calibration .* of 120 tokens, and"):
+            prepared(scarce)
+    else:
+        prepared(scarce)
+    if name != "prune.magnitude":
+        with pytest.raises(CompressError, match=f"{name} needs data and the profile names none"):
+            prepared({})
+    prepared({"train": data["train"]})
+
+
 def test_a_ranking_by_removal_needs_scores_that_removed_layers(pico_llama, make_work, tmp_path):
     def options(**given):
         return minitron.Options(samples=8, layer_importance="perplexity", **given)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import compressor
 from compressor.errors import CompressError, Refused
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.manifest import read_manifest, write_manifest
+from compressor.model.manifest import list_files, read_manifest, write_manifest
 from compressor.model.sparse import broken_promise, prunable
 from compressor.quantize import rtn
 from compressor.run.card import model_card
@@ -87,6 +87,11 @@ def test_two_in_four_survives_training_quantization_and_export(run):
         manifest = dataclasses.replace(dense.manifest, engine=name, metrics=metrics)
         card = model_card(manifest, "export", "causal-lm", [])
         assert "2:4 (50" in card and f"{engine}, not faster" in card
+        assert ("`verify` does not count them here" in card) == (name == "onnxruntime")
+    text = (dense.path / "manifest.json").read_text().replace('"torch"', '"onnxruntime"')
+    (dense.path / "manifest.json").write_text(text)
+    checks = [c for c in verify(dense.path)["checks"] if c["name"] == "sparsity"]
+    assert [c["detail"] for c in checks] == ["not checked in ONNX files"]
     report = (result.path / "report.md").read_text()
     assert "01-prune.magnitude, zeros" in report
 
@@ -143,12 +148,17 @@ def test_a_parent_with_the_weights_of_another_model_is_refused(run):
 
 def test_verify_sees_refilled_zeros_of_an_artefact_whose_digests_fit(run):
     path = run(SPARSE, "export.safetensors: {}").artifacts[0].path
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["formats"]["model.layers.1.mlp.up_proj"]["pattern"] = "1:4"
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    name, file = "model.layers.1.mlp.up_proj", path / "model.safetensors"
+    tensors = load_file(file)
+    first = tensors[f"{name}.weight"][0, :4]
+    assert int((first == 0).sum()) == 2
+    first[first == 0] = 1e-12  # too small for the probe to notice
+    save_file(tensors, file, {"format": "pt"})
+    manifest = read_manifest(path)
+    write_manifest(path, dataclasses.replace(manifest, files=list_files(path)))
     (failed,) = [check for check in verify(path)["checks"] if not check["ok"]]
     assert failed["name"] == "sparsity"
-    assert failed["detail"].startswith("'model.layers.1.mlp.up_proj' has 2 weights in a group of 4")
+    assert failed["detail"].startswith(f"'{name}' has 4 weights in a group of 4")
 
 
 @pytest.mark.parametrize("cut", ["prune.minitron", "search.minitron"])
@@ -222,3 +232,8 @@ def test_preflight_counts_the_training_of_a_pruning_stage(run, tmp_path, llama_f
     plain = planned(f"distill.kd: {{train: {TRAIN}}}")
     for key in ("peak_memory_bytes", "disk_bytes"):
         assert trained[key] >= plain[key] > shot[key]
+    masks = planned(f"prune.ast: {{train: {TRAIN}}}")
+    assert masks["disk_bytes"] == plain["disk_bytes"] < trained["disk_bytes"]  # it has no rounds
+    alone = planned(f"prune.ast: {{kl: 0, train: {TRAIN}}}")
+    without = masks["peak_memory_bytes"] - alone["peak_memory_bytes"]
+    assert without == 4 * masks["parameters_out"]  # the teacher is the source: as many weights

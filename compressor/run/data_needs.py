@@ -1,0 +1,85 @@
+"""Before anything is computed: whether the data that the stages read is there."""
+
+from collections.abc import Iterator
+
+from compressor.errors import CompressError
+from compressor.model.shapes import config_of
+from compressor.model.sources import read_config
+from compressor.prune.oneshot import OneShotOptions
+from compressor.prune.scores import ScoreOptions
+from compressor.run.methods import WITHOUT_DATA
+from compressor.run.profile import Stage
+from compressor.run.setting import Setting
+
+
+def refuse_missing_data(setting: Setting) -> None:
+    """Refuse a stage, of a baseline too, that reads data where there is none.
+
+    Raises:
+        CompressError: the profile names no data, or no tokenizer is there to read it with.
+    """
+    for stage in _stages(setting):
+        without = stage.kind == "export" or stage.method in WITHOUT_DATA
+        if not without and getattr(stage.options, "scores", None) is None:
+            setting.refuse_unreadable(stage.method)
+
+
+def check_calibration(setting: Setting) -> None:
+    """Say where there are fewer calibration sequences than a pruning stage asks for.
+
+    Raises:
+        CompressError: there is not one.
+    """
+    config = config_of(read_config(setting.source.path))
+    for stage in _stages(setting):
+        options = stage.options
+        if isinstance(options, OneShotOptions) and options.reads_data:
+            length = options.tokens(config)
+        elif isinstance(options, ScoreOptions) and getattr(options, "scores", None) is None:
+            length = options.length
+        else:
+            continue
+        if setting.corpus is None or not setting.readable:
+            continue
+        rows = setting.corpus.rows("calibration", setting.processor, length, setting.reading)
+        if len(rows) == 0:
+            raise CompressError(
+                f"{stage.method} reads calibration sequences of {length} tokens, and the data "
+                "holds not one",
+                "give more text with --data, name some under data.calibration, or lower length",
+            )
+        if len(rows) < options.samples:
+            said = (
+                f"calibration has {len(rows):,} of the {options.samples:,} sequences asked for: "
+                f"give more text or write samples: {len(rows)}"
+            )
+            setting.screen.say(said)
+            setting.log(said)
+
+
+def refuse_unranked(setting: Setting) -> None:
+    """Refuse a search without validation rows: nothing else may choose.
+
+    Raises:
+        CompressError: there is no data, or the validation split is empty.
+    """
+    for stage in setting.profile.stages:
+        if stage.kind != "search":
+            continue
+        setting.refuse_unreadable(stage.method)
+        assert setting.corpus is not None
+        length, corpus = stage.options.train.length, setting.corpus
+        known = corpus.documents["validation"]
+        if not known or not len(
+            corpus.rows("validation", setting.processor, length, setting.reading)
+        ):
+            raise CompressError(
+                "the validation split has no rows, so candidates cannot be ranked",
+                "give more documents with --data, or name some under data.validation",
+            )
+
+
+def _stages(setting: Setting) -> Iterator[Stage]:
+    yield from setting.profile.stages
+    for stages in setting.profile.baselines.values():
+        yield from stages
