@@ -83,7 +83,7 @@ _USAGES = {
     "fill-mask": ("AutoModelForMaskedLM", ENCODER_USAGE, TORCH_USAGE),
     "feature-extraction": ("AutoModel", ENCODER_USAGE, TORCH_USAGE),
 }
-# those of exported files that name an engine; the others serve as they are
+# of what only compress reads whole: these name an engine, the others serve as they are
 _PACKED_USAGES = {ENCODER_USAGE: PACKED_USAGE, IMAGE_USAGE: PACKED_IMAGE_USAGE}
 
 
@@ -92,7 +92,8 @@ def usage(manifest: Manifest, task: str) -> str:
     auto, exported, plain = _USAGES[task]
     if find_family(manifest.family).sizes.vocabulary is None:  # also without a head
         exported, plain = IMAGE_USAGE, TORCH_IMAGE_USAGE
-    if "packed" in manifest.metrics:
+    sided = any(form.side_rank is not None for form in manifest.formats.values())
+    if "packed" in manifest.metrics or (sided and manifest.engine == "torch"):
         return _PACKED_USAGES.get(exported, exported)
     if manifest.engine == "torch":
         call = "model.generate" if task == "seq2seq-lm" else "model"
@@ -179,7 +180,7 @@ def _side_paths(manifest: Manifest) -> list[str]:
         said += "left out (`side: drop`)."
     elif manifest.engine == "torch":
         said += (
-            f"in `{SIDE}`. `compressor.open_engine(DIR)` reads them; plain transformers, as below, "
+            f"in `{SIDE}`. `compressor.open_engine(DIR)` reads them, as below; plain transformers "
             "computes without them."
         )
     else:
