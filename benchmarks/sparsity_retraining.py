@@ -48,7 +48,7 @@ AST = {
     "paper's decay": {},
 }
 ABLATED = ("no distillation", "fixed mask", "static decay", "paper's decay")  # with 2:4 alone
-TRAINED = (*DENSE, *GRADUAL, *AST)
+TRAINED = (*DENSE, "AST", "AST + SLoRB", *GRADUAL, *ABLATED)  # most important first
 
 
 def prefix(model, pattern, arm):
