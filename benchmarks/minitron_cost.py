@@ -66,18 +66,18 @@ def prune(folder):
     return {"importance": scored, "trimming": trimmed, "model": held, "load": os.getloadavg()[0]}
 
 
-def warmed(tiny, folder):
+def warmed(act, tiny, folder):
     """All code in memory before the measurement."""
-    prune(tiny)
-    return prune(folder)
+    act(tiny)
+    return act(folder)
 
 
-def cell(size):
-    """Make a checkpoint, prune it in a process of its own, delete it."""
+def cell(size, act=prune):
+    """Make a checkpoint, do `act(folder)` in a process of its own, delete it."""
     with tempfile.TemporaryDirectory() as tiny, tempfile.TemporaryDirectory() as folder:
         alone(make, "1M", tiny)
         alone(make, size, folder)
-        return alone(warmed, tiny, folder)
+        return alone(warmed, act, tiny, folder)
 
 
 def run(cells, model, seeds):

@@ -20,7 +20,6 @@ import minitron_cost
 import numpy as np
 import torch
 from cells import table
-from memory import alone
 from sweep import NOT_RUN
 
 from compressor.distill import kd
@@ -74,24 +73,10 @@ def retrain(folder):
     return facts | {"step_seconds": step, "candidate": costs, "load": os.getloadavg()[0]}
 
 
-def warmed(tiny, folder):
-    """All code in memory before the measurement."""
-    retrain(tiny)
-    return retrain(folder)
-
-
-def cell(size):
-    """Make a checkpoint, retrain a candidate of it in a process of its own, delete it."""
-    with tempfile.TemporaryDirectory() as tiny, tempfile.TemporaryDirectory() as folder:
-        alone(minitron_cost.make, "1M", tiny)
-        alone(minitron_cost.make, size, folder)
-        return alone(warmed, tiny, folder)
-
-
 def run(cells, model, seeds):
     """All sizes; the model and the seeds of the other experiments do not matter here."""
     for size in SIZES:
-        cells.run(f"search cost {size}", partial(cell, size))
+        cells.run(f"search cost {size}", partial(minitron_cost.cell, size, retrain))
 
 
 def section(cells):

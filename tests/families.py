@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 from compressor.model.conv1d import to_linear
 from compressor.model.families import find_family
 from compressor.model.model import Model
+from compressor.model.sparse import promise, prunable
+from compressor.numerics.masks import keep_largest
 
 VOCABULARY = 96
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
@@ -131,3 +133,12 @@ def random_inputs(model, rows=3, length=11, seed=7):
         right[-1, -2:] = 0
         found |= {"decoder_input_ids": tokens(), "decoder_attention_mask": right}
     return found
+
+
+def sparse(model, pattern="2:4", sparsity=0.5):
+    """Zeros in every Linear of a block, half of them negative as `weight * mask` leaves them."""
+    for name, linear in prunable(model).items():
+        mask = keep_largest(linear.weight.detach().abs(), pattern, sparsity, "matrix")
+        linear.weight.data *= mask
+        promise(model, name, pattern)
+    return model

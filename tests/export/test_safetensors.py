@@ -21,7 +21,7 @@ from compressor.model.probe import largest_difference, read_probe
 from compressor.model.sparse import broken_promise, promise, prunable
 from compressor.numerics.masks import keep_largest
 from compressor.quantize import rtn
-from families import CONFIGS, pico
+from families import CONFIGS, pico, sparse
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -64,15 +64,6 @@ def test_every_family_opens_in_transformers_with_the_values_of_its_codes(name, m
         assert max(errors.values()) < 1e-5, errors
 
 
-def sparse(model, pattern="unstructured", sparsity=0.7):
-    """Zeros in every Linear of a block, half of them negative as `weight * mask` leaves them."""
-    for name, linear in prunable(model).items():
-        mask = keep_largest(linear.weight.detach().abs(), pattern, sparsity, "matrix")
-        linear.weight.data *= mask
-        promise(model, name, pattern)
-    return model
-
-
 def export_both(model, folder, dtype="source"):
     """The dense and the packed directory of one model, and the packed artefact."""
     dense, packed = folder / "dense", folder / "packed"
@@ -104,7 +95,7 @@ def same_bits(found, wanted):
     ],
 )
 def test_packed_weights_come_back_bit_for_bit(name, pattern, dtype, tmp_path):
-    model = sparse(pico(name), pattern)
+    model = sparse(pico(name), pattern, 0.7)
     dense, packed, artifact = export_both(model, tmp_path, dtype)
     wanted, again = load_directory(dense), load_directory(packed, model.formats)
     ours, theirs = again.module.state_dict(), wanted.module.state_dict()
@@ -122,7 +113,7 @@ def test_packed_weights_come_back_bit_for_bit(name, pattern, dtype, tmp_path):
 
 def test_packed_tensors_are_what_the_formats_page_says(tmp_path):
     """Read with numpy alone; GPT-2's matrices, which transformers stores turned, are [O, I]."""
-    model = sparse(pico("gpt2"))
+    model = sparse(pico("gpt2"), "unstructured", 0.7)
     names = list(prunable(model))
     for name in names[: len(names) // 2]:
         linear = prunable(model)[name]
@@ -175,7 +166,7 @@ def test_each_weight_has_its_smallest_form(pico_llama, tmp_path):
 
 def test_packed_pieces(pico_llama, tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "SHARD", 5000)  # parts of one weight end up in different files
-    dense, packed, artifact = export_both(sparse(pico_llama()), tmp_path)
+    dense, packed, artifact = export_both(sparse(pico_llama(), "unstructured", 0.7), tmp_path)
     found = artifact.manifest.metrics["packed"]
     for folder, key, name in ((dense, "dense_bytes", "model"), (packed, "bytes", "packed")):
         pieces = list(folder.glob(f"{name}-*.safetensors"))
@@ -188,11 +179,11 @@ def test_nothing_to_leave_out_is_refused(pico_llama, make_work, tmp_path):
     packed = export.Options(packed=True)
     with pytest.raises(CompressError, match="no weight of this model is sparse"):
         export.run(pico_llama(), packed, tmp_path)
-    model = sparse(pico_llama(), sparsity=0.02)
+    model = sparse(pico_llama(), "unstructured", 0.02)
     model.source_dtype = "bfloat16"  # one bit of mask for 0.02 * 16 bits
     with pytest.raises(CompressError, match="too few zeros"):
         export.run(model, packed, tmp_path)
-    model = sparse(pico_llama())
+    model = sparse(pico_llama(), "unstructured", 0.7)
     rtn.run(model, rtn.Options(bits=4, group=16), make_work())
     with pytest.raises(CompressError, match="this model is quantized"):
         export.run(model, packed, tmp_path)
@@ -231,7 +222,7 @@ def damaged(file, weight, what):
     "what", ["shape", "values", "mask", "both", "size", "no size", "dtype", "content"]
 )
 def test_a_damaged_packed_weight_is_named(pico_llama, tmp_path, what):
-    model = sparse(pico_llama())
+    model = sparse(pico_llama(), "unstructured", 0.7)
     weight = f"{list(prunable(model))[3]}.weight"
     export.run(model, export.Options(packed=True), tmp_path)
     said = damaged(tmp_path / "packed.safetensors", weight, what)

@@ -10,23 +10,12 @@ from compressor.errors import CompressError
 from compressor.model.checkpoint import load_directory, save
 from compressor.model.sparse import (
     broken_promise,
-    promise,
     prunable,
     refuse_undivided,
     zeros_held,
 )
-from compressor.numerics.masks import keep_largest
 from compressor.quantize import rtn
-from families import CONFIGS, pico
-
-
-def sparse(model, pattern="2:4", sparsity=0.5):
-    """A model with small weights at zero, and the promise of it."""
-    for name, linear in prunable(model).items():
-        mask = keep_largest(linear.weight.detach().abs(), pattern, sparsity, "matrix")
-        linear.weight.data *= mask
-        promise(model, name, pattern)
-    return model
+from families import CONFIGS, pico, sparse
 
 
 @pytest.mark.parametrize("name", CONFIGS)
