@@ -12,23 +12,26 @@ Errors are relative square errors of the output, against the paper's algorithm i
 the inverse of what is left anew for every column. Seconds to 10 minutes a size.
 """
 
+import sys
 import time
 from functools import partial
 
 import torch
-from cells import table
+from cells import ROOT, table
 from sweep import NOT_RUN
 
 from compressor.model.moments import Moments
 from compressor.numerics.masks import group_of
 from compressor.numerics.solver import (
-    DAMPING,
     factorize,
     in_blocks,
     in_groups,
     output_energy,
     solve,
 )
+
+sys.path.append(str(ROOT / "tests"))
+from sparsegpt_reference import by_the_book
 
 TITLE = "The solver"
 SIZES = (1024, 2048, 4096)
@@ -87,29 +90,6 @@ def speed_cell(size):
     rates.append(product_rate())
     error = output_energy(w - new, h) / output_energy(w, h)
     return {"seconds": found, "rate": max(rates), "error": error}
-
-
-def by_the_book(w, h, pattern, sparsity, block=128):
-    """The paper's algorithm in float64, one column after the other."""
-    w, h = w.double().clone(), h.double().clone()
-    h += DAMPING * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
-    left = [h[j:, j:].inverse() for j in range(len(h))]
-    group = group_of(pattern)
-    span = block if group is None else group[1]
-    for j in range(len(h)):
-        if j % span == 0:
-            cost = [w[:, c] ** 2 / left[c][0, 0] for c in range(j, min(j + span, len(h)))]
-            cost = torch.stack(cost, 1)
-            if group is None:
-                gone = int(sparsity * cost.numel())
-                mask = cost > cost.flatten().sort().values[gone - 1]
-            else:
-                mask = cost >= cost.sort(1, descending=True).values[:, group[0] - 1 : group[0]]
-        kept = w[:, j] * mask[:, j % span]
-        error = (w[:, j] - kept) / left[j][0, 0]
-        w[:, j:] -= error[:, None] * left[j][0]
-        w[:, j] = kept
-    return w
 
 
 def error_cell(size, pattern, sparsity):
