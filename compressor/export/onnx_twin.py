@@ -16,9 +16,10 @@ from torch.nn.functional import pad
 
 from compressor.errors import CompressError
 from compressor.export.onnx_ops import dynamic_int8, gather_block_quantized, matmul_nbits
-from compressor.model.layers import QuantEmbedding, QuantLinear, QuantTable
+from compressor.model.layers import QuantEmbedding, QuantLinear
 from compressor.model.model import Model
 from compressor.model.side import beside
+from compressor.model.tables import QuantTable
 from compressor.numerics.packing import pack
 
 _BLOCKS = (256, 128, 64, 32, 16)

@@ -24,7 +24,7 @@ from compressor.errors import CompressError
 from compressor.export.files import write_side_files
 from compressor.model.checkpoint import turned_state, write_float
 from compressor.model.forward import outputs
-from compressor.model.layers import QuantEmbedding, QuantLinear, QuantTable
+from compressor.model.layers import QuantEmbedding, QuantLinear
 from compressor.model.manifest import Artifact, Manifest, WeightFormat, quantized
 from compressor.model.model import Model
 from compressor.model.packed import SHAPE, packed_state
@@ -33,6 +33,7 @@ from compressor.model.side import beside, drop_sides, without_sides, write_sides
 from compressor.model.sources import FLOAT, PACKED
 from compressor.model.stored import names_on_disk, stored
 from compressor.model.stream import Lazy, weight_bytes
+from compressor.model.tables import QuantTable
 from compressor.options import options
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from compressor.model.layers import QuantEmbedding, QuantTable
+from compressor.model.layers import QuantEmbedding
+from compressor.model.tables import QuantTable
 
 
 def weights(module: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:

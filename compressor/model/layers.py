@@ -1,10 +1,7 @@
-"""Modules that hold quantized weights, and how they come from and go to a checkpoint.
+"""Modules with quantized weights (tables.py), and how they come from and go to a checkpoint.
 
-    w_OI = (codes_OI - zero_OG) * scale_OG        codes one per byte in memory, scale float16
-
-An embedding and a head that share one table share the very same buffers. On disk codes are packed
-(numerics/packing.py), a tied table is stored once, and the zero point of a symmetric format,
-2^(bits-1), is not stored at all.
+An embedding and a head that share one table share the very same buffers. A tied table is stored
+once.
 """
 
 from collections.abc import Mapping
@@ -12,56 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from compressor.errors import CompressError
 from compressor.model.manifest import WeightFormat
 from compressor.model.side import Side, SideLinear, beside
+from compressor.model.tables import ROWS, QuantTable
 from compressor.numerics.ops import dynamic_int8_linear, quant_linear
 from compressor.numerics.packing import unpack
-from compressor.numerics.quantizer import dequantize
-
-TABLE = ("codes_OI", "scale_OG", "zero_OG")
-ROWS = 1024  # of a table that are unpacked or dequantized at once: intermediates stay small
-
-
-class QuantTable(nn.Module):
-    """A quantized matrix [rows, columns]; what QuantLinear and QuantEmbedding have in common."""
-
-    codes_OI: Tensor
-    scale_OG: Tensor
-    zero_OG: Tensor
-
-    def __init__(self, rows: int, columns: int, form: WeightFormat) -> None:
-        super().__init__()
-        assert form.bits is not None and form.codebook is None
-        groups = columns // (form.group or columns)
-        self.format, self.bits = form, form.bits
-        self.register_buffer("codes_OI", torch.zeros(rows, columns, dtype=torch.uint8))
-        self.register_buffer("scale_OG", torch.ones(rows, groups, dtype=torch.float16))
-        zero = torch.full((rows, groups), 2 ** (form.bits - 1), dtype=torch.uint8)
-        self.register_buffer("zero_OG", zero, persistent=not form.symmetric)
-
-    @property
-    def weight(self) -> Tensor:
-        """The dequantized weight [rows, columns], float32, made anew at every call."""
-        weight = torch.empty(self.codes_OI.shape, device=self.codes_OI.device)
-        parts = (t.split(ROWS) for t in (weight, self.codes_OI, self.scale_OG, self.zero_OG))
-        for out, codes, scale, zero in zip(*parts, strict=True):
-            out.copy_(dequantize(codes, scale, zero))
-        return weight
-
-    def fill(self, codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor) -> None:
-        """Copy codes, scales and zero points in; whoever shares this table sees them too."""
-        for name, value in zip(TABLE, (codes_OI, scale_OG, zero_OG), strict=True):
-            own = getattr(self, name)
-            assert own.shape == value.shape and own.dtype == value.dtype, name
-            own.copy_(value)
-
-    def share(self, other: "QuantTable") -> None:
-        """Use the table of `other` from now on."""
-        for name in TABLE:
-            assert getattr(self, name).shape == getattr(other, name).shape, name
-            setattr(self, name, getattr(other, name))
 
 
 class QuantLinear(QuantTable):
@@ -96,6 +51,8 @@ class QuantLinear(QuantTable):
         if self.format.activation is not None:
             scale_O = self.scale_OG[:, 0].float()
             return dynamic_int8_linear(x, self.int8_weight(), scale_O, self.bias)
+        if self.format.codebook is not None:
+            return linear(x, self.weight.to(x.dtype), self.bias)
         return quant_linear(x, self.codes_OI, self.scale_OG, self.zero_OG, self.bias)
 
 
@@ -110,7 +67,7 @@ class QuantEmbedding(QuantTable):
         self.num_embeddings, self.embedding_dim, self.factor = rows, columns, factor
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = dequantize(self.codes_OI[ids], self.scale_OG[ids], self.zero_OG[ids])
+        rows = self.rows(ids)
         return rows if self.factor == 1.0 else rows * self.factor
 
 
@@ -193,7 +150,7 @@ def _fill(module: nn.Module, name: str, target: Tensor, stored: Tensor) -> None:
     is_codes = isinstance(owner, QuantTable) and target is owner.codes_OI
     if is_codes:
         shape[1] = -(-shape[1] * owner.bits // 8)
-    exact = isinstance(owner, QuantTable) and name.rpartition(".")[2] in TABLE
+    exact = isinstance(owner, QuantTable) and name.rpartition(".")[2] in owner.parts
     if list(stored.shape) != shape or (exact and stored.dtype != target.dtype):
         raise CompressError(
             f"tensor '{name}' is {stored.dtype} {list(stored.shape)} where the model has "

@@ -26,10 +26,12 @@ class WeightFormat:
     sparsity: float = 0.0
     bits: int | None = None
     group: int | None = None  # inputs per scale; null means one scale per output channel
-    symmetric: bool = True
+    symmetric: bool = True  # no zero points, or no offsets beside a codebook
     scale_dtype: str = "float16"
-    activation: dict[str, Any] | None = None  # null | {bits, per, dynamic}
+    activation: dict[str, Any] | None = None  # null | {bits, per: tensor|token, dynamic}
     codebook: str | None = None  # null | nf4 | learned
+    points: int | None = None  # of a learned codebook; bits is what one of their codes takes
+    flat: bool = False  # codebooks: a group runs over the flattened weight, not along inputs
     side_rank: int | None = None
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.model.layers import ROWS, TABLE, QuantTable
 from compressor.model.side import without_sides
 from compressor.model.stream import Lazy
+from compressor.model.tables import ROWS, QuantTable
 from compressor.numerics.packing import pack
 
 
@@ -25,7 +25,7 @@ def stored(module: nn.Module, dtype: torch.dtype, name: str, tensor: Tensor) -> 
     """
     owner_name, _, part = name.rpartition(".")
     owner = module.get_submodule(owner_name)
-    if isinstance(owner, QuantTable) and part in TABLE:  # scales stay as the codes were made for
+    if isinstance(owner, QuantTable) and part in owner.parts:  # scales are as codes need them
         if part != "codes_OI":
             return tensor
         return torch.cat([pack(rows, owner.bits) for rows in tensor.split(ROWS)])

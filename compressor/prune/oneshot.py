@@ -1,78 +1,33 @@
-"""One-shot sparse pruning from calibration data, block by block: the walk that methods share.
+"""One-shot sparse pruning from calibration data, block by block: what methods share.
 
-A block is pruned with the activations that the blocks before it give *after* they were pruned.
-Every layer of a block is solved from second moments of its input over the real tokens of the
-calibration sequences (model/moments.py); then the block runs once more for those after it.
+Every layer is solved from the second moments of its input (training/calibrated.py).
 
 Legend: O outputs, I inputs.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from compressor.errors import CompressError
-from compressor.model.blockwise import walk
 from compressor.model.model import Model
-from compressor.model.moments import Moments, mask_keys
 from compressor.model.sparse import promise, promised_zeros
 from compressor.model.spill import Spill
 from compressor.numerics.masks import share_of_zeros
 from compressor.numerics.solver import output_energy
 from compressor.options import options
 from compressor.prune.allocation import AllocatedOptions, allocate
-from compressor.prune.calibration import calibration
 from compressor.prune.sparsity import kept_pattern, refuse_unsound, targets
-from compressor.training.reading import most_tokens
+from compressor.training.calibrated import CalibrationOptions, calibration, watched_blocks
 from compressor.training.workbench import Workbench
 
-_LENGTH = 512
 # (weight [O, I], share that goes, mask of weights that may stay or None) -> the new weight [O, I]
 Solve = Callable[[Tensor, float, Tensor | None], Tensor]
 
 
 @options
-class OneShotOptions(AllocatedOptions):
+class OneShotOptions(AllocatedOptions, CalibrationOptions):
     """Which data decides, beside how many weights go."""
-
-    samples: int = Field(128, ge=1, description="calibration sequences")
-    length: int | None = Field(
-        None, ge=2, description="tokens of a sequence; null: 512, or as many as the model takes"
-    )
-    offload: bool = Field(
-        False,
-        description="keep one block in memory: weights stay in files, activations are spilled to "
-        "disk; for a model that is larger than memory",
-    )
-
-    @property
-    def reads_data(self) -> bool:
-        """Whether calibration sequences are read."""
-        return True
-
-    @property
-    def solves(self) -> bool:
-        """Whether whole matrices of second moments are made, and what stays is changed."""
-        return True
-
-    def tokens(self, config: Any) -> int:
-        """Tokens of a sequence for a model of this config.
-
-        Raises:
-            CompressError: more are asked for than it takes.
-        """
-        most = most_tokens(config)
-        if self.length is None:
-            return _LENGTH if most is None else min(_LENGTH, most)
-        if most is not None and self.length > most:
-            raise CompressError(
-                f"length is {self.length} and the model takes at most {most} tokens",
-                f"set length to {most} or less",
-            )
-        return self.length
 
 
 @torch.no_grad()
@@ -93,29 +48,19 @@ def prune_blocks(
         CompressError: the calibration split is empty, rows are longer than the model takes, a
             weight or an activation is not finite, or N:M does not divide the inputs of a layer.
     """
-    linears, keys = targets(model, options), mask_keys(model)
+    linears = targets(model, options)
     batches = calibration(options.samples, options.tokens(model.config), work)
     refuse_unsound(model)
     shares = allocate(model, linears, options, batches, "matrix" if whole else "row")
-    masks = [{k: x for k, x in batch.items() if k in keys.values()} for batch in batches]
+    losing = {name: linear for name, linear in linears.items() if shares[name]}
     model.notes["sparsity"] = {}
     spill = Spill(work.scratch) if options.offload else None
-    blocks = sum(len(model.blocks(stack)) for stack in model.family.stacks)
-    with work.progress("prune", blocks) as advance:
-        for step in walk(model, batches, spill):
-            inside = set(step.block.modules())
-            own = {name: m for name, m in linears.items() if m in inside and shares[name]}
-            moments = Moments(own, keys, whole)
-            for i, mask in enumerate(masks):
-                with moments.watching(mask):
-                    step.run(i)
-            for leader, names in moments.shared.items():
-                h = moments.pop(leader)
-                _refuse_unsound(leader, h)
-                solve = prepare(names, h)
-                for name in names:
-                    _prune(model, name, own[name], options.pattern, shares[name], solve, h, spill)
-            advance(1)
+    for block in watched_blocks(model, losing, batches, work, "prune", whole, spill):
+        for names, h in block.inputs():
+            solve = prepare(names, h)
+            for name in names:
+                share = shares[name]
+                _prune(model, name, losing[name], options.pattern, share, solve, h, spill)
 
 
 def _prune(
@@ -145,11 +90,3 @@ def _prune(
     promise(model, name, kept_pattern(form, pattern))
     error = "error" if h.dim() == 2 else "estimated_error"
     model.notes["sparsity"][name] = {"sparsity": share_of_zeros(w_OI), error: lost}
-
-
-def _refuse_unsound(name: str, h: Tensor) -> None:
-    if not bool(h.isfinite().all()):
-        raise CompressError(
-            f"the inputs of '{name}' have NaN or infinite values on the calibration data",
-            "start from a sound checkpoint, or look for rows that upset it",
-        )

@@ -25,8 +25,8 @@ from compressor.model.importance_file import Scores, read_scores
 from compressor.model.model import Model
 from compressor.model.shapes import depth_axis
 from compressor.options import options
-from compressor.prune.calibration import calibration
 from compressor.prune.damage import BY_ANSWERS, DAMAGES, Ranking, refuse_unlabelled
+from compressor.training.calibrated import calibration
 from compressor.training.snapshot import digest
 from compressor.training.workbench import Batch, Workbench
 

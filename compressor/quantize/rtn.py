@@ -5,44 +5,30 @@
 w_OI is cut into groups of `group` inputs, each with its own scale. No paper claims it; Nagel et
 al. (arXiv 2106.08295) is a good description. Where we differ from common practice: scales are
 rounded (up) to float16 before codes are chosen, so that every file format carries the same
-numbers. Norms and biases stay float. A table shared by embedding and head is quantized once.
+numbers.
 """
 
-from dataclasses import replace
 from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from compressor.errors import CompressError
-from compressor.model.layers import QuantTable, install
-from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.numerics.quantizer import quantize
 from compressor.options import options
-from compressor.quantize.targets import quantizable, refuse_uneven
+from compressor.quantize.weights import WeightOptions, place, targets, weight_of
 from compressor.training.workbench import Workbench
-
-_LARGEST = torch.finfo(torch.float16).max
 
 
 @options
-class Options:
+class Options(WeightOptions):
     """What to quantize and how finely."""
 
-    bits: Literal[8, 4] = Field(8, description="bits per weight")
+    bits: Literal[8, 4, 3, 2] = Field(
+        8, description="bits per weight; ONNX Runtime serves 8, 4 and 2"
+    )
     group: int | None = Field(
         32, ge=2, description="inputs per scale; null: one scale per output channel"
     )
-    uneven: Literal["refuse", "channel"] = Field(
-        "refuse",
-        description="a layer whose inputs the group does not divide: refuse it, or give it one "
-        "scale per output channel",
-    )
-    symmetric: bool = Field(True, description="grid centred on zero, no stored zero points")
-    embeddings: bool = Field(True, description="quantize embedding tables")
-    head: bool = Field(True, description="quantize the output projection of a language model")
     activation: Literal["none", "dynamic"] = Field(
         "none",
         description="dynamic: round activations to 8 bits per tensor at run time (8-bit symmetric "
@@ -62,62 +48,14 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     """Replace Linear (and Embedding) modules by quantized ones, in place; fill `model.formats`.
 
     Raises:
-        CompressError: a weight is not finite or too large, the group does not divide a layer's
-            inputs, or only one of a tied embedding and head is to be quantized.
+        CompressError: see weights.targets.
     """
-    targets = quantizable(model, options.embeddings, options.head)
-    if options.uneven == "refuse":
-        refuse_uneven(model, targets, options.group)
-    for names in targets:
-        _check(names[0], _weight(model, names[0]), options)
-    with work.progress("quantize", len(targets)) as advance:
-        for names in targets:
-            _quantize(model, names, options)
+    found, dynamic = targets(model, options), options.activation == "dynamic"
+    activation = {"bits": 8, "per": "tensor", "dynamic": True} if dynamic else None
+    with work.progress("quantize", len(found)) as advance:
+        for target in found:
+            w_OI = weight_of(model, target.name)
+            codes, scale, zero = quantize(w_OI, target.bits, target.group, options.symmetric)
+            parts = {"codes_OI": codes, "scale_OG": scale, "zero_OG": zero}
+            place(model, target, parts, activation, symmetric=options.symmetric)
             advance(1)
-
-
-def _weight(model: Model, name: str) -> Tensor:
-    weight = model.module.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
-
-
-def _check(name: str, w_OI: Tensor, options: Options) -> None:
-    if not bool(w_OI.isfinite().all()):
-        raise CompressError(
-            f"the weight of '{name}' has NaN or infinite values", "start from a sound checkpoint"
-        )
-    if float(w_OI.abs().max()) > _LARGEST * (2 ** (options.bits - 1) - 1):
-        raise CompressError(
-            f"the weight of '{name}' is so large that its scale overflows float16",
-            "start from a sound checkpoint",
-        )
-
-
-def _quantize(model: Model, names: list[str], options: Options) -> None:
-    w_OI, group = _weight(model, names[0]), options.group
-    if group is not None and w_OI.shape[1] % group:
-        group = None
-    codes, scale, zero = quantize(w_OI, options.bits, group, options.symmetric)
-    formats = {name: _format(model, name, options, group, len(names) > 1) for name in names}
-    install(model.module, formats)
-    table = model.module.get_submodule(names[0])
-    assert isinstance(table, QuantTable)
-    table.fill(codes, scale, zero)
-    model.formats |= formats
-
-
-def _format(
-    model: Model, name: str, options: Options, group: int | None, tied: bool
-) -> WeightFormat:
-    """The format of one module; what pruning said about its zeros is kept."""
-    linear = isinstance(model.module.get_submodule(name), nn.Linear)
-    # A tied head stays weight-only: integer products want another layout of the shared table.
-    dynamic = options.activation == "dynamic" and linear and not tied
-    return replace(
-        model.formats.get(name, WeightFormat()),
-        bits=options.bits,
-        group=group,
-        symmetric=options.symmetric,
-        activation={"bits": 8, "per": "tensor", "dynamic": True} if dynamic else None,
-    )

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from compressor.prune.calibration import BATCH
-from compressor.prune.oneshot import OneShotOptions
+from compressor.training.calibrated import BATCH, CalibrationOptions
 
 _COPIES = 4  # of the largest Hessian for its factor: itself, reversed, decomposed, inverse
 _WEIGHTS = 4  # of the largest layer while it is solved: transposed, back, its change, a product
@@ -11,7 +10,7 @@ _SLOWER = 3  # than a large matrix product: the column loop of the solver
 
 
 def oneshot_needs(
-    options: OneShotOptions,
+    options: CalibrationOptions,
     sizes: Mapping[str, int],
     parameters: int,
     weight_bytes: float,
@@ -41,7 +40,8 @@ def oneshot_needs(
     disk = 0.0
     if options.offload:  # weights converted and weights replaced; later those of the proof
         disk = streams + 4.0 * parameters * (2 if weight_bytes < 4 else 1)
-    passes = 3 + (options.allocation == "sensitivity")  # recorded, watched, run again
+    ranked = getattr(options, "allocation", None) == "sensitivity"
+    passes = 3 + ranked  # recorded, watched, run again
     work = 2.0 * passes * tokens * (parameters - tables)
     if solves:
         inputs = block / (hidden + mlp)  # outputs of all layers of a block, roughly

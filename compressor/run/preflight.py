@@ -25,10 +25,9 @@ from compressor.model.shapes import axes_of, config_of, empty_model, model_class
 from compressor.model.sources import read_config
 from compressor.prune import ast, minitron, squarehead
 from compressor.prune.damage import BY_ANSWERS
-from compressor.prune.oneshot import OneShotOptions
 from compressor.prune.scores import by_removal, removable
 from compressor.prune.sparsity import SparseOptions, targets
-from compressor.quantize import rtn
+from compressor.quantize.weights import WeightOptions
 from compressor.run.data_needs import check_calibration, refuse_missing_data, refuse_unranked
 from compressor.run.layout import search_place, stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
@@ -40,6 +39,7 @@ from compressor.run.search_stages import candidate_stages, planned_shapes
 from compressor.run.setting import Setting, open_source
 from compressor.screen import Silent
 from compressor.search import minitron as search
+from compressor.training.calibrated import CalibrationOptions
 
 # Resident bytes of a process that has imported torch and transformers and run one forward.
 PROCESS_BYTES = 700_000_000
@@ -175,7 +175,7 @@ def _after(outline: Outline, stage: Stage) -> Outline:
     if isinstance(options, ast.Options) and options.side is not None:
         side = sum(_side_parameters(linear, options) for linear in _masked(outline, options))
         return replace(outline, parameters=outline.parameters + side)
-    if isinstance(options, rtn.Options):
+    if isinstance(options, WeightOptions):
         tables = outline.sizes["vocabulary"] * outline.sizes["hidden"] / outline.parameters
         packed = options.bits / 8 + 2 / (options.group or outline.sizes["hidden"])
         kept = 0.0 if options.embeddings else tables
@@ -326,7 +326,7 @@ def _estimate(
         disk += 8.0 * before.parameters if rounds else 0.0  # what rounds start from
     if isinstance(stage.options, minitron.Options):
         seconds += _scoring_work(setting, stage.options, before, after) / rates[0]
-    elif isinstance(stage.options, OneShotOptions) and stage.options.reads_data:
+    elif isinstance(stage.options, CalibrationOptions) and stage.options.reads_data:
         positions = setting.reading.positions(stage.options.tokens(before.config))
         given = (before.sizes, before.parameters, before.weight_bytes, positions, rates[0])
         own = oneshot_needs(stage.options, *given)

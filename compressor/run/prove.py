@@ -8,11 +8,11 @@ from compressor.errors import Refused
 from compressor.model.checkpoint import load_directory, save
 from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.forward import output_mask, outputs
-from compressor.model.layers import QuantTable
 from compressor.model.manifest import Manifest, WeightFormat
 from compressor.model.model import Model
 from compressor.model.probe import largest_difference, probe_batches, write_probe
 from compressor.model.sparse import broken_promise
+from compressor.model.tables import QuantTable
 from compressor.run.machine import give_back_memory
 
 # Relative error allowed between the model in memory and the same model saved and loaded: storing

@@ -33,16 +33,16 @@ from compressor.prune import ast, earlier, minitron, squarehead
 from compressor.prune.allocation import AllocatedOptions, exceptions
 from compressor.prune.cutting import refuse_formats
 from compressor.prune.damage import refuse_unpredictable
-from compressor.prune.oneshot import OneShotOptions
 from compressor.prune.scores import fitting, layers_to_go
 from compressor.prune.sparsity import SparseOptions, kept_pattern, targets
-from compressor.quantize import rtn
 from compressor.quantize.targets import quantizable, refuse_uneven
+from compressor.quantize.weights import WeightOptions
 from compressor.run.fingerprint import used_up
 from compressor.run.layout import stage_name
 from compressor.run.methods import load_method
 from compressor.run.profile import Profile, Stage
 from compressor.run.search_stages import candidate_stages, planned_shapes
+from compressor.training.calibrated import CalibrationOptions
 from compressor.training.reading import most_tokens
 
 # The tasks a measure works for; one that is not here works for all.
@@ -270,7 +270,7 @@ def _check_sparse(where: str, stage: Stage, model: Model) -> None:
         found = list(targets(model, own)) if isinstance(own, SparseOptions) else []
         if isinstance(own, AllocatedOptions):
             exceptions(own, found)
-        if isinstance(own, OneShotOptions):
+        if isinstance(own, CalibrationOptions):
             own.tokens(model.config)
         if isinstance(own, ast.Options):
             earlier.refuse_looser(model, own)
@@ -338,7 +338,7 @@ def _teacher(name: str, made: list[Model]) -> Model:
 
 def _check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str]) -> None:
     for stage, model in zip(stages, made, strict=False):
-        if isinstance(stage.options, rtn.Options):
+        if isinstance(stage.options, WeightOptions):
             group, own = stage.options.group, stage.options
             targets = quantizable(model, own.embeddings, own.head)
             if own.uneven == "refuse":

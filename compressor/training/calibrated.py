@@ -1,0 +1,142 @@
+"""Calibration block by block: what the Linears of a block read, from blocks that were changed.
+
+A block is yielded with the second moments of its Linears' inputs over the real tokens of the
+calibration sequences (model/moments.py); the activations are those that the blocks before it give
+*after* the caller changed them. Then the block runs once more for those after it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from compressor.errors import CompressError
+from compressor.model.blockwise import Step, walk
+from compressor.model.model import Model
+from compressor.model.moments import Moments, mask_keys
+from compressor.model.spill import Spill
+from compressor.options import options
+from compressor.training.batches import Batches
+from compressor.training.reading import most_tokens
+from compressor.training.workbench import Batch, Workbench
+
+BATCH = 8  # rows that go through the model together
+_LENGTH = 512
+
+
+@options
+class CalibrationOptions:
+    """Which data decides."""
+
+    samples: int = Field(128, ge=1, description="calibration sequences")
+    length: int | None = Field(
+        None, ge=2, description="tokens of a sequence; null: 512, or as many as the model takes"
+    )
+    offload: bool = Field(
+        False,
+        description="keep one block in memory: weights stay in files, activations are spilled to "
+        "disk; for a model that is larger than memory",
+    )
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether calibration sequences are read."""
+        return True
+
+    @property
+    def solves(self) -> bool:
+        """Whether whole matrices of second moments are made, and what stays is changed."""
+        return True
+
+    def tokens(self, config: Any) -> int:
+        """Tokens of a sequence for a model of this config.
+
+        Raises:
+            CompressError: more are asked for than it takes.
+        """
+        most = most_tokens(config)
+        if self.length is None:
+            return _LENGTH if most is None else min(_LENGTH, most)
+        if most is not None and self.length > most:
+            raise CompressError(
+                f"length is {self.length} and the model takes at most {most} tokens",
+                f"set length to {most} or less",
+            )
+        return self.length
+
+
+def calibration(samples: int, length: int, work: Workbench) -> Sequence[Batch]:
+    """At most `samples` sequences of at most `length` tokens; the last batch may be smaller.
+
+    Raises:
+        CompressError: the calibration split is empty.
+    """
+    batch = min(BATCH, samples)
+    whole = -(-samples // batch)
+    batches = work.batches("calibration", whole, batch=batch, length=length)
+    last = samples - (whole - 1) * batch
+    return Batches(
+        len(batches),
+        lambda i: batches[i] if i < whole - 1 else {k: x[:last] for k, x in batches[i].items()},
+    )
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A block, and what its Linears read."""
+
+    step: Step
+    linears: dict[str, nn.Linear]
+    moments: Moments
+
+    def inputs(self) -> Iterator[tuple[list[str], Tensor]]:
+        """(names of Linears that read one input, its second moments [I, I] or [I]), once each.
+
+        Raises:
+            CompressError: an input has NaN or infinite values.
+        """
+        for leader, names in self.moments.shared.items():
+            h = self.moments.pop(leader)
+            if not bool(h.isfinite().all()):
+                raise CompressError(
+                    f"the inputs of '{leader}' have NaN or infinite values on the calibration data",
+                    "start from a sound checkpoint, or look for rows that upset it",
+                )
+            yield names, h
+
+
+@torch.no_grad()
+def watched_blocks(
+    model: Model,
+    linears: Mapping[str, nn.Linear],
+    batches: Sequence[Batch],
+    work: Workbench,
+    label: str,
+    whole: bool,
+    spill: Spill | None = None,
+) -> Iterator[Watched]:
+    """Yield every block once, in order; change its weights in place before asking for the next.
+
+    Args:
+        linears: whose inputs are watched, {module name: Linear}.
+        batches: calibration sequences.
+        label: of the progress bar, which counts blocks.
+        whole: whether second moments are matrices [I, I], or their diagonals [I] alone.
+        spill: where activations are kept; in memory without one.
+    """
+    keys = mask_keys(model)
+    masks = [{k: x for k, x in batch.items() if k in keys.values()} for batch in batches]
+    blocks = sum(len(model.blocks(stack)) for stack in model.family.stacks)
+    with work.progress(label, blocks) as advance:
+        for step in walk(model, batches, spill):
+            inside = set(step.block.modules())
+            own = {name: m for name, m in linears.items() if m in inside}
+            moments = Moments(own, keys, whole)
+            for i, mask in enumerate(masks):
+                with moments.watching(mask):
+                    step.run(i)
+            yield Watched(step, own, moments)
+            advance(1)
