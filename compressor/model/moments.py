@@ -9,7 +9,7 @@ panels on and above the diagonal are multiplied, 512 columns at a time, and mirr
 Legend: B rows, S tokens, T tokens of all rows that count, I inputs of a Linear.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.model.families import present
+from compressor.model.forward import run_backbone
 from compressor.model.model import Model
 
 _PANEL = 512
@@ -110,3 +111,15 @@ class Moments:
                 rows = slice(start - _PANEL, start)
                 found[start:, rows] = found[rows, start:].T
         return found.mul_(2 / tokens)
+
+
+def mean_squares(
+    model: Model, linears: Mapping[str, nn.Linear], batches: Iterable[dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """{Linear: twice the mean square of each of its inputs [I]} in the model as it is."""
+    moments = Moments(linears, mask_keys(model), whole=False)
+    for batch in batches:
+        with moments.watching(batch):
+            run_backbone(model, batch)
+    found = {leader: moments.pop(leader) for leader in moments.shared}
+    return {name: found[leader] for leader, names in moments.shared.items() for name in names}

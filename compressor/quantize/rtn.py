@@ -13,9 +13,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from compressor.model.model import Model
-from compressor.numerics.quantizer import quantize
 from compressor.options import options
-from compressor.quantize.weights import WeightOptions, place, targets, weight_of
+from compressor.quantize.mixed import mixed_targets
+from compressor.quantize.weights import WeightOptions, round_to_nearest
 from compressor.training.workbench import Workbench
 
 
@@ -48,14 +48,11 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     """Replace Linear (and Embedding) modules by quantized ones, in place; fill `model.formats`.
 
     Raises:
-        CompressError: see weights.targets.
+        CompressError: see weights.targets and mixed.
     """
-    found, dynamic = targets(model, options), options.activation == "dynamic"
+    found, dynamic = mixed_targets(model, options), options.activation == "dynamic"
     activation = {"bits": 8, "per": "tensor", "dynamic": True} if dynamic else None
     with work.progress("quantize", len(found)) as advance:
         for target in found:
-            w_OI = weight_of(model, target.name)
-            codes, scale, zero = quantize(w_OI, target.bits, target.group, options.symmetric)
-            parts = {"codes_OI": codes, "scale_OG": scale, "zero_OG": zero}
-            place(model, target, parts, activation, symmetric=options.symmetric)
+            round_to_nearest(model, target, options, activation)
             advance(1)

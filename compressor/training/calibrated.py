@@ -18,6 +18,7 @@ from compressor.model.blockwise import Step, walk
 from compressor.model.model import Model
 from compressor.model.moments import Moments, mask_keys
 from compressor.model.spill import Spill
+from compressor.numerics.solver import DAMPING, Factor
 from compressor.options import options
 from compressor.training.batches import Batches
 from compressor.training.reading import most_tokens
@@ -140,3 +141,11 @@ def watched_blocks(
                     step.run(i)
             yield Watched(step, own, moments)
             advance(1)
+
+
+def note_damping(model: Model, names: list[str], factor: Factor, work: Workbench) -> None:
+    """Log and note layers whose Hessian took more damping than usual."""
+    if factor.damping > DAMPING:
+        said = f"damping {factor.damping:g} of the mean diagonal, not {DAMPING:g}"
+        work.log(f"{', '.join(names)}: {said}")
+        model.notes.setdefault("damping", {}).update(dict.fromkeys(names, factor.damping))
