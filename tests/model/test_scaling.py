@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from families import CONFIGS, pico, random_inputs, sparse
 from torch import nn
 
 from compressor.model.forward import outputs
@@ -10,6 +9,7 @@ from compressor.model.model import Model
 from compressor.model.scaling import fold_scale, folds, unfolded
 from compressor.model.side import Side, attach
 from compressor.model.sparse import broken_promise
+from families import CONFIGS, pico, random_inputs, sparse
 
 # what a family's blocks cannot fold, by the ends of names; relative to one block
 QKV = {"query", "key", "value", "q_lin", "k_lin", "v_lin"}
