@@ -92,13 +92,17 @@ class Watched:
     linears: dict[str, nn.Linear]
     moments: Moments
 
-    def inputs(self) -> Iterator[tuple[list[str], Tensor]]:
+    def inputs(self, backwards: bool = False) -> Iterator[tuple[list[str], Tensor]]:
         """(names of Linears that read one input, its second moments [I, I] or [I]), once each.
+
+        Args:
+            backwards: the input that was read last comes first.
 
         Raises:
             CompressError: an input has NaN or infinite values.
         """
-        for leader, names in self.moments.shared.items():
+        shared = list(self.moments.shared.items())
+        for leader, names in reversed(shared) if backwards else shared:
             h = self.moments.pop(leader)
             if not bool(h.isfinite().all()):
                 raise CompressError(
@@ -117,6 +121,7 @@ def watched_blocks(
     label: str,
     whole: bool,
     spill: Spill | None = None,
+    ranges: bool = False,
 ) -> Iterator[Watched]:
     """Yield every block once, in order; change its weights in place before asking for the next.
 
@@ -126,6 +131,7 @@ def watched_blocks(
         label: of the progress bar, which counts blocks.
         whole: whether second moments are matrices [I, I], or their diagonals [I] alone.
         spill: where activations are kept; in memory without one.
+        ranges: whether extremes and mean sizes of inputs are found too.
     """
     keys = mask_keys(model)
     masks = [{k: x for k, x in batch.items() if k in keys.values()} for batch in batches]
@@ -134,7 +140,7 @@ def watched_blocks(
         for step in walk(model, batches, spill):
             inside = set(step.block.modules())
             own = {name: m for name, m in linears.items() if m in inside}
-            moments = Moments(own, keys, whole)
+            moments = Moments(own, keys, whole, ranges)
             for i, mask in enumerate(masks):
                 with moments.watching(mask):
                     step.run(i)
