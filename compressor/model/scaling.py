@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import CompressError
 from compressor.model.families import Stack, present
 from compressor.model.heads import Rows, attention_rows, cross_rows
 from compressor.model.model import Model
@@ -74,6 +75,20 @@ def unfolded(model: Model) -> list[str]:
     inside = {id(m) for block in blocks for m in block.modules() if isinstance(m, nn.Linear)}
     named = model.module.named_modules()
     return [name for name, module in named if id(module) in inside and name not in reached]
+
+
+def refuse_unfolded(model: Model) -> None:
+    """Refuse a model with Linears whose inputs cannot be scaled for nothing.
+
+    Raises:
+        CompressError: names the first.
+    """
+    left = unfolded(model)
+    if left:
+        raise CompressError(
+            f"nothing can take scales of the inputs of {len(left)} layers, '{left[0]}' the first",
+            "unfolded: plain rounds them as they are, unfolded: scale multiplies at run time",
+        )
 
 
 def _sums_inputs(linear: Any) -> bool:

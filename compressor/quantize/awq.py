@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.model.families import present
 from compressor.model.model import Model
@@ -33,7 +33,7 @@ from compressor.model.scaling import fold_scale
 from compressor.numerics.quantizer import dequantize, encode, grid, quantize
 from compressor.numerics.solver import output_energy
 from compressor.options import options
-from compressor.quantize.rescaled import Group, RescaledOptions, groups, named
+from compressor.quantize.rescaled import Group, RescaledOptions, calibrated_groups, named
 from compressor.quantize.weights import Target, place
 from compressor.training.workbench import Workbench
 
@@ -55,34 +55,42 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     """Quantize `model` in place; fill `model.formats` and notes["awq"].
 
     Raises:
-        CompressError: see rescaled.groups.
+        CompressError: see rescaled.calibrated_groups.
     """
     unclipped = _queries_and_keys(model) if options.clip_search else set()
-    notes = model.notes["awq"] = {}
-    for group in groups(model, options, work, whole=True):
-        h_II, alpha = group.h, None
-        if group.fold is not None:
-            alpha, s_I = _search(group, options)
-            s_I = fold_scale(model, group.fold, s_I)
-            h_II = h_II / (s_I[:, None] * s_I)
-        for target, linear in group.members:
-            w_OI = linear.weight.detach().float()
-            kept_OI = w_OI
-            if options.clip_search and id(linear) not in unclipped:
-                kept_OI = _clip(w_OI, h_II, target, options.symmetric)
-            scale_OG, zero_OG = grid(kept_OI, target.bits, target.group, options.symmetric)
-            parts = named(encode(w_OI, scale_OG, zero_OG, target.bits), scale_OG, zero_OG)
-            energy = output_energy(w_OI, h_II)
-            lost = output_energy(dequantize(*parts.values()) - w_OI, h_II)
-            place(model, target, parts, symmetric=options.symmetric)
-            notes[target.name] = {"alpha": alpha, "error": lost / energy if energy else 0.0}
+    model.notes["awq"] = {}
+    for block in calibrated_groups(model, options, work, whole=True):
+        found = [_search(group, options) for group in block]
+        for index, (group, (alpha, s_I)) in enumerate(zip(block, found, strict=True)):
+            if group.fold is not None:
+                found[index] = alpha, fold_scale(model, group.fold, s_I)
+        for group, (alpha, s_I) in zip(block, found, strict=True):
+            h_II = group.h.div_(s_I[:, None] * s_I)
+            for target, linear in group.members:
+                clips = options.clip_search and id(linear) not in unclipped
+                error = _quantize(model, target, linear, h_II, clips, options.symmetric)
+                model.notes["awq"][target.name] = {"alpha": alpha, "error": error}
+
+
+def _quantize(
+    model: Model, target: Target, linear: nn.Linear, h_II: Tensor, clips: bool, symmetric: bool
+) -> float:
+    """Round a Linear whose input was scaled; returns the share of its output's energy lost."""
+    w_OI = linear.weight.detach().float()
+    kept_OI = _clip(w_OI, h_II, target, symmetric) if clips else w_OI
+    scale_OG, zero_OG = grid(kept_OI, target.bits, target.group, symmetric)
+    parts = named(encode(w_OI, scale_OG, zero_OG, target.bits), scale_OG, zero_OG)
+    energy = output_energy(w_OI, h_II)
+    lost = output_energy(dequantize(*parts.values()).sub_(w_OI), h_II)
+    place(model, target, parts, symmetric=symmetric)
+    return lost / energy if energy else 0.0
 
 
 def _search(group: Group, options: Options) -> tuple[float, Tensor]:
-    """The best exponent, and its scales [I]."""
-    mean_I, weights = group.mean_I, group.weights
-    assert group.fold is not None
-    mean_I = group.fold.shared(mean_I, "mean")
+    """The best exponent, and its scales [I]; exponent 0 where nothing can take scales."""
+    if group.fold is None:
+        return 0.0, torch.ones_like(group.mean_I)
+    mean_I, weights = group.fold.shared(group.mean_I, "mean"), group.weights
     best: tuple[float, float, Tensor] | None = None
     for step in range(options.alphas):
         s_I = _scales(mean_I, step / options.alphas)

@@ -1,9 +1,8 @@
 """Quantization that rescales inputs first: what AWQ and SmoothQuant share.
 
 Blocks are calibrated one after the other (training/calibrated.py), each on what the quantized
-blocks before it give. Inside a block the groups of Linears that read one input come backwards:
-scales of an input go into what makes it, which is quantized after those who read it, with the
-rows that it then has.
+blocks before it give. All scales of a block are chosen on its weights as they are, then they go
+into what makes the inputs (model/scaling.py), then weights are rounded.
 
 What stands outside the blocks (embeddings, the head, a pooler) is rounded to nearest, with the
 same bits and group, before anything is measured.
@@ -48,7 +47,7 @@ class Group:
     Attributes:
         members: what is to be quantized of each, and the Linear as it is now.
         h: second moments of the input, [I, I] or the diagonal [I].
-        range: its extremes, and its mean size as `mean_I`.
+        range: its extremes, and the sum of its sizes over `tokens` tokens.
         fold: where scales of the input can go; None: nowhere.
     """
 
@@ -70,8 +69,10 @@ class Group:
 
 
 @torch.no_grad()
-def groups(model: Model, options: RescaledOptions, work: Workbench, whole: bool) -> Iterator[Group]:
-    """Yield every group of every block; quantize its members before asking for the next.
+def calibrated_groups(
+    model: Model, options: RescaledOptions, work: Workbench, whole: bool
+) -> Iterator[list[Group]]:
+    """Yield the groups of every block; quantize all their members before asking for the next.
 
     Args:
         whole: whether second moments are matrices, or their diagonals alone.
@@ -87,22 +88,30 @@ def groups(model: Model, options: RescaledOptions, work: Workbench, whole: bool)
     places = {frozenset(fold.readers): fold for fold in folds(model)}
     for target in found:
         if target.name not in inside:
-            round_to_nearest(model, target, options.symmetric)
+            _round_to_nearest(model, target, options.symmetric)
     spill = Spill(work.scratch) if options.offload else None
-    watched = watched_blocks(model, linears, batches, work, "quantize", whole, spill, True)
+    watched = watched_blocks(model, linears, batches, work, "quantize", whole, spill, ranges=True)
     for block in watched:
-        assert block.moments.ranges is not None
-        for names, h in block.inputs(backwards=True):
-            members = [inside[name] for name in names]
-            tokens, extent = block.moments.tokens[names[0]], block.moments.ranges.pop(names[0])
-            yield Group(members, h, extent, tokens, places.get(frozenset(names)))
-            for name in names if spill is not None else ():
+        ranges, tokens = block.moments.ranges, block.moments.tokens
+        assert ranges is not None
+        yield [
+            Group(
+                [inside[name] for name in names],
+                h,
+                ranges[names[0]],
+                tokens[names[0]],
+                places.get(frozenset(names)),
+            )
+            for names, h in block.inputs()
+        ]
+        if spill is not None:
+            for name in block.linears:
                 table = model.module.get_submodule(name)
-                assert isinstance(table, QuantTable) and spill is not None
+                assert isinstance(table, QuantTable)
                 table.codes_OI = spill.store(table.codes_OI)
 
 
-def round_to_nearest(model: Model, target: Target, symmetric: bool) -> None:
+def _round_to_nearest(model: Model, target: Target, symmetric: bool) -> None:
     """Quantize the modules of a target without data."""
     parts = quantize(weight_of(model, target.name), target.bits, target.group, symmetric)
     place(model, target, named(*parts), symmetric=symmetric)

@@ -24,14 +24,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from compressor.errors import CompressError
 from compressor.model.model import Model
-from compressor.model.scaling import fold_scale, unfolded
+from compressor.model.scaling import fold_scale, refuse_unfolded, unfolded
 from compressor.numerics.ops import range_grid
 from compressor.numerics.quantizer import quantize
 from compressor.options import options
 from compressor.quantize.activations import ACTIVATIONS, needs_channels
-from compressor.quantize.rescaled import Group, RescaledOptions, groups, named
+from compressor.quantize.rescaled import Group, RescaledOptions, calibrated_groups, named
 from compressor.quantize.weights import place
 from compressor.training.workbench import Workbench
 
@@ -71,29 +70,29 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     """Quantize `model` in place; fill `model.formats` and notes["unfolded"].
 
     Raises:
-        CompressError: see rescaled.groups; or a layer cannot be smoothed and `unfolded` is refuse.
+        CompressError: see rescaled.calibrated_groups; or a layer cannot be smoothed, and
+            `unfolded` is refuse.
     """
-    left = unfolded(model)
-    if left and options.unfolded == "refuse":
-        raise CompressError(
-            f"nothing can take scales of the inputs of {len(left)} layers, '{left[0]}' the first",
-            "unfolded: plain rounds them as they are, unfolded: scale multiplies at run time",
-        )
-    model.notes["unfolded"] = left
-    for group in groups(model, options, work, whole=False):
-        _quantize(model, group, options)
+    if options.unfolded == "refuse":
+        refuse_unfolded(model)
+    model.notes["unfolded"] = unfolded(model)
+    for block in calibrated_groups(model, options, work, whole=False):
+        chosen = [_smooth(group, options.alpha) for group in block]
+        for index, group in enumerate(block):
+            if group.fold is not None:
+                chosen[index] = fold_scale(model, group.fold, chosen[index])
+        for group, s_I in zip(block, chosen, strict=True):
+            _quantize(model, group, s_I, options)
 
 
-def _quantize(model: Model, group: Group, options: Options) -> None:
-    """Smooth and round the Linears of one input."""
+def _quantize(model: Model, group: Group, scale_I: Tensor, options: Options) -> None:
+    """Round the Linears of one input, which was scaled if anything could take that."""
     activation = ACTIVATIONS[options.activation]
     assert activation is not None
-    fold, s_I, shared = group.fold, None, {}
-    if fold is not None:
-        s_I = fold_scale(model, fold, _smooth(group, options.alpha))
-    elif options.unfolded == "scale":
-        s_I = _smooth(group, options.alpha)
-        activation, shared = activation | {"scaled": True}, {"factor_I": 1 / s_I}
+    shared, s_I = {}, None if group.fold is None else scale_I
+    if group.fold is None and options.unfolded == "scale":
+        s_I, activation = scale_I, activation | {"scaled": True}
+        shared["factor_I"] = 1 / s_I
         for _, linear in group.members:
             linear.weight.data = linear.weight * s_I
     if not activation["dynamic"]:

@@ -92,17 +92,13 @@ class Watched:
     linears: dict[str, nn.Linear]
     moments: Moments
 
-    def inputs(self, backwards: bool = False) -> Iterator[tuple[list[str], Tensor]]:
+    def inputs(self) -> Iterator[tuple[list[str], Tensor]]:
         """(names of Linears that read one input, its second moments [I, I] or [I]), once each.
-
-        Args:
-            backwards: the input that was read last comes first.
 
         Raises:
             CompressError: an input has NaN or infinite values.
         """
-        shared = list(self.moments.shared.items())
-        for leader, names in reversed(shared) if backwards else shared:
+        for leader, names in self.moments.shared.items():
             h = self.moments.pop(leader)
             if not bool(h.isfinite().all()):
                 raise CompressError(
