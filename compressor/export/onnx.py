@@ -1,9 +1,9 @@
 """ONNX for ONNX Runtime, from the model's own codes, through torch.export.
 
 8 and 4 bit weights become MatMulNBits with int8 activations per block and GatherBlockQuantized;
-formats with a dynamic activation become DynamicQuantizeLinear and MatMulInteger. Precision is
-what `model.formats` says; nothing is quantized here. A table shared by embedding and head is
-stored once. Decoders get a KV cache (onnx_forward.py has the inputs and outputs).
+formats with an activation become MatMulInteger, after QuantizeLinear or DynamicQuantizeLinear.
+Precision is what `model.formats` says; nothing is quantized here. A table shared by embedding and
+head is stored once. Decoders get a KV cache (onnx_forward.py has the inputs and outputs).
 
 The scales in the file are our float16 values as float32. The probe holds the outputs of the
 model in torch.

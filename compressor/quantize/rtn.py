@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from compressor.model.model import Model
 from compressor.options import options
+from compressor.quantize.activations import ACTIVATIONS, needs_channels
 from compressor.quantize.mixed import mixed_targets
 from compressor.quantize.weights import WeightOptions, round_to_nearest
 from compressor.training.workbench import Workbench
@@ -29,18 +30,16 @@ class Options(WeightOptions):
     group: int | None = Field(
         32, ge=2, description="inputs per scale; null: one scale per output channel"
     )
-    activation: Literal["none", "dynamic"] = Field(
+    activation: Literal["none", "dynamic", "token"] = Field(
         "none",
-        description="dynamic: round activations to 8 bits per tensor at run time (8-bit symmetric "
-        "weights, group null); fastest, but a row then depends on its batch",
+        description="round activations to 8 bits at run time (8-bit symmetric weights, group "
+        "null); dynamic: per tensor, fastest, but a row then depends on its batch; token: each "
+        "token by itself",
     )
 
     @model_validator(mode="after")
-    def _dynamic_needs_channels(self) -> "Options":
-        if self.activation == "dynamic" and (
-            self.bits != 8 or self.group is not None or not self.symmetric
-        ):
-            raise ValueError("activation dynamic needs bits: 8, group: null, symmetric: true")
+    def _activation_needs_channels(self) -> "Options":
+        needs_channels(self, self.activation)
         return self
 
 
@@ -50,8 +49,7 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     Raises:
         CompressError: see weights.targets and mixed.
     """
-    found, dynamic = mixed_targets(model, options), options.activation == "dynamic"
-    activation = {"bits": 8, "per": "tensor", "dynamic": True} if dynamic else None
+    found, activation = mixed_targets(model, options), ACTIVATIONS[options.activation]
     with work.progress("quantize", len(found)) as advance:
         for target in found:
             round_to_nearest(model, target, options, activation)

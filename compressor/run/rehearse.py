@@ -24,6 +24,7 @@ from compressor.model.importance_file import find_scores
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import WeightFormat, read_manifest
 from compressor.model.model import Model
+from compressor.model.scaling import refuse_unfolded, unfolded
 from compressor.model.shapes import config_of, empty_model, model_class
 from compressor.model.shrink import Kept, shrink
 from compressor.model.side import stored_ranks
@@ -174,6 +175,8 @@ def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: 
     _check_length(place, stage, model)
     _check_sparse(place, stage, model)
     with _named(f"{place} ({stage.method})"):
+        if getattr(stage.options, "unfolded", None) == "refuse":
+            refuse_unfolded(model)
         if stage.trains:
             teacher = _teacher(stage.teacher or job.profile.teacher, made)
             objective = load_method(stage.method).objective(stage.options, model, teacher)
@@ -197,6 +200,12 @@ def _remarks(
                 f"its teacher is the input, which never saw what stage {trained[-1]} trained: "
                 f"teacher: stage:{trained[-1]} is the model that this one starts from"
             )
+    left = unfolded(model) if getattr(own, "unfolded", None) == "plain" else []
+    if left:
+        found.append(
+            f"{len(left)} layers, '{left[0]}' the first, read what cannot be smoothed and are "
+            "rounded as they are; unfolded: scale multiplies their inputs at run time"
+        )
     return [said for said in found if said]
 
 

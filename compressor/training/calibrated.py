@@ -118,6 +118,7 @@ def watched_blocks(
     label: str,
     whole: bool,
     spill: Spill | None = None,
+    ranges: bool = False,
 ) -> Iterator[Watched]:
     """Yield every block once, in order; change its weights in place before asking for the next.
 
@@ -127,6 +128,7 @@ def watched_blocks(
         label: of the progress bar, which counts blocks.
         whole: whether second moments are matrices [I, I], or their diagonals [I] alone.
         spill: where activations are kept; in memory without one.
+        ranges: whether extremes and mean sizes of inputs are found too.
     """
     keys = mask_keys(model)
     masks = [{k: x for k, x in batch.items() if k in keys.values()} for batch in batches]
@@ -135,7 +137,7 @@ def watched_blocks(
         for step in walk(model, batches, spill):
             inside = set(step.block.modules())
             own = {name: m for name, m in linears.items() if m in inside}
-            moments = Moments(own, keys, whole)
+            moments = Moments(own, keys, whole, ranges)
             for i, mask in enumerate(masks):
                 with moments.watching(mask):
                     step.run(i)
