@@ -41,6 +41,16 @@ class WeightOptions:
     embeddings: bool = Field(True, description="quantize embedding tables")
     head: bool = Field(True, description="quantize the output projection of a language model")
 
+    @property
+    def row_group(self) -> int | None:
+        """Inputs per scale; None where scales do not follow inputs."""
+        return self.group
+
+    @property
+    def quantizes_ends(self) -> tuple[bool, bool]:
+        """Whether embedding tables and the output projection are quantized."""
+        return self.embeddings, self.head
+
 
 @dataclass(frozen=True)
 class Target:
