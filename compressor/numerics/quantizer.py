@@ -28,17 +28,23 @@ def grid(w_OI: Tensor, bits: int, group: int | None, symmetric: bool) -> tuple[T
     Returns:
         (scale_OG float16, zero_OG uint8). A group of zeros has scale 1.
     """
-    w_OGg = _split(w_OI, group)
-    top, middle = 2**bits - 1, 2 ** (bits - 1)
-    low_OG, high_OG = w_OGg.amin(-1).clamp(max=0), w_OGg.amax(-1).clamp(min=0)
-    step_OG = torch.maximum(-low_OG, high_OG) / (middle - 0.5)
-    if not symmetric:
-        step_OG = (high_OG - low_OG) / top
-    scale_OG = _round_up(step_OG).masked_fill(step_OG == 0, 1.0)
+    step_OG = steps(w_OI, bits, group, symmetric)
+    scale_OG = round_up(step_OG).masked_fill(step_OG == 0, 1.0)
     assert bool(scale_OG.isfinite().all()), "weights are not finite, or too large for float16"
     if symmetric:
-        return scale_OG, torch.full_like(scale_OG, middle, dtype=torch.uint8)
-    return scale_OG, (-low_OG / scale_OG.float()).round().clamp(0, top).to(torch.uint8)
+        return scale_OG, torch.full_like(scale_OG, 2 ** (bits - 1), dtype=torch.uint8)
+    low_OG = _split(w_OI, group).amin(-1).clamp(max=0)
+    zero_OG = (-low_OG / scale_OG.float()).round().clamp(0, 2**bits - 1)
+    return scale_OG, zero_OG.to(torch.uint8)
+
+
+def steps(w_OI: Tensor, bits: int, group: int | None, symmetric: bool) -> Tensor:
+    """The scales of `grid` before they are rounded [O, G], float32, with a gradient."""
+    w_OGg = _split(w_OI, group)
+    low_OG, high_OG = w_OGg.amin(-1).clamp(max=0), w_OGg.amax(-1).clamp(min=0)
+    if symmetric:
+        return torch.maximum(-low_OG, high_OG) / (2 ** (bits - 1) - 0.5)
+    return (high_OG - low_OG) / (2**bits - 1)
 
 
 def encode(w_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor, bits: int) -> Tensor:
@@ -72,7 +78,7 @@ def _split(w_OI: Tensor, group: int | None) -> Tensor:
     return w_OI.float().unflatten(1, (-1, width))
 
 
-def _round_up(step: Tensor) -> Tensor:
+def round_up(step: Tensor) -> Tensor:
     """The smallest float16 that is not below a positive float32."""
     half = step.half()
     next_half = (half.view(torch.int16) + 1).view(torch.float16)

@@ -66,6 +66,16 @@ class WeightOptions:
         None, description="bits layer by layer under a budget, in place of bits"
     )
 
+    @property
+    def row_group(self) -> int | None:
+        """Inputs per scale; None where scales do not follow inputs."""
+        return self.group
+
+    @property
+    def quantizes_ends(self) -> tuple[bool, bool]:
+        """Whether embedding tables and the output projection are quantized."""
+        return self.embeddings, self.head
+
 
 @dataclass(frozen=True)
 class Target:

@@ -348,8 +348,8 @@ def _teacher(name: str, made: list[Model]) -> Model:
 def _check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str]) -> None:
     for stage, model in zip(stages, made, strict=False):
         if isinstance(stage.options, WeightOptions):
-            group, own = stage.options.group, stage.options
-            targets = quantizable(model, own.embeddings, own.head)
+            group, own = stage.options.row_group, stage.options
+            targets = quantizable(model, *own.quantizes_ends)
             if own.uneven == "refuse":
                 refuse_uneven(model, targets, group)
             if "onnx" in exports and group is not None and group % ONNX_BLOCK:
