@@ -1,13 +1,14 @@
 """Checkpoints on disk: load with every oddity handled once at this door, save for everybody.
 
-A float checkpoint is what plain transformers writes and reads. A quantized one stores packed
-codes, and a sparse one may be packed without its zeros (docs/formats.md), both in a file of
-another name, so that transformers refuses it instead of loading half of it.
+A float checkpoint is what plain transformers writes and reads, and so is a quantized one where
+compressed-tensors has a form for all of it. Other codes, and sparse weights packed without their
+zeros (docs/formats.md), lie in a file of another name, so that transformers refuses the directory
+instead of loading half of it.
 """
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from torch import nn
 
 from compressor.errors import CompressError
 from compressor.model import layers
+from compressor.model.compressed import (
+    compressed_state,
+    in_our_names,
+    obstacle,
+    quantization_config,
+)
 from compressor.model.conv1d import to_linear, turned_names
 from compressor.model.families import Family, find_family
 from compressor.model.manifest import NAME as MANIFEST
@@ -88,7 +95,7 @@ def load_directory(
     Raises:
         CompressError: not a checkpoint, unknown architecture, damaged or incomplete weights.
     """
-    raw = read_config(path)
+    raw = read_config(path, own=formats is not None)
     family = find_family(raw["model_type"])
     files = weight_files(path)
     if formats is None and (path / MANIFEST).is_file():
@@ -191,6 +198,8 @@ def _load_quantized(
     module = build(raw, family)
     _drop_unstored(module, family, tensors)
     layers.install(module, formats)
+    if not is_packed(files):
+        tensors = in_our_names(module, formats, tensors)
     layers.state_from_disk(module, tensors)
     return module
 
@@ -230,8 +239,8 @@ def load_processor(path: Path) -> Any:
 def save(model: Model, directory: Path, parent: Path, shard: int | None = None) -> None:
     """Write a model and the side files of its parent into an existing directory.
 
-    Float weights are written in the dtype the source had, as transformers would; a model with
-    quantized modules as packed codes, whose scales stay float16. Beside the model only one
+    Float weights are written in the dtype the source had, as transformers would; quantized ones as
+    codes (`quantized_files`), whose scales stay float16. Beside the model only one
     tensor at a time is in memory, and the side paths of a model that has some. The manifest and
     the probe are the caller's business.
 
@@ -247,11 +256,39 @@ def save(model: Model, directory: Path, parent: Path, shard: int | None = None) 
     fit_pooling(directory, model.sizes["hidden"])
     dtype = getattr(torch, model.source_dtype)
     if quantized(model.formats):
-        write_config(model.module, directory, dtype)
-        write_tensors(directory, Path(PACKED).stem, quantized_state(model.module, dtype), shard)
+        write_quantized(model.module, model.formats, directory, dtype, shard)
     else:
         write_float(model.module, directory, float_state(model.module, dtype), dtype, shard)
     write_sides(model, directory, dtype)
+
+
+def quantized_files(
+    module: Any, formats: Mapping[str, WeightFormat], dtype: torch.dtype
+) -> tuple[str, dict[str, Lazy]]:
+    """The name of the weight file of a model with Quant modules, and its tensors.
+
+    That is FLOAT in the layout of compressed-tensors where it has a form for all of them, else
+    PACKED in ours. The model may lie on the meta device.
+    """
+    if obstacle(module, formats) is None:
+        return FLOAT, compressed_state(module, formats, dtype)
+    return PACKED, quantized_state(module, dtype)
+
+
+def write_quantized(
+    module: Any,
+    formats: Mapping[str, WeightFormat],
+    directory: Path,
+    dtype: torch.dtype,
+    shard: int | None = None,
+) -> None:
+    """Write config and weights of a model with Quant modules."""
+    name, state = quantized_files(module, formats, dtype)
+    write_config(module, directory, dtype)
+    if name == FLOAT:
+        _add_to_config(directory, {"quantization_config": quantization_config(module, formats)})
+        _write_generation_config(module, directory)
+    write_tensors(directory, Path(name).stem, state, shard)
 
 
 def write_float(
@@ -269,9 +306,13 @@ def write_float(
         name: of the weight file; PACKED where `state` is one of model/packed.py.
     """
     write_config(module, directory, dtype)
+    _write_generation_config(module, directory)
+    write_tensors(directory, Path(name).stem, turned_state(module, state), shard)
+
+
+def _write_generation_config(module: Any, directory: Path) -> None:
     if module.can_generate() and not (directory / "generation_config.json").is_file():
         module.generation_config.save_pretrained(directory)  # else the parent's was copied
-    write_tensors(directory, Path(name).stem, turned_state(module, state), shard)
 
 
 def turned_state(module: Any, state: dict[str, Lazy]) -> dict[str, Lazy]:
@@ -284,6 +325,10 @@ def write_config(module: Any, directory: Path, dtype: torch.dtype) -> None:
     """Write config.json: the module's class and sizes, and the dtype of the stored weights."""
     module.config.architectures = [type(module).__name__]
     module.config.save_pretrained(directory)
+    _add_to_config(directory, {"dtype": str(dtype)[6:]})
+
+
+def _add_to_config(directory: Path, keys: dict[str, Any]) -> None:
     file = directory / "config.json"
-    content = json.loads(file.read_text(encoding="utf-8")) | {"dtype": str(dtype)[6:]}
+    content = json.loads(file.read_text(encoding="utf-8")) | keys
     file.write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from compressor.errors import CompressError
+from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import file_digest
 from compressor.model.side_files import side_files
 
@@ -89,8 +90,13 @@ def _download(hub_id: str) -> Path:
         ) from error
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, own: bool = False) -> dict[str, Any]:
     """Read config.json of a checkpoint directory as plain JSON.
+
+    The quantization_config of a checkpoint of ours is left out: the manifest says the same.
+
+    Args:
+        own: the checkpoint is ours, although its manifest is not there yet.
 
     Raises:
         CompressError: it is missing, no JSON, names no architecture, or says that the weights
@@ -110,6 +116,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CompressError(
             f"{file} names no model_type", "name the folder of a transformers checkpoint"
         )
+    if own or (path / MANIFEST).is_file():
+        config.pop("quantization_config", None)
     if foreign := config.get("quantization_config"):
         method = foreign.get("quant_method") if isinstance(foreign, dict) else None
         raise CompressError(

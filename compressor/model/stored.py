@@ -4,6 +4,7 @@ Three things differ between memory and disk: names (transformers renames some ar
 it loads, and back when it saves), ties (stored once), and form (dtype, packed codes).
 """
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -58,12 +59,33 @@ def names_on_disk(module: Any, state: dict[str, Tensor]) -> dict[str, str]:
     The steps of `save_pretrained`: leave out what is never stored, keep one of tied tensors (the
     one that transformers fills on loading), undo the renaming of loading.
     """
-    from transformers.core_model_loading import revert_weight_conversion
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
     ignored = module._keys_to_ignore_on_save or ()
     kept = {name: tensor for name, tensor in state.items() if name not in ignored}
-    kept = remove_tied_weights_from_state_dict(kept, module)
+    return _renamed(module, remove_tied_weights_from_state_dict(kept, module))
+
+
+def kept_and_renamed(empty: Any, names: Collection[str]) -> dict[str, str]:
+    """{name in the file: name} of what transformers would store of tensors with these names.
+
+    Args:
+        empty: the model on the meta device, float, with its ties.
+        names: of its tensors, or of others that its modules have (scales): those are kept.
+    """
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+    whole = empty.state_dict()
+    dropped = whole.keys() - remove_tied_weights_from_state_dict(dict(whole), empty).keys()
+    dropped |= set(empty._keys_to_ignore_on_save or ())
+    stand_ins = {name: torch.empty(0) for name in names if name not in dropped}
+    return _renamed(empty, stand_ins)
+
+
+def _renamed(module: Any, kept: dict[str, Tensor]) -> dict[str, str]:
+    """{name in the file: name in memory}: undo the renaming of loading."""
+    from transformers.core_model_loading import revert_weight_conversion
+
     names = {id(tensor): name for name, tensor in kept.items()}
     renamed = revert_weight_conversion(module, kept)
     # merged experts, say, would come back as new tensors: no family of the table has them

@@ -15,7 +15,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("compress", "torch", "transformers", "onnx", "onnxruntime", "safetensors", "numpy")
+PACKAGES = (
+    *("compress", "torch", "transformers", "onnx", "onnxruntime", "safetensors"),
+    *("compressed-tensors", "numpy"),
+)
 
 
 def machine() -> dict[str, Any]:

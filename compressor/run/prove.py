@@ -6,9 +6,10 @@ from typing import Any
 
 from compressor.errors import Refused
 from compressor.model.checkpoint import load_directory, save
+from compressor.model.compressed import layout
 from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.forward import output_mask, outputs
-from compressor.model.manifest import Manifest, WeightFormat
+from compressor.model.manifest import Manifest, WeightFormat, quantized
 from compressor.model.model import Model
 from compressor.model.probe import largest_difference, probe_batches, write_probe
 from compressor.model.sparse import broken_promise
@@ -78,6 +79,8 @@ def save_and_prove(
         "nonzero_parameters": count_nonzero(loaded.module),
     }
     metrics: dict[str, Any] = counted | {"notes": notes}
+    if quantized(formats):
+        metrics["layout"] = layout(loaded.module, formats)
     return Manifest(
         "checkpoint", family.model_type, base_model={}, formats=formats, metrics=metrics
     )
