@@ -3,7 +3,12 @@
 A piece goes from a capital to the mark that ends its sentence: a short sentence, or the end of a
 longer one. The source has it in small letters without marks, the target as it was printed. The
 model is small and has random weights before the teacher is trained. `trivial` is the accuracy of
-making the first letter a capital and setting a full stop, which needs no model.
+making the first letter a capital and setting a full stop, which needs no model. The model starts
+from less: copying letters is most of what it has to learn, as a T5's decoder is told no positions
+of the source, and where it errs it mostly errs in copying. A teacher that is as often right as the
+trivial rule is right elsewhere: also in pieces with names, commas and questions.
+
+Rates end at 3e-3: at 75 % 1e-2 is better for every loss, but it ruins a model that lost less.
 """
 
 import json
@@ -26,7 +31,7 @@ from compressor.training.reading import Reading
 
 TITLE = "A small T5 on capitals and punctuation"
 TASK, READING = "seq2seq-lm", Reading("pairs", start=0)
-BATCH, LENGTH, RATES = 32, 36, (3e-4, 1e-3, 3e-3, 1e-2)
+BATCH, LENGTH, RATES = 32, 36, (3e-4, 1e-3, 3e-3)
 TEACHER_STEPS, TEACHER_RATES = 2000, (1e-3,)
 LOSS = "nats per character"
 _SCORED = 600  # pieces of a split
