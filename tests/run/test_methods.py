@@ -50,6 +50,16 @@ def copied(tmp_path):
         ),
         ("distill.kd", ["distill/kd", "distill/logits", "distill/runner"], ["distill/latent"]),
         ("distill.minitron", ["distill/minitron", "distill/states"], ["distill/kd"]),
+        (
+            "quantize.distilled",
+            ["quantize/trained", "quantize/weights", "distill/logits", "distill/runner"],
+            ["quantize/rtn", "quantize/points", "distill/kd"],
+        ),
+        (
+            "quantize.differentiable",
+            ["quantize/trained", "quantize/points", "distill/logits", "distill/runner"],
+            ["quantize/rtn", "quantize/distilled"],
+        ),
         ("export.onnx", ["export/onnx", "export/onnx_pair"], ["export/safetensors"]),
         ("search.minitron", ["prune/cutting", "distill/runner"], ["distill/kd"]),
     ],
