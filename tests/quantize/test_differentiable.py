@@ -20,7 +20,7 @@ from families import pico, sparse
 from interrupted import Stopped, stopping
 from predicting import labelled
 
-SHORT = {"batch": 4, "length": 16, "lr": 5e-3, "warmup": 1, "precision": "float32"}
+SHORT = {"batch": 4, "length": 16, "lr": 0.02, "warmup": 1, "precision": "float32"}
 BATCH = {
     "input_ids": torch.arange(5, 25).reshape(2, 10),
     "attention_mask": torch.ones(2, 10, dtype=torch.long),
@@ -79,7 +79,7 @@ def test_every_weight_has_the_nearest_point_and_it_reloads_exactly(
 
 @pytest.mark.parametrize("kind", ["group", "flat", "absmax"])
 def test_points_learn(kind, pico_llama, make_work):
-    model, wanted = pico_llama(), options(40, {"lr": 3e-2}, bits=2, ce=0.0, **KINDS[kind])
+    model, wanted = pico_llama(), options(40, {"lr": 0.1}, bits=2, ce=0.0, **KINDS[kind])
     differentiable.run(model, wanted, make_work(pico_llama()))
     noted = model.notes["validation"]
     assert noted["after"] < 0.8 * noted["before"]
