@@ -33,7 +33,7 @@ def grid(w_OI: Tensor, bits: int, group: int | None, symmetric: bool) -> tuple[T
     step_OG = torch.maximum(-low_OG, high_OG) / (middle - 1)
     if not symmetric:
         step_OG = (high_OG - low_OG) / top
-    scale_OG = _round_up(step_OG).masked_fill(step_OG == 0, 1.0)
+    scale_OG = round_up(step_OG).masked_fill(step_OG == 0, 1.0)
     assert bool(scale_OG.isfinite().all()), "weights are not finite, or too large for float16"
     if symmetric:
         return scale_OG, torch.full_like(scale_OG, middle, dtype=torch.uint8)
@@ -71,7 +71,7 @@ def _split(w_OI: Tensor, group: int | None) -> Tensor:
     return w_OI.float().unflatten(1, (-1, width))
 
 
-def _round_up(step: Tensor) -> Tensor:
+def round_up(step: Tensor) -> Tensor:
     """The smallest float16 that is not below a positive float32."""
     half = step.half()
     next_half = (half.view(torch.int16) + 1).view(torch.float16)
