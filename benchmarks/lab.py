@@ -21,6 +21,7 @@ from compressor.prune import minitron
 from compressor.screen import Silent
 from compressor.training.data import DataSpec, load_corpus, make_batches
 from compressor.training.options import Train
+from compressor.training.reading import TEXT
 from compressor.training.workbench import Workbench
 
 WHOLE = ", whole stories"  # the text as the model read it when it was trained
@@ -79,22 +80,33 @@ def workbench(name, seed, calibration="calibration"):
 
 
 @contextmanager
-def surroundings(text, teacher, seed, task, calibration="calibration"):
+def surroundings(text, teacher, seed, task, calibration="calibration", reading=TEXT):
     """A workbench with a scratch of its own, batches and a teacher.
 
     The seed draws the rows of train; `calibration` names the split that calibration rows are of.
     """
+    own = {"task": task, "seed": seed, "reading": reading}
     processor = teacher().processor
 
     def batches(split, n, **shape):
         split = calibration if split == "calibration" else split
-        return make_batches(text, processor, split, n, **shape | {"task": task, "seed": seed})
+        return make_batches(text, processor, split, n, **shape | own)
 
     with tempfile.TemporaryDirectory() as scratch:
         yield Workbench(
             *(seed, torch.device("cpu"), Path(scratch), Silent(), lambda line: None),
             **{"_batches": batches, "_teacher": teacher, "_reference": None},
         )
+
+
+def kept(name, make):
+    """A folder in the temporary folder that `make(folder)` fills; one that is there stays."""
+    folder = Path(tempfile.gettempdir(), f"compress-benchmark-{name}")
+    if not folder.is_dir():
+        partial = Path(tempfile.mkdtemp())
+        make(partial)
+        partial.rename(folder)
+    return folder
 
 
 @cache

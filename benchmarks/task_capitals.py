@@ -1,6 +1,14 @@
-"""Sentences of novels without capitals and marks, for a T5 trained from scratch, by character.
+"""Pieces of novels without capitals and marks, for a T5 trained from scratch, by character.
 
-The source is a sentence in small letters without marks, the target the sentence itself.
+A piece goes from a capital to the mark that ends its sentence: a short sentence, or the end of a
+longer one. The source has it in small letters without marks, the target as it was printed. The
+model is small and has random weights before the teacher is trained. `trivial` is the accuracy of
+making the first letter a capital and setting a full stop, which needs no model. The model starts
+from less: copying letters is most of what it has to learn, as a T5's decoder is told no positions
+of the source, and where it errs it mostly errs in copying. A teacher that is as often right as the
+trivial rule is right elsewhere: also in pieces with names, commas and questions.
+
+Rates end at 3e-3: at 75 % 1e-2 is better for every loss, but it ruins a model that lost less.
 """
 
 import json
@@ -10,37 +18,36 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import answers
 import torch
 from cells import DATA
 from tokenizers import Tokenizer, decoders, models, processors
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from compressor.model.checkpoint import save
 from compressor.model.families import find_family
 from compressor.model.model import Model
 from compressor.training.data import DataSpec, load_corpus
+from compressor.training.reading import Reading
 
 TITLE = "A small T5 on capitals and punctuation"
-TASK, KIND = "seq2seq-lm", "pairs"
-BATCH, LENGTH, RATES = 32, 64, (1e-3, 3e-3, 1e-2)
-TEACHER_STEPS, TEACHER_RATES = 3000, (3e-3,)
+TASK, READING = "seq2seq-lm", Reading("pairs", start=0)
+BATCH, LENGTH, RATES = 32, 36, (3e-4, 1e-3, 3e-3)
+TEACHER_STEPS, TEACHER_RATES = 2000, (1e-3,)
 LOSS = "nats per character"
-_SENTENCES, _LONGEST = 12000, 48
+_SCORED = 600  # pieces of a split
 _CHARACTERS = string.ascii_letters + string.digits + " .,;:!?'\"-"
 
 
 @cache
 def corpus():
-    """Pairs, split by sentence."""
+    """Pairs, split by source."""
     text = " ".join((DATA / "data" / "novels.txt").read_text(encoding="utf-8").split())
-    found = dict.fromkeys(re.findall(r"[A-Z][^.!?]{14,46}[.!?]", text))
-    fitting = [s for s in found if len(s) <= _LONGEST and set(s) <= set(_CHARACTERS)][:_SENTENCES]
-    pairs = [{"source": _plain(s), "target": s} for s in fitting]
+    found = dict.fromkeys(re.findall(r"\b[A-Z][^.!?]{11,30}[.!?]", text))
+    pairs = [{"source": _plain(s), "target": s} for s in found if set(s) <= set(_CHARACTERS)]
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "sentences.jsonl")
+        file = Path(folder, "pieces.jsonl")
         file.write_text("\n".join(json.dumps(pair) for pair in pairs), encoding="utf-8")
-        return load_corpus(DataSpec(train=[str(file)]), TASK, KIND)
+        return load_corpus(DataSpec(train=[str(file)]), TASK, READING.kind)
 
 
 def _plain(sentence):
@@ -64,52 +71,27 @@ def start():
     torch.manual_seed(0)
     processor = _tokenizer()
     config = T5Config(
-        **{"d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4, "num_layers": 3},
+        **{"d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4, "num_layers": 2},
         **{"vocab_size": len(processor), "pad_token_id": 0, "eos_token_id": 1},
-        **{"decoder_start_token_id": 0, "dropout_rate": 0.0},
+        **{"decoder_start_token_id": READING.start, "dropout_rate": 0.0},
     )
     return Model(T5ForConditionalGeneration(config).eval(), find_family("t5"), processor)
 
 
 @cache
 def parent():
-    """A directory with the tokenizer, whose side files a saved model takes along."""
-    folder = Path(tempfile.mkdtemp())
-    model = start()
-    model.processor.save_pretrained(folder)
-    save(model, folder, folder)
-    return folder
+    """A directory with the tokenizer, which a saved model takes along."""
+    return answers.beside(_tokenizer())
 
 
-def _logits(model, documents):
-    """(logits [N, T, V], answers [N, T] with -100 at padding)."""
-    read = {"padding": True, "return_tensors": "pt"}
-    batch = model.processor([d.text for d in documents], **read)
-    answers = model.processor([d.target for d in documents], **read).input_ids
-    answers = answers.masked_fill(answers == 0, -100)
-    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
-    return model.module(**inputs, labels=answers).logits, answers
-
-
-@torch.no_grad()
 def losses(model, split):
-    """For every sentence of a split: (nats of its characters, how many)."""
-    found = []
-    documents = corpus().documents[split][:600]
-    for first in range(0, len(documents), 50):
-        logits, answers = _logits(model, documents[first : first + 50])
-        nats = cross_entropy(logits.transpose(1, 2), answers, reduction="none").sum(1)
-        found += zip(nats.tolist(), (answers != -100).sum(1).tolist(), strict=True)
-    return found
+    """For every piece of a split: (nats of its characters, how many)."""
+    return answers.losses(model, corpus(), split, _SCORED, LENGTH, READING)
 
 
-@torch.no_grad()
 def more(model):
-    """Share of held-out sentences that are right in every character, given the ones before."""
-    right = total = 0
-    documents = corpus().documents["heldout"][:600]
-    for first in range(0, len(documents), 50):
-        logits, answers = _logits(model, documents[first : first + 50])
-        right += int(((logits.argmax(-1) == answers) | (answers == -100)).all(1).sum())
-        total += len(answers)
-    return {"accuracy": right / total}
+    """Share of held-out pieces that greedy decoding restores, and of those that are trivial."""
+    plain = corpus().documents["heldout"][:_SCORED]
+    trivial = sum(d.target == f"{d.text[:1].upper()}{d.text[1:]}." for d in plain) / len(plain)
+    right = answers.accuracy(model, corpus(), "heldout", _SCORED, LENGTH, READING)
+    return {"accuracy": right, "trivial": trivial}

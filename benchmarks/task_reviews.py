@@ -17,10 +17,12 @@ from compressor.model.families import find_family
 from compressor.model.model import Model
 from compressor.model.sources import resolve
 from compressor.training.data import DataSpec, load_corpus
+from compressor.training.reading import TEXT
 
 TITLE = "all-MiniLM-L6-v2 on film reviews"
-TASK = "text-classification"
+TASK, READING = "text-classification", TEXT
 BATCH, LENGTH, RATES = 16, 96, (1e-4, 3e-4, 1e-3)
+TEACHER_STEPS, TEACHER_RATES = 100, RATES
 LOSS, UNIT = "nats per review", "review"
 
 

@@ -41,6 +41,7 @@ def run(
     work: Workbench,
     optimizer: Optimizer | None = None,
     after_step: Callable[[int], None] | None = None,
+    weights: bool = True,
 ) -> dict:
     """Train `model` in place on the train split; notes get the loss curve and the facts.
 
@@ -55,6 +56,7 @@ def run(
             (training/teacher.py).
         optimizer: see training/loop.py; AdamW when None.
         after_step: called with the number of finished steps.
+        weights: whether the model's own weights train; else only what the objective learns.
 
     Returns:
         {steps, tokens, seconds, loss, precision}.
@@ -68,7 +70,7 @@ def run(
     batches = work.batches(
         "train", wanted.steps * wanted.accumulate, batch=wanted.batch, length=wanted.length
     )
-    _choose_weights(model, options.freeze_embeddings)
+    _choose_weights(model, options.freeze_embeddings, weights)
     if isinstance(objective, AsksTeacher) and objective.cache_teacher:
         batches = with_outputs(batches, objective, work.teacher.module, work)
     elif isinstance(objective, AsksTeacher):
@@ -101,8 +103,8 @@ def _refuse_long_rows(model: Model, length: int) -> None:
         )
 
 
-def _choose_weights(model: Model, freeze_embeddings: bool) -> None:
-    model.module.requires_grad_(True)
+def _choose_weights(model: Model, freeze_embeddings: bool, weights: bool) -> None:
+    model.module.requires_grad_(weights)
     frozen = model.family.embeddings if freeze_embeddings else ()
     for name in (*model.family.fixed, *frozen):
         model.base.get_submodule(name).requires_grad_(False)

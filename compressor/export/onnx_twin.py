@@ -16,7 +16,13 @@ from torch.nn.functional import pad
 
 from compressor.export.onnx_codebook import Codebook, CodebookEmbedding, CodebookLinear
 from compressor.export.onnx_formats import BLOCKS, refuse
-from compressor.export.onnx_ops import dynamic_int8, gather_block_quantized, matmul_nbits
+from compressor.export.onnx_ops import (
+    dynamic_int8,
+    gather_block_quantized,
+    matmul_nbits,
+    static_int8,
+    token_int8,
+)
 from compressor.model.layers import QuantEmbedding, QuantLinear
 from compressor.model.model import Model
 from compressor.model.side import beside
@@ -95,18 +101,29 @@ class _Embedding(nn.Module):
         return rows if self.factor == 1.0 else rows * self.factor
 
 
-class _DynamicLinear(nn.Module):
-    """QuantLinear with a dynamic activation as DynamicQuantizeLinear and MatMulInteger."""
+class _IntegerLinear(nn.Module):
+    """QuantLinear with an activation: integer codes times MatMulInteger's weights."""
 
     w_IO: Tensor
     scale_O: Tensor
     bias: nn.Parameter | None
+    input_scale: Tensor
+    input_zero: Tensor
+    factor_I: Tensor | None
 
     def __init__(self, linear: QuantLinear) -> None:
         super().__init__()
+        assert linear.format.activation is not None
+        self.activation = linear.format.activation
         self.bias, self.side = linear.bias, linear.side
         self.register_buffer("w_IO", linear.int8_weight().contiguous())
         self.register_buffer("scale_O", linear.scale_OG[:, 0].float())
+        self.register_buffer("factor_I", linear.factor_I)
+        grid = torch.ones(()), torch.tensor(128, dtype=torch.uint8)  # of a token over its step
+        if not self.activation["dynamic"]:
+            grid = linear.input_scale, linear.input_zero
+        self.register_buffer("input_scale", grid[0])
+        self.register_buffer("input_zero", grid[1])
 
     @property
     def weight(self) -> Tensor:
@@ -114,7 +131,14 @@ class _DynamicLinear(nn.Module):
         return self.scale_O
 
     def forward(self, x: Tensor) -> Tensor:
-        return beside(dynamic_int8(x, self.w_IO, self.scale_O, self.bias), self.side, x)
+        scaled = x if self.factor_I is None else x * self.factor_I
+        return beside(self._product(scaled), self.side, x)
+
+    def _product(self, x: Tensor) -> Tensor:
+        if self.activation["dynamic"] and self.activation["per"] == "tensor":
+            return dynamic_int8(x, self.w_IO, self.scale_O, self.bias)
+        product = token_int8 if self.activation["dynamic"] else static_int8
+        return product(x, self.w_IO, self.scale_O, self.input_scale, self.input_zero, self.bias)
 
 
 @torch.no_grad()
@@ -137,7 +161,7 @@ def make_twin(model: Model) -> Model:
 
 def _twin_of(found: QuantTable, made: dict[int, _Blocks | Codebook]) -> nn.Module:
     if isinstance(found, QuantLinear) and found.format.activation is not None:
-        return _DynamicLinear(found)
+        return _IntegerLinear(found)
     key = found.codes_OI.data_ptr()
     if key not in made:
         made[key] = _Blocks(found) if found.format.codebook is None else Codebook(found)

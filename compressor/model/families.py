@@ -30,6 +30,10 @@ class Stack:
         norms: norms over the residual stream inside a block.
         head_tables: embeddings [any, heads] that the first block alone owns (T5's position bias).
         mask: batch key of the tokens this stack reads; without that key all are real.
+        readers: (norm of a block, the Linears that read its output), where nothing else does.
+            Not for post-norm blocks, where the residual stream itself is that output, nor for
+            norms whose output is added to it.
+        readers_if: config key that must be true for `readers` to hold.
     """
 
     blocks: str
@@ -44,6 +48,8 @@ class Stack:
     mlp_parts: int = 1
     head_tables: tuple[str, ...] = ()
     mask: str = "attention_mask"
+    readers: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    readers_if: str | None = None
 
 
 @dataclass(frozen=True)

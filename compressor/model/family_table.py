@@ -7,13 +7,16 @@ from dataclasses import replace
 
 from compressor.model.families import Family, Sizes, Stack
 
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 _LLAMA_STACK = Stack(
     blocks="layers",
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    qkv=_QKV,
     attn_out="self_attn.o_proj",
-    mlp_in=("mlp.gate_proj", "mlp.up_proj"),
+    mlp_in=_GATE_UP,
     mlp_out="mlp.down_proj",
     norms=("input_layernorm", "post_attention_layernorm"),
+    readers=(("input_layernorm", _QKV), ("post_attention_layernorm", _GATE_UP)),
 )
 _GROUPED = Sizes(kv_heads="num_key_value_heads", head_dim="head_dim")
 _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
@@ -37,7 +40,14 @@ QWEN3 = LLAMA.named("qwen3", shape_rule="free", head_norms=_HEAD_NORMS)
 _GEMMA_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 GEMMA2 = LLAMA.named(
     "gemma2",
-    stacks=(replace(_LLAMA_STACK, norms=(*_LLAMA_STACK.norms, *_GEMMA_NORMS)),),
+    stacks=(
+        replace(
+            _LLAMA_STACK,
+            norms=(*_LLAMA_STACK.norms, *_GEMMA_NORMS),
+            # the other two norm what attention and MLP add to the residual stream
+            readers=(("input_layernorm", _QKV), ("pre_feedforward_layernorm", _GATE_UP)),
+        ),
+    ),
     norm="rms plus one",
     hidden_scale="embeddings",
 )
@@ -52,6 +62,10 @@ PHI3 = LLAMA.named(
             qkv_layout="concatenated",
             mlp_in=("mlp.gate_up_proj",),
             mlp_parts=2,
+            readers=(
+                ("input_layernorm", ("self_attn.qkv_proj",)),
+                ("post_attention_layernorm", ("mlp.gate_up_proj",)),
+            ),
         ),
     ),
     shape_rule="free",
@@ -69,6 +83,7 @@ GPT2 = Family(
             mlp_in=("mlp.c_fc",),
             mlp_out="mlp.c_proj",
             norms=("ln_1", "ln_2"),
+            readers=(("ln_1", ("attn.c_attn",)), ("ln_2", ("mlp.c_fc",))),
         ),
     ),
     embeddings=("wte", "wpe"),
@@ -85,11 +100,13 @@ OPT = Family(
     stacks=(
         Stack(
             blocks="decoder.layers",
-            qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            qkv=_QKV,
             attn_out="self_attn.out_proj",
             mlp_in=("fc1",),
             mlp_out="fc2",
             norms=("self_attn_layer_norm", "final_layer_norm"),
+            readers=(("self_attn_layer_norm", _QKV), ("final_layer_norm", ("fc1",))),
+            readers_if="do_layer_norm_before",
         ),
     ),
     embeddings=("decoder.embed_tokens", "decoder.embed_positions"),
@@ -111,6 +128,10 @@ GPT_NEOX = Family(
             mlp_in=("mlp.dense_h_to_4h",),
             mlp_out="mlp.dense_4h_to_h",
             norms=("input_layernorm", "post_attention_layernorm"),
+            readers=(  # with a parallel residual too: each norm reads the stream by itself
+                ("input_layernorm", ("attention.query_key_value",)),
+                ("post_attention_layernorm", ("mlp.dense_h_to_4h",)),
+            ),
         ),
     ),
     embeddings=("embed_in",),
@@ -166,13 +187,17 @@ DISTILBERT = Family(
     shape_rule="hidden = heads x head_dim",
 )
 
+_T5_QKV = ("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v")
+_T5_WI = tuple(f"layer.1.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1"))
+_T5_DECODER_WI = tuple(f"layer.2.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1"))
 _T5_ENCODER = Stack(
     blocks="encoder.block",
-    qkv=("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v"),
+    qkv=_T5_QKV,
     attn_out="layer.0.SelfAttention.o",
-    mlp_in=tuple(f"layer.1.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1")),
+    mlp_in=_T5_WI,
     mlp_out="layer.1.DenseReluDense.wo",
     norms=("layer.0.layer_norm", "layer.1.layer_norm"),
+    readers=(("layer.0.layer_norm", _T5_QKV), ("layer.1.layer_norm", _T5_WI)),
     head_tables=("layer.0.SelfAttention.relative_attention_bias",),
 )
 T5 = Family(
@@ -189,9 +214,14 @@ T5 = Family(
                 "layer.1.EncDecAttention.v",
             ),
             cross_out="layer.1.EncDecAttention.o",
-            mlp_in=tuple(f"layer.2.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1")),
+            mlp_in=_T5_DECODER_WI,
             mlp_out="layer.2.DenseReluDense.wo",
             norms=("layer.0.layer_norm", "layer.1.layer_norm", "layer.2.layer_norm"),
+            readers=(
+                ("layer.0.layer_norm", _T5_QKV),
+                ("layer.1.layer_norm", ("layer.1.EncDecAttention.q",)),
+                ("layer.2.layer_norm", _T5_DECODER_WI),
+            ),
             mask="decoder_attention_mask",
         ),
     ),
@@ -212,13 +242,15 @@ T5 = Family(
     hidden_scale="tied head",
 )
 
+_WHISPER_READERS = (("self_attn_layer_norm", _QKV), ("final_layer_norm", ("fc1",)))
 _WHISPER_ENCODER = Stack(
     blocks="encoder.layers",
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    qkv=_QKV,
     attn_out="self_attn.out_proj",
     mlp_in=("fc1",),
     mlp_out="fc2",
     norms=("self_attn_layer_norm", "final_layer_norm"),
+    readers=_WHISPER_READERS,
 )
 WHISPER = Family(
     model_type="whisper",
@@ -231,6 +263,8 @@ WHISPER = Family(
             cross_qkv=("encoder_attn.q_proj", "encoder_attn.k_proj", "encoder_attn.v_proj"),
             cross_out="encoder_attn.out_proj",
             norms=("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+            # keys and values of cross attention read the encoder's last norm, as all blocks do
+            readers=(*_WHISPER_READERS, ("encoder_attn_layer_norm", ("encoder_attn.q_proj",))),
             mask="decoder_attention_mask",
         ),
     ),
@@ -248,17 +282,19 @@ WHISPER = Family(
     fixed=("encoder.embed_positions",),
 )
 
+_VIT_QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 VIT = Family(
     model_type="vit",
     auto_class="AutoModelForImageClassification",
     stacks=(
         Stack(
             blocks="layers",
-            qkv=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+            qkv=_VIT_QKV,
             attn_out="attention.o_proj",
             mlp_in=("mlp.fc1",),
             mlp_out="mlp.fc2",
             norms=("layernorm_before", "layernorm_after"),
+            readers=(("layernorm_before", _VIT_QKV), ("layernorm_after", ("mlp.fc1",))),
         ),
     ),
     embeddings=(),

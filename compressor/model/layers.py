@@ -15,19 +15,31 @@ from compressor.errors import CompressError
 from compressor.model.manifest import WeightFormat
 from compressor.model.side import Side, SideLinear, beside
 from compressor.model.tables import ROWS, QuantTable
-from compressor.numerics.ops import dynamic_int8_linear, quant_linear
+from compressor.numerics.ops import (
+    dynamic_int8_linear,
+    quant_linear,
+    static_int8_linear,
+    token_int8_linear,
+)
 from compressor.numerics.packing import unpack
 
 
 class QuantLinear(QuantTable):
     """A Linear with quantized weights: float32 x [..., I] -> [..., O].
 
-    Weight-only formats multiply by the dequantized weight; formats with a dynamic activation
-    round x to 8 bits as well (numerics/ops.py). A side path stays float and sees x as it is.
+    Weight-only formats multiply by the dequantized weight; formats with an activation round x to
+    8 bits as well (numerics/ops.py). A side path stays float and sees x as it is.
+
+    Attributes:
+        input_scale, input_zero: the grid of x, float32 and uint8 scalars, where it is not dynamic.
+        factor_I: what x is multiplied by before it is rounded, float32; None: by nothing.
     """
 
     bias: nn.Parameter | None
     side: Side | None
+    input_scale: Tensor
+    input_zero: Tensor
+    factor_I: Tensor | None
 
     def __init__(
         self, inputs: int, outputs: int, form: WeightFormat, bias: nn.Parameter | None = None
@@ -35,10 +47,23 @@ class QuantLinear(QuantTable):
         super().__init__(outputs, inputs, form)
         self.in_features, self.out_features = inputs, outputs
         self.register_parameter("bias", bias)
-        self.side = None
+        self.side, self.factor_I = None, None
         if form.activation is not None:
-            assert form.activation == {"bits": 8, "per": "tensor", "dynamic": True}
-            assert form.bits == 8 and form.symmetric and form.group is None
+            self._prepare_input(form, form.activation)
+
+    def _prepare_input(self, form: WeightFormat, activation: dict[str, Any]) -> None:
+        """Room for what the format says about x."""
+        assert form.bits == 8 and form.symmetric and form.group is None
+        assert activation["bits"] == 8 and activation["per"] in ("tensor", "token")
+        if not activation["dynamic"]:
+            assert activation["per"] == "tensor"
+            self.register_buffer("input_scale", torch.ones(()))
+            self.register_buffer("input_zero", torch.zeros((), dtype=torch.uint8))
+            self.held += ("input_scale", "input_zero")
+        if activation.get("scaled"):
+            del self.factor_I
+            self.register_buffer("factor_I", torch.ones(self.in_features))
+            self.held += ("factor_I",)
 
     def int8_weight(self) -> Tensor:
         """Signed codes with inputs first, w_IO int8: what integer matrix products take."""
@@ -49,11 +74,18 @@ class QuantLinear(QuantTable):
 
     def _quantized(self, x: Tensor) -> Tensor:
         if self.format.activation is not None:
-            scale_O = self.scale_OG[:, 0].float()
-            return dynamic_int8_linear(x, self.int8_weight(), scale_O, self.bias)
+            return self._with_int8(x if self.factor_I is None else x * self.factor_I)
         if self.format.codebook is not None:
             return linear(x, self.weight.to(x.dtype), self.bias)
         return quant_linear(x, self.codes_OI, self.scale_OG, self.zero_OG, self.bias)
+
+    def _with_int8(self, x: Tensor) -> Tensor:
+        assert self.format.activation is not None
+        weight = self.int8_weight(), self.scale_OG[:, 0].float()
+        if not self.format.activation["dynamic"]:
+            return static_int8_linear(x, *weight, self.input_scale, self.input_zero, self.bias)
+        per_token = self.format.activation["per"] == "token"
+        return (token_int8_linear if per_token else dynamic_int8_linear)(x, *weight, self.bias)
 
 
 class QuantEmbedding(QuantTable):
@@ -150,7 +182,7 @@ def _fill(module: nn.Module, name: str, target: Tensor, stored: Tensor) -> None:
     is_codes = isinstance(owner, QuantTable) and target is owner.codes_OI
     if is_codes:
         shape[1] = -(-shape[1] * owner.bits // 8)
-    exact = isinstance(owner, QuantTable) and name.rpartition(".")[2] in owner.parts
+    exact = isinstance(owner, QuantTable) and name.rpartition(".")[2] in owner.held
     if list(stored.shape) != shape or (exact and stored.dtype != target.dtype):
         raise CompressError(
             f"tensor '{name}' is {stored.dtype} {list(stored.shape)} where the model has "

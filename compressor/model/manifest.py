@@ -28,7 +28,8 @@ class WeightFormat:
     group: int | None = None  # inputs per scale; null means one scale per output channel
     symmetric: bool = True  # no zero points, or no offsets beside a codebook
     scale_dtype: str = "float16"
-    activation: dict[str, Any] | None = None  # null | {bits, per: tensor|token, dynamic}
+    # null | {bits, per: tensor|token, dynamic [, scaled: inputs are multiplied before]}
+    activation: dict[str, Any] | None = None
     codebook: str | None = None  # null | nf4 | learned
     points: int | None = None  # of a learned codebook; bits is what one of their codes takes
     flat: bool = False  # codebooks: a group runs over the flattened weight, not along inputs

@@ -1,5 +1,7 @@
 """Second moments of what Linears read: H = 2 X^T X / tokens, or its diagonal alone.
 
+Where asked for, also the extremes and the mean size of every input.
+
 Only real tokens count: padding is left out with the mask that the stack's tokens have. Linears
 that read the very same tensor (query, key and value; gate and up) share one matrix, found by the
 identity of their input; sharing saves two thirds and half of their work. Of a matrix only the
@@ -9,14 +11,16 @@ panels on and above the diagonal are multiplied, 512 columns at a time, and mirr
 Legend: B rows, S tokens, T tokens of all rows that count, I inputs of a Linear.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compressor.model.families import present
+from compressor.model.forward import run_backbone
 from compressor.model.model import Model
 
 _PANEL = 512
@@ -38,14 +42,47 @@ def mask_keys(model: Model) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class InputRange:
+    """Over all real tokens: least and largest value of each input, and the sum of its sizes."""
+
+    low_I: Tensor
+    high_I: Tensor
+    size_I: Tensor
+
+    @classmethod
+    def of(cls, x_TI: Tensor) -> "InputRange":
+        """That of some tokens, at least one."""
+        return cls(*x_TI.aminmax(dim=0), x_TI.abs().sum(0))
+
+    def joined(self, other: "InputRange") -> "InputRange":
+        """That of both."""
+        low_I, high_I = self.low_I.minimum(other.low_I), self.high_I.maximum(other.high_I)
+        return InputRange(low_I, high_I, self.size_I + other.size_I)
+
+    @property
+    def largest_I(self) -> Tensor:
+        """max |x| of each input."""
+        return torch.maximum(-self.low_I, self.high_I)
+
+
 class Moments:
-    """Running second moments of the inputs of some Linears; `whole` or the diagonal alone."""
+    """Running second moments of the inputs of some Linears; `whole` or the diagonal alone.
+
+    Attributes:
+        ranges: where asked for, what else is known of each group's input, by its leader.
+    """
 
     def __init__(
-        self, linears: Mapping[str, nn.Linear], keys: Mapping[str, str], whole: bool
+        self,
+        linears: Mapping[str, nn.Linear],
+        keys: Mapping[str, str],
+        whole: bool,
+        ranges: bool = False,
     ) -> None:
         self.linears, self.keys, self.whole = linears, keys, whole
         self.tokens: dict[str, int] = {}
+        self.ranges: dict[str, InputRange] | None = {} if ranges else None
         self._sums: dict[str, Tensor] = {}
         self._leader: dict[str, str] = {}
 
@@ -87,6 +124,9 @@ class Moments:
             x_TI = x_TI[mask_BS.reshape(-1).bool()]
         self.tokens[name] = self.tokens.get(name, 0) + len(x_TI)
         inputs = x_TI.shape[1]
+        if self.ranges is not None and len(x_TI):
+            new = InputRange.of(x_TI)
+            self.ranges[name] = self.ranges[name].joined(new) if name in self.ranges else new
         if not self.whole:
             self._sum(name, inputs).add_(x_TI.square().sum(0))
             return
@@ -110,3 +150,15 @@ class Moments:
                 rows = slice(start - _PANEL, start)
                 found[start:, rows] = found[rows, start:].T
         return found.mul_(2 / tokens)
+
+
+def mean_squares(
+    model: Model, linears: Mapping[str, nn.Linear], batches: Iterable[dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """{Linear: twice the mean square of each of its inputs [I]} in the model as it is."""
+    moments = Moments(linears, mask_keys(model), whole=False)
+    for batch in batches:
+        with moments.watching(batch):
+            run_backbone(model, batch)
+    found = {leader: moments.pop(leader) for leader in moments.shared}
+    return {name: found[leader] for leader, names in moments.shared.items() for name in names}

@@ -102,7 +102,8 @@ def zeros_held(model: Model) -> Iterator[None]:
     with ExitStack() as hooks:
         for name, form in model.formats.items():
             weight = model.module.get_submodule(name).weight
-            if form.pattern is not None and isinstance(weight, nn.Parameter):
+            trains = isinstance(weight, nn.Parameter) and weight.requires_grad
+            if form.pattern is not None and trains:
                 hooks.callback(weight.register_hook(_masked(weight.detach() != 0)).remove)
         yield
 

@@ -26,7 +26,7 @@ def stored(module: nn.Module, dtype: torch.dtype, name: str, tensor: Tensor) -> 
     """
     owner_name, _, part = name.rpartition(".")
     owner = module.get_submodule(owner_name)
-    if isinstance(owner, QuantTable) and part in owner.parts:  # scales are as codes need them
+    if isinstance(owner, QuantTable) and part in owner.held:  # scales are as codes need them
         if part != "codes_OI":
             return tensor
         return torch.cat([pack(rows, owner.bits) for rows in tensor.split(ROWS)])

@@ -24,6 +24,8 @@ class QuantTable(nn.Module):
 
     Attributes:
         parts: names of the buffers that make up the matrix.
+        held: names of all buffers that a checkpoint holds as they are; parts, and what says how
+            a QuantLinear rounds its input.
     """
 
     codes_OI: Tensor
@@ -37,7 +39,7 @@ class QuantTable(nn.Module):
         super().__init__()
         assert form.bits is not None
         self.format, self.bits = form, form.bits
-        self.parts = UNIFORM if form.codebook is None else CODEBOOK
+        self.held = self.parts = UNIFORM if form.codebook is None else CODEBOOK
         self.register_buffer("codes_OI", torch.zeros(rows, columns, dtype=torch.uint8))
         groups = columns // (form.group or columns)
         if form.codebook is None:
@@ -75,8 +77,8 @@ class QuantTable(nn.Module):
         return lookup(codes[which], points_P, scale[which], offset, None)
 
     def fill(self, **parts: Tensor) -> None:
-        """Copy the parts in, by name; whoever shares this table sees them too."""
-        assert parts.keys() == {name for name in self.parts if getattr(self, name) is not None}
+        """Copy all that is held in, by name; whoever shares this table sees it too."""
+        assert parts.keys() == {name for name in self.held if getattr(self, name) is not None}
         for name, value in parts.items():
             own = getattr(self, name)
             assert own.shape == value.shape and own.dtype == value.dtype, name

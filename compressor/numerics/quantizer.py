@@ -5,9 +5,9 @@
 Shapes: O outputs, I inputs, g inputs per group, G = I / g groups per row.
     w_OI float32, codes_OI uint8, scale_OG float16, zero_OG uint8.
 
-The scale is rounded to float16 *before* codes are chosen, and always upwards: the largest weight
-then never falls off the grid, so |w' - w| <= scale / 2 everywhere, and every writer carries the
-same numbers. The zero point is an integer, so a weight that is exactly 0 (a pruned one) stays 0.
+The scale is rounded to float16 *before* codes are chosen, and always upwards: then no weight is
+further off than scale / 2, and every writer carries the same numbers. The zero point is an
+integer, so a weight that is exactly 0 (a pruned one) stays 0.
 """
 
 import torch
@@ -21,23 +21,30 @@ def grid(w_OI: Tensor, bits: int, group: int | None, symmetric: bool) -> tuple[T
         w_OI: finite float32 weights [O, I].
         bits: 1 < bits <= 8.
         group: inputs per scale, a divisor of I; None means one scale per row.
-        symmetric: centre the grid on zero, zero = 2^(bits-1) and scale = max|w| / (2^(bits-1) - 1);
-            else span [min(w, 0), max(w, 0)] with 2^bits - 1 steps.
+        symmetric: centre the grid on zero, zero = 2^(bits-1) and scale = max|w| / (zero - 1/2), so
+            that an extreme of either sign is half a step off at most; else span
+            [min(w, 0), max(w, 0)] with 2^bits - 1 steps.
 
     Returns:
         (scale_OG float16, zero_OG uint8). A group of zeros has scale 1.
     """
-    w_OGg = _split(w_OI, group)
-    top, middle = 2**bits - 1, 2 ** (bits - 1)
-    low_OG, high_OG = w_OGg.amin(-1).clamp(max=0), w_OGg.amax(-1).clamp(min=0)
-    step_OG = torch.maximum(-low_OG, high_OG) / (middle - 1)
-    if not symmetric:
-        step_OG = (high_OG - low_OG) / top
+    step_OG = steps(w_OI, bits, group, symmetric)
     scale_OG = round_up(step_OG).masked_fill(step_OG == 0, 1.0)
     assert bool(scale_OG.isfinite().all()), "weights are not finite, or too large for float16"
     if symmetric:
-        return scale_OG, torch.full_like(scale_OG, middle, dtype=torch.uint8)
-    return scale_OG, (-low_OG / scale_OG.float()).round().clamp(0, top).to(torch.uint8)
+        return scale_OG, torch.full_like(scale_OG, 2 ** (bits - 1), dtype=torch.uint8)
+    low_OG = _split(w_OI, group).amin(-1).clamp(max=0)
+    zero_OG = (-low_OG / scale_OG.float()).round().clamp(0, 2**bits - 1)
+    return scale_OG, zero_OG.to(torch.uint8)
+
+
+def steps(w_OI: Tensor, bits: int, group: int | None, symmetric: bool) -> Tensor:
+    """The scales of `grid` before they are rounded [O, G], float32, with a gradient."""
+    w_OGg = _split(w_OI, group)
+    low_OG, high_OG = w_OGg.amin(-1).clamp(max=0), w_OGg.amax(-1).clamp(min=0)
+    if symmetric:
+        return torch.maximum(-low_OG, high_OG) / (2 ** (bits - 1) - 0.5)
+    return (high_OG - low_OG) / (2**bits - 1)
 
 
 def encode(w_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor, bits: int) -> Tensor:

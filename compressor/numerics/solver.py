@@ -15,8 +15,10 @@ as matrix products. That changes the order of the sums and nothing else.
 Legend: O outputs, I inputs, C some columns (consecutive inputs).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,8 +29,22 @@ BLOCK, FEW = 128, 8
 DAMPING = 0.01  # of the mean diagonal, as in both papers; ten times more where it does not do
 _LEAF = 256  # below it the triangular inverse is left to the library
 
-# (number of a column, its weights [O]) -> what they become [O]
-Compress = Callable[[int, Tensor], Tensor]
+
+class Rounding(Protocol):
+    """What columns become; a quantizer, say. `span` columns are made ready together.
+
+    Before the first of them, `begin` sees all of them as they are after all errors so far.
+    """
+
+    span: int
+
+    def begin(self, first: int, w_CO: Tensor) -> None:
+        """Columns `first` to `first + len(w_CO)` are next."""
+        ...
+
+    def column(self, i: int, w_O: Tensor) -> Tensor:
+        """What column i becomes [O]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,7 @@ def solve(
     factor: Factor,
     pick: Pick | None = None,
     mask_OI: Tensor | None = None,
-    compress: Compress | None = None,
+    rounding: Rounding | None = None,
 ) -> Tensor:
     """The compressed weight [O, I] in float32; the given one is left as it is.
 
@@ -141,16 +157,17 @@ def solve(
         factor: of the Hessian of its inputs.
         pick: chooses which weights stay; None: all that `mask_OI` leaves.
         mask_OI: bool, False where a weight is zero already and stays zero.
-        compress: what a column becomes, a quantizer say; None: what it is. A masked weight is
-            exactly zero whatever it gives.
+        rounding: what a column becomes; None: what it is. A masked weight is exactly zero
+            whatever it gives.
     """
     w_IO = w_OI.float().T.clone(memory_format=torch.contiguous_format)
     w_IO[factor.dead_I] = 0
     stays_IO = None if mask_OI is None else mask_OI.T.contiguous()
     inputs = len(w_IO)
-    block, few = _levels(1 if pick is None else pick.span)
+    spans = [part.span for part in (pick, rounding) if part is not None]
+    block, few = _levels(math.lcm(*spans), inputs)
     errors = w_IO.new_empty(min(block, inputs), w_IO.shape[1])
-    loop = _Loop(w_IO, factor.upper_II, pick, stays_IO, compress, errors)
+    loop = _Loop(w_IO, factor.upper_II, pick, stays_IO, rounding, errors)
     for start in range(0, inputs, block):
         end = min(start + block, inputs)
         for first in range(start, end, few):
@@ -161,11 +178,12 @@ def solve(
     return w_IO.T.contiguous()
 
 
-def _levels(span: int) -> tuple[int, int]:
+def _levels(span: int, inputs: int) -> tuple[int, int]:
     """Columns of a block and of its parts: at the first column of a span, all of it is up to date.
 
     So a span lies within one part, or begins where a part does and ends with one, in one block.
     """
+    span = min(span, inputs)
     few = span * (FEW // span) if span <= FEW else FEW if span % FEW == 0 else span
     unit = max(few, span)
     return unit * max(1, BLOCK // unit), few
@@ -177,7 +195,7 @@ class _Loop:
     upper_II: Tensor
     pick: Pick | None
     stays_IO: Tensor | None
-    compress: Compress | None
+    rounding: Rounding | None
     errors_CO: Tensor  # of the block under way
 
     def columns(self, first: int, last: int, start: int, end: int) -> None:
@@ -185,8 +203,10 @@ class _Loop:
         for i in range(first, last):
             if self.pick is not None and i % self.pick.span == 0:
                 self._choose(i, min(i + self.pick.span, end))
+            if self.rounding is not None and i % self.rounding.span == 0:
+                self.rounding.begin(i, self.w_IO[i : min(i + self.rounding.span, end)])
             w_O, u_C = self.w_IO[i], self.upper_II[i, i:last]
-            q_O = w_O if self.compress is None else self.compress(i, w_O)
+            q_O = w_O if self.rounding is None else self.rounding.column(i, w_O)
             if self._mask is not None:
                 q_O = torch.where(self._mask[i - self._from], q_O, 0.0)
             error_O = torch.div(w_O - q_O, u_C[0], out=self.errors_CO[i - start])

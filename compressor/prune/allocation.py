@@ -25,9 +25,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compressor.errors import CompressError
-from compressor.model.forward import run_backbone
 from compressor.model.model import Model
-from compressor.model.moments import Moments, mask_keys
+from compressor.model.moments import mean_squares
 from compressor.numerics.masks import UNSTRUCTURED, Scope
 from compressor.options import nearest, options
 from compressor.prune.sparsity import SparseOptions
@@ -104,7 +103,7 @@ def allocate(
     free = {name: linear for name, linear in linears.items() if name not in fixed}
     if options.allocation == "uniform" or not free:
         return {name: fixed.get(name, options.share) for name in linears}
-    diagonals = _diagonals(model, free, batches) if batches else {}
+    diagonals = mean_squares(model, free, batches) if batches else {}
     shares = torch.linspace(*_range(options.share), _STEPS + 1)
     curves = {
         name: curve(linear.weight, diagonals.get(name), shares, scope)
@@ -116,22 +115,6 @@ def allocate(
 
 def _range(share: float) -> tuple[float, float]:
     return max(0.0, share - _REACH), min(_MOST, share + _REACH)
-
-
-def _diagonals(
-    model: Model, linears: Mapping[str, nn.Linear], batches: Sequence[Batch]
-) -> dict[str, Tensor]:
-    """Mean squares of the inputs of every layer in the unpruned model."""
-    moments = Moments(linears, mask_keys(model), whole=False)
-    for batch in batches:
-        with moments.watching(batch):
-            run_backbone(model, batch)
-    return {
-        name: h_I
-        for leader, names in moments.shared.items()
-        for h_I in (moments.pop(leader),)
-        for name in names
-    }
 
 
 def curve(w_OI: Tensor, h_I: Tensor | None, shares_K: Tensor, scope: Scope) -> Tensor:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from compressor.model.model import Model
 from compressor.numerics.masks import group_of
-from compressor.numerics.solver import DAMPING, factorize, in_blocks, in_groups, solve
+from compressor.numerics.solver import factorize, in_blocks, in_groups, solve
 from compressor.options import options
 from compressor.prune.oneshot import OneShotOptions, Solve, prune_blocks
+from compressor.training.calibrated import note_damping
 from compressor.training.workbench import Workbench
 
 
@@ -41,10 +42,7 @@ def run(model: Model, options: Options, work: Workbench) -> None:
 
     def prepare(names: list[str], h_II: Tensor) -> Solve:
         factor = factorize(h_II)
-        if factor.damping > DAMPING:
-            said = f"damping {factor.damping:g} of the mean diagonal, not {DAMPING:g}"
-            work.log(f"prune.sparsegpt: {', '.join(names)}: {said}")
-            model.notes.setdefault("damping", {}).update(dict.fromkeys(names, factor.damping))
+        note_damping(model, names, factor, work)
 
         def one(w_OI: Tensor, share: float, held_OI: Tensor | None) -> Tensor:
             pick = in_blocks(share) if group is None else in_groups(*group)

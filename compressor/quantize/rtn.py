@@ -13,9 +13,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from compressor.model.model import Model
-from compressor.numerics.quantizer import quantize
 from compressor.options import options
-from compressor.quantize.weights import WeightOptions, place, targets, weight_of
+from compressor.quantize.activations import ACTIVATIONS, needs_channels
+from compressor.quantize.mixed import mixed_targets
+from compressor.quantize.weights import WeightOptions, round_to_nearest
 from compressor.training.workbench import Workbench
 
 
@@ -29,18 +30,16 @@ class Options(WeightOptions):
     group: int | None = Field(
         32, ge=2, description="inputs per scale; null: one scale per output channel"
     )
-    activation: Literal["none", "dynamic"] = Field(
+    activation: Literal["none", "dynamic", "token"] = Field(
         "none",
-        description="dynamic: round activations to 8 bits per tensor at run time (8-bit symmetric "
-        "weights, group null); fastest, but a row then depends on its batch",
+        description="round activations to 8 bits at run time (8-bit symmetric weights, group "
+        "null); dynamic: per tensor, fastest, but a row then depends on its batch; token: each "
+        "token by itself",
     )
 
     @model_validator(mode="after")
-    def _dynamic_needs_channels(self) -> "Options":
-        if self.activation == "dynamic" and (
-            self.bits != 8 or self.group is not None or not self.symmetric
-        ):
-            raise ValueError("activation dynamic needs bits: 8, group: null, symmetric: true")
+    def _activation_needs_channels(self) -> "Options":
+        needs_channels(self, self.activation)
         return self
 
 
@@ -48,14 +47,10 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     """Replace Linear (and Embedding) modules by quantized ones, in place; fill `model.formats`.
 
     Raises:
-        CompressError: see weights.targets.
+        CompressError: see weights.targets and mixed.
     """
-    found, dynamic = targets(model, options), options.activation == "dynamic"
-    activation = {"bits": 8, "per": "tensor", "dynamic": True} if dynamic else None
+    found, activation = mixed_targets(model, options), ACTIVATIONS[options.activation]
     with work.progress("quantize", len(found)) as advance:
         for target in found:
-            w_OI = weight_of(model, target.name)
-            codes, scale, zero = quantize(w_OI, target.bits, target.group, options.symmetric)
-            parts = {"codes_OI": codes, "scale_OG": scale, "zero_OG": zero}
-            place(model, target, parts, activation, symmetric=options.symmetric)
+            round_to_nearest(model, target, options, activation)
             advance(1)

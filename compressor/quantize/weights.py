@@ -3,23 +3,42 @@
 Norms and biases stay float. A table shared by embedding and head is quantized once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compressor.errors import CompressError
 from compressor.model.layers import install
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
+from compressor.model.sparse import prunable
 from compressor.model.tables import QuantTable
-from compressor.options import options
+from compressor.numerics.clipping import clipped_grid
+from compressor.numerics.quantizer import encode, grid
+from compressor.options import exactly_one, options
 from compressor.quantize.targets import quantizable, refuse_uneven
 
 _LARGEST = torch.finfo(torch.float16).max
+
+
+@options
+class Mixed:
+    """A budget for codes, scales and zero points of all quantized layers together."""
+
+    average_bits: float | None = Field(None, ge=2, le=9, description="bits per weight")
+    bytes: int | None = Field(None, ge=1, description="bytes of all quantized layers")
+    choices: tuple[Literal[8, 4, 3, 2], ...] = Field(
+        (2, 4, 8), min_length=2, description="bits a layer may have"
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "Mixed":
+        exactly_one(self, ("average_bits", "bytes"))
+        return self
 
 
 @options
@@ -40,6 +59,22 @@ class WeightOptions:
     symmetric: bool = Field(True, description="grid centred on zero, no stored zero points")
     embeddings: bool = Field(True, description="quantize embedding tables")
     head: bool = Field(True, description="quantize the output projection of a language model")
+    clip: Literal["none", "mse"] = Field(
+        "none", description="mse: give up the largest weights of a group where that helps the rest"
+    )
+    mixed: Mixed | None = Field(
+        None, description="bits layer by layer under a budget, in place of bits"
+    )
+
+    @property
+    def row_group(self) -> int | None:
+        """Inputs per scale; None where scales do not follow inputs."""
+        return self.group
+
+    @property
+    def quantizes_ends(self) -> tuple[bool, bool]:
+        """Whether embedding tables and the output projection are quantized."""
+        return self.embeddings, self.head
 
 
 @dataclass(frozen=True)
@@ -81,14 +116,10 @@ def targets(model: Model, options: WeightOptions) -> list[Target]:
     return targets
 
 
-def linear_targets(model: Model, targets: list[Target]) -> Iterator[tuple[Target, nn.Linear]]:
+def linear_targets(model: Model, targets: Iterable[Target]) -> list[Target]:
     """Those that are Linears inside a block, and can be calibrated there."""
-    blocks = [block for stack in model.family.stacks for block in model.blocks(stack)]
-    inside = {id(m) for block in blocks for m in block.modules()}
-    for target in targets:
-        module = model.module.get_submodule(target.name)
-        if isinstance(module, nn.Linear) and id(module) in inside:
-            yield target, module
+    inside = prunable(model)
+    return [target for target in targets if target.name in inside]
 
 
 def weight_of(model: Model, name: str) -> Tensor:
@@ -110,6 +141,28 @@ def _refuse_unsound(target: Target, w_OI: Tensor) -> None:
             f"the weight of '{target.name}' is so large that its scale overflows float16",
             "start from a sound checkpoint",
         )
+
+
+def grid_of(
+    w_OI: Tensor, bits: int, group: int | None, options: WeightOptions
+) -> tuple[Tensor, Tensor]:
+    """(scale_OG float16, zero_OG uint8), see quantizer.grid."""
+    make = clipped_grid if options.clip == "mse" else grid
+    return make(w_OI, bits, group, options.symmetric)
+
+
+def round_to_nearest(
+    model: Model,
+    target: Target,
+    options: WeightOptions,
+    activation: dict[str, Any] | None = None,
+) -> None:
+    """Quantize the weight of a target as it is."""
+    w_OI = weight_of(model, target.name)
+    scale_OG, zero_OG = grid_of(w_OI, target.bits, target.group, options)
+    codes_OI = encode(w_OI, scale_OG, zero_OG, target.bits)
+    parts = {"codes_OI": codes_OI, "scale_OG": scale_OG, "zero_OG": zero_OG}
+    place(model, target, parts, activation, symmetric=options.symmetric)
 
 
 def place(

@@ -22,7 +22,12 @@ RUNNER = "distill/runner.py"  # trains for every method that does
 # data unless it is named here; distill methods have a teacher and others have none.
 WITHOUT_DATA = ("prune.magnitude", "quantize.rtn")
 WITHOUT_TEACHER = ("distill.ce",)
-WITH_TEACHER = ("prune.ast", "prune.squarehead")
+WITH_TEACHER = (
+    "prune.ast",
+    "prune.squarehead",
+    "quantize.distilled",
+    "quantize.differentiable",
+)
 
 
 def method_names(kind: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What one-shot sparse pruning needs: its blocks, its Hessians, and the activations between."""
+"""What methods need that calibrate block by block: Hessians, and the activations between."""
 
 from collections.abc import Mapping
 
@@ -46,5 +46,6 @@ def oneshot_needs(
     if solves:
         inputs = block / (hidden + mlp)  # outputs of all layers of a block, roughly
         columns = inputs * (hidden**2 + mlp**2)
-        work += depth * (1.2 * tokens * squares + _SLOWER * columns)
+        tried = getattr(options, "alphas", None)  # each costs a product of a weight with its matrix
+        work += depth * (1.2 * tokens * squares + (2 * tried if tried else _SLOWER) * columns)
     return memory, disk, work / rate

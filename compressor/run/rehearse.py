@@ -24,6 +24,7 @@ from compressor.model.importance_file import find_scores
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import WeightFormat, read_manifest
 from compressor.model.model import Model
+from compressor.model.scaling import refuse_unfolded, unfolded
 from compressor.model.shapes import config_of, empty_model, model_class
 from compressor.model.shrink import Kept, shrink
 from compressor.model.side import stored_ranks
@@ -174,6 +175,8 @@ def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: 
     _check_length(place, stage, model)
     _check_sparse(place, stage, model)
     with _named(f"{place} ({stage.method})"):
+        if getattr(stage.options, "unfolded", None) == "refuse":
+            refuse_unfolded(model)
         if stage.trains:
             teacher = _teacher(stage.teacher or job.profile.teacher, made)
             objective = load_method(stage.method).objective(stage.options, model, teacher)
@@ -197,6 +200,12 @@ def _remarks(
                 f"its teacher is the input, which never saw what stage {trained[-1]} trained: "
                 f"teacher: stage:{trained[-1]} is the model that this one starts from"
             )
+    left = unfolded(model) if getattr(own, "unfolded", None) == "plain" else []
+    if left:
+        found.append(
+            f"{len(left)} layers, '{left[0]}' the first, read what cannot be smoothed and are "
+            "rounded as they are; unfolded: scale multiplies their inputs at run time"
+        )
     return [said for said in found if said]
 
 
@@ -339,8 +348,8 @@ def _teacher(name: str, made: list[Model]) -> Model:
 def _check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str]) -> None:
     for stage, model in zip(stages, made, strict=False):
         if isinstance(stage.options, WeightOptions):
-            group, own = stage.options.group, stage.options
-            targets = quantizable(model, own.embeddings, own.head)
+            group, own = stage.options.row_group, stage.options
+            targets = quantizable(model, *own.quantizes_ends)
             if own.uneven == "refuse":
                 refuse_uneven(model, targets, group)
             if "onnx" in exports and group is not None and group % ONNX_BLOCK:

@@ -18,6 +18,7 @@ from compressor.model.blockwise import Step, walk
 from compressor.model.model import Model
 from compressor.model.moments import Moments, mask_keys
 from compressor.model.spill import Spill
+from compressor.numerics.solver import DAMPING, Factor
 from compressor.options import options
 from compressor.training.batches import Batches
 from compressor.training.reading import most_tokens
@@ -117,6 +118,7 @@ def watched_blocks(
     label: str,
     whole: bool,
     spill: Spill | None = None,
+    ranges: bool = False,
 ) -> Iterator[Watched]:
     """Yield every block once, in order; change its weights in place before asking for the next.
 
@@ -126,6 +128,7 @@ def watched_blocks(
         label: of the progress bar, which counts blocks.
         whole: whether second moments are matrices [I, I], or their diagonals [I] alone.
         spill: where activations are kept; in memory without one.
+        ranges: whether extremes and mean sizes of inputs are found too.
     """
     keys = mask_keys(model)
     masks = [{k: x for k, x in batch.items() if k in keys.values()} for batch in batches]
@@ -134,9 +137,17 @@ def watched_blocks(
         for step in walk(model, batches, spill):
             inside = set(step.block.modules())
             own = {name: m for name, m in linears.items() if m in inside}
-            moments = Moments(own, keys, whole)
+            moments = Moments(own, keys, whole, ranges)
             for i, mask in enumerate(masks):
                 with moments.watching(mask):
                     step.run(i)
             yield Watched(step, own, moments)
             advance(1)
+
+
+def note_damping(model: Model, names: list[str], factor: Factor, work: Workbench) -> None:
+    """Log and note layers whose Hessian took more damping than usual."""
+    if factor.damping > DAMPING:
+        said = f"damping {factor.damping:g} of the mean diagonal, not {DAMPING:g}"
+        work.log(f"{', '.join(names)}: {said}")
+        model.notes.setdefault("damping", {}).update(dict.fromkeys(names, factor.damping))

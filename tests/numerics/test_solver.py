@@ -79,6 +79,18 @@ def least_squares(w, h, kept):
     return loss(w, best, h)
 
 
+class Each:
+    """A rounding of every column for itself."""
+
+    span = 1
+
+    def __init__(self, function):
+        self.column = function
+
+    def begin(self, first, w_CO):
+        pass
+
+
 def test_a_given_mask_is_kept_and_helps_choose():
     w, h = layer(16, 64)
     held = torch.rand(16, 64, generator=torch.Generator().manual_seed(1)) > 0.3
@@ -100,18 +112,18 @@ def test_a_mask_alone_changes_what_is_left_only_for_the_better():
 def test_rounding_column_by_column_is_better_than_rounding_at_once():
     w, h = layer(16, 160)
     step = 0.5
-    got = solve(w, factorize(h), compress=lambda i, column: (column / step).round() * step)
+    got = solve(w, factorize(h), rounding=Each(lambda i, column: (column / step).round() * step))
     assert torch.equal((got / step).round() * step, got)
     assert loss(w, got, h) < 0.7 * loss(w, (w / step).round() * step, h)
     mask = w.abs() > 0.5
-    both = solve(w, factorize(h), mask_OI=mask, compress=lambda i, column: column.round() + 1)
+    both = solve(w, factorize(h), mask_OI=mask, rounding=Each(lambda i, column: column.round() + 1))
     assert not both[~mask].any()
 
 
 def test_columns_are_numbered_and_shown_as_they_are_then():
     w, h = layer(4, 40)
     seen = []
-    solve(w, factorize(h), compress=lambda i, column: seen.append(i) or column)
+    solve(w, factorize(h), rounding=Each(lambda i, column: seen.append(i) or column))
     assert seen == list(range(40))
 
 
@@ -128,8 +140,8 @@ def test_inputs_that_are_always_zero_lose_their_weights_and_disturb_nobody():
     alive = [i for i in range(48) if i not in (0, 7, 47)]
     got = ours(w, h, "unstructured", 0.5)
     assert not got[:, [0, 7, 47]].any()
-    part = solve(w[:, alive], factorize(h[alive][:, alive]), compress=lambda i, c: c.round())
-    whole = solve(w, factorize(h), compress=lambda i, c: c.round())
+    part = solve(w[:, alive], factorize(h[alive][:, alive]), rounding=Each(lambda i, c: c.round()))
+    whole = solve(w, factorize(h), rounding=Each(lambda i, c: c.round()))
     assert torch.allclose(whole[:, alive], part, atol=1e-5)
 
 
@@ -151,3 +163,24 @@ def test_energy_is_that_of_the_outputs():
     assert output_energy(w, h) == pytest.approx(float(torch.trace(w @ h @ w.T)), rel=1e-5)
     diagonal = torch.diag(h.diagonal())
     assert output_energy(w, h.diagonal()) == pytest.approx(output_energy(w, diagonal), rel=1e-5)
+
+
+@pytest.mark.parametrize("span", [4, 12, 32, 100])
+def test_columns_of_a_span_are_up_to_date_when_it_begins(span):
+    w, h = layer(4, 160)
+    factor, seen = factorize(h), []
+
+    class Grid(Each):
+        def begin(self, first, w_CO):
+            seen.append((first, w_CO.clone()))
+
+    rounding = Grid(lambda i, column: column.round())
+    rounding.span = span
+    done = solve(w, factor, rounding=rounding)
+    assert [first for first, _ in seen] == list(range(0, 160, span))
+    left = w.double().clone()
+    for first, columns in seen:
+        assert torch.allclose(left[:, first : first + span].T.float(), columns, atol=1e-4)
+        for j in range(first, min(first + span, 160)):
+            error = (left[:, j] - done[:, j]) / factor.upper_II[j, j]
+            left[:, j:] -= error[:, None] * factor.upper_II[j, j:]

@@ -50,6 +50,11 @@ def copied(tmp_path):
         ),
         ("distill.kd", ["distill/kd", "distill/logits", "distill/runner"], ["distill/latent"]),
         ("distill.minitron", ["distill/minitron", "distill/states"], ["distill/kd"]),
+        (
+            "quantize.smoothquant",
+            ["quantize/rescaled", "quantize/activations", "quantize/weights"],
+            ["quantize/awq", "model/scaling"],
+        ),
         ("export.onnx", ["export/onnx", "export/onnx_pair"], ["export/safetensors"]),
         ("search.minitron", ["prune/cutting", "distill/runner"], ["distill/kd"]),
     ],

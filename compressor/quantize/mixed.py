@@ -1,0 +1,132 @@
+"""Bits layer by layer: more where the estimated error is large, under a budget for all.
+
+`mixed` is ours, no paper's. With h_i the mean square of input i (1 where no data is read), a layer
+rounded to nearest with b bits has the estimated error
+
+    e(b) = sum h_i (w'_oi - w_oi)^2 / sum h_i w_oi^2
+
+the relative square error of its output if inputs were uncorrelated. Bits minimize the sum of e
+over layers while codes, scales and zero points take at most the budget: from the fewest
+bits on, the step that wins most per byte is taken until none fits.
+
+Legend: O outputs, I inputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from compressor.errors import CompressError
+from compressor.model.model import Model
+from compressor.model.moments import mean_squares
+from compressor.model.sparse import prunable
+from compressor.numerics.quantizer import dequantize, encode
+from compressor.quantize.weights import (
+    Target,
+    WeightOptions,
+    grid_of,
+    linear_targets,
+    targets,
+    weight_of,
+)
+from compressor.training.workbench import Batch
+
+
+@torch.no_grad()
+def mixed_targets(
+    model: Model, options: WeightOptions, batches: Sequence[Batch] = ()
+) -> list[Target]:
+    """`weights.targets`, with the bits that `mixed` allots where it is given.
+
+    Args:
+        batches: what the model reads, for mean squares of inputs; without any, weights alone count.
+
+    Raises:
+        CompressError: see weights.targets; or even the fewest bits do not fit the budget.
+    """
+    found = targets(model, options)
+    if options.mixed is None:
+        return found
+    inner = {target.name for target in linear_targets(model, found)}
+    linears = {n: m for n, m in prunable(model).items() if n in inner}
+    squares = mean_squares(model, linears, batches) if batches else {}
+    choices = sorted(options.mixed.choices)
+    errors = [
+        [_error(model, target, bits, options, squares.get(target.name)) for bits in choices]
+        for target in found
+    ]
+    sizes = [[_bytes(model, t, bits, options) for bits in choices] for t in found]
+    weights = sum(weight_of(model, target.name).numel() for target in found)
+    budget = options.mixed.bytes or (options.mixed.average_bits or 0) * weights / 8
+    least = sum(size[0] for size in sizes)
+    if least > budget:
+        raise CompressError(
+            f"mixed: {choices[0]} bits for every layer take {least:,} bytes, and the budget is "
+            f"{int(budget):,}",
+            f"mixed.average_bits: {8 * least / weights:.2f} or more, a larger group, or fewer bits "
+            "in mixed.choices",
+        )
+    allotted = allot(errors, sizes, budget)
+    found = [replace(t, bits=choices[k]) for t, k in zip(found, allotted, strict=True)]
+    model.notes["bits"] = {target.name: target.bits for target in found}
+    return found
+
+
+def allot(
+    errors: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: float
+) -> list[int]:
+    """Number of the choice of every layer: greedy along each layer's convex hull.
+
+    Args:
+        errors: of every layer at each choice.
+        sizes: bytes, rising; the first choices together are within the budget.
+    """
+    steps = []
+    for layer, (error, size) in enumerate(zip(errors, sizes, strict=True)):
+        hull = _hull(error, size)
+        for low, high in pairwise(hull):
+            gain = (error[low] - error[high]) / (size[high] - size[low])
+            steps.append((-gain, layer, high, size[high] - size[low]))
+    chosen, left = [0] * len(errors), budget - sum(size[0] for size in sizes)
+    stuck: set[int] = set()  # a layer whose next step did not fit takes no later one
+    for _, layer, high, more in sorted(steps):
+        if layer not in stuck and more <= left:
+            chosen[layer], left = high, left - more
+        else:
+            stuck.add(layer)
+    return chosen
+
+
+def _hull(error: Sequence[float], size: Sequence[int]) -> list[int]:
+    """Choices on the lower convex hull of error over size, from the first on."""
+    hull = [0]
+    while hull[-1] < len(size) - 1:
+        last = hull[-1]
+        later = range(last + 1, len(size))
+        best = max(later, key=lambda k: ((error[last] - error[k]) / (size[k] - size[last]), k))
+        if error[best] >= error[last]:
+            break
+        hull.append(best)
+    return hull
+
+
+def _error(
+    model: Model, target: Target, bits: int, options: WeightOptions, h_I: Tensor | None
+) -> float:
+    """Estimated relative square error of a layer's output at some bits."""
+    w_OI = weight_of(model, target.name).float()
+    scale_OG, zero_OG = grid_of(w_OI, bits, target.group, options)
+    off_OI = dequantize(encode(w_OI, scale_OG, zero_OG, bits), scale_OG, zero_OG).sub_(w_OI)
+    costs = [each.square_() if h_I is None else each.square_().mul_(h_I) for each in (off_OI, w_OI)]
+    lost, energy = (float(cost.sum()) for cost in costs)
+    return lost / energy if energy else 0.0
+
+
+def _bytes(model: Model, target: Target, bits: int, options: WeightOptions) -> int:
+    """Bytes of packed codes, scales and zero points."""
+    outputs, inputs = weight_of(model, target.name).shape
+    groups = inputs // (target.group or inputs)
+    return outputs * (-(-inputs * bits // 8) + groups * (2 if options.symmetric else 3))

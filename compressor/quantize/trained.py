@@ -1,0 +1,180 @@
+"""What quantizers that train share: their options, which weights, the loss, and what they leave.
+
+    L = (1 - c) T^2 KL(softmax(z_t / T) || softmax(z_s / T)) + c CE          mean over predictions
+
+Classes: T = 2 and c = 0.3; tokens: T = 1 and c = 0.3 (arXiv 1802.05668). KL is summed over classes
+and averaged over samples (tokens); the released code averages it over classes as well, so that
+its KL counts less by their number. The default teacher is the model that the run started from.
+
+Zeros that a pattern promised are one of the points: the grid along inputs has an integer zero
+point, scaling by absmax or absnorm has a point at 0. Linear scaling has none, and is refused there.
+"""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from compressor.distill.logits import LogitsLoss, refuse_unlike
+from compressor.distill.predictions import CLASSIFIERS
+from compressor.errors import CompressError
+from compressor.model.model import Model
+from compressor.model.stored import quantized_state
+from compressor.model.tables import QuantTable
+from compressor.numerics.buckets import Buckets, Scaling
+from compressor.numerics.coding import coded_bytes, huffman_bits, pooled
+from compressor.numerics.projection import Projection
+from compressor.options import options
+from compressor.quantize.targets import quantizable, refuse_uneven
+from compressor.quantize.weights import Target, WeightOptions, place, targets, weight_of
+from compressor.training.options import Train
+
+_LARGEST = torch.finfo(torch.float16).max / 2  # the spread of a bucket is twice that at most
+
+
+@options
+class TrainedOptions(WeightOptions):
+    """How finely weights are quantized, which, and how they are trained."""
+
+    bucket: Literal["group", "flat"] = Field(
+        "group", description="group: inputs of a row share a scale; flat: consecutive weights"
+    )
+    scaling: Scaling = Field(
+        "linear", description="of buckets: by their ends, largest weight, or norm"
+    )
+    first_last: bool = Field(
+        False,
+        description="leave float what reads the input (embeddings) and what gives the answer "
+        "(head or classifier)",
+    )
+    temperature: float | None = Field(
+        None, gt=0, le=100, description="softens both distributions; null: 2 for classes, else 1"
+    )
+    ce: float = Field(0.3, ge=0, lt=1, description="share of plain cross entropy")
+    train: Train = Field(Train(), description="how long and how fast")
+    freeze_embeddings: bool = Field(False, description="leave the token tables as they are")
+
+    @property
+    def row_group(self) -> int | None:
+        """Inputs per scale; None where scales do not follow inputs."""
+        return None if self.bucket == "flat" else self.group
+
+    @property
+    def quantizes_ends(self) -> tuple[bool, bool]:
+        """Whether embeddings and head are quantized."""
+        return self.embeddings and not self.first_last, self.head and not self.first_last
+
+    def buckets(self, target: Target) -> Buckets:
+        """How the weight of a target is cut and scaled."""
+        return Buckets(target.group, self.bucket == "flat", self.scaling)
+
+
+def distillation(
+    method: str, options: TrainedOptions, student: Model, teacher: Model | None, zero: bool
+) -> nn.Module:
+    """The loss of a student that is quantized elsewhere; looks at names and shapes only.
+
+    Args:
+        zero: whether 0 is one of the points of every layer.
+
+    Raises:
+        CompressError: the teacher is unlike the student, a group does not divide inputs, or zeros
+            of an earlier stage would not stay zeros.
+    """
+    assert teacher is not None
+    refuse_unlike(method, student, teacher, "forward", None, None)
+    names = _quantized(student, options)
+    if options.uneven == "refuse":
+        refuse_uneven(student, names, options.row_group)
+    sparse = [n for group in names for n in group if has_zeros(student, n)]
+    if sparse and not zero:
+        raise CompressError(
+            f"'{sparse[0]}' has zeros of an earlier stage, and linear scaling has no point at 0",
+            "scaling: absmax",
+        )
+    temperature = options.temperature or (2.0 if student.task in CLASSIFIERS else 1.0)
+    return LogitsLoss(student, teacher, "forward", temperature, 1 - options.ce, options.ce)
+
+
+def trained_targets(model: Model, options: TrainedOptions) -> list[Target]:
+    """The weights to quantize; the group of a flat one is never None.
+
+    Raises:
+        CompressError: see weights.targets; or a weight is too large.
+    """
+    embeddings, head = options.quantizes_ends
+    plain = WeightOptions(
+        bits=options.bits,
+        group=options.row_group,
+        uneven=options.uneven,
+        embeddings=embeddings,
+        head=head,
+    )
+    found = targets(model, plain)
+    wanted = {tuple(names) for names in _quantized(model, options)}
+    kept = [target for target in found if target.names in wanted]
+    for target in kept:
+        if float(weight_of(model, target.name).abs().max()) > _LARGEST:
+            raise CompressError(
+                f"the weight of '{target.name}' is so large that its scale overflows float16",
+                "start from a sound checkpoint",
+            )
+    if options.bucket == "group":
+        return kept
+    whole = options.group or 2**62
+    return [replace(t, group=min(whole, weight_of(model, t.name).numel())) for t in kept]
+
+
+def _quantized(model: Model, options: TrainedOptions) -> list[list[str]]:
+    """Names of the modules to quantize; those that share one weight stand together."""
+    found = quantizable(model, *options.quantizes_ends)
+    if not options.first_last or model.task not in CLASSIFIERS:
+        return found
+    last = [n for n, m in model.module.named_modules() if isinstance(m, nn.Linear)][-1]
+    return [names for names in found if last not in names]
+
+
+def has_zeros(model: Model, name: str) -> bool:
+    """Whether a pattern says that weights of a module are zero."""
+    form = model.formats.get(name)
+    return form is not None and form.pattern is not None
+
+
+def users(model: Model, target: Target) -> list[nn.Module]:
+    """The modules of a target."""
+    return [model.module.get_submodule(name) for name in target.names]
+
+
+def place_all(model: Model, layers: list[tuple[Target, Projection]]) -> None:
+    """Replace every target by its codes; notes["size"] gets what they take.
+
+    size: weights, buckets and float (weights that stay so); bits and huffman_bits of a weight;
+    bytes by the paper's formula with both; and stored_bytes, what the file holds of the model.
+    """
+    for target, projection in layers:
+        place(model, target, projection.parts(weight_of(model, target.name)), **projection.form)
+    tables = [model.module.get_submodule(target.name) for target, _ in layers]
+    model.notes["size"] = sizes(model, [t for t in tables if isinstance(t, QuantTable)])
+
+
+def sizes(model: Model, tables: list[QuantTable]) -> dict[str, Any]:
+    """What a quantized model takes; see `place_all`."""
+    codes: list[Tensor] = [table.codes_OI for table in tables]
+    weights = sum(one.numel() for one in codes)
+    bits = sum(table.codes_OI.numel() * table.bits for table in tables)
+    buckets = sum(getattr(t, t.parts[1]).numel() for t in tables)
+    floats = sum(p.numel() for p in model.module.parameters())
+    huffman = huffman_bits(pooled(codes))
+    dtype = getattr(torch, model.source_dtype)
+    return {
+        "weights": weights,
+        "buckets": buckets,
+        "float": floats,
+        "bits": bits / weights,
+        "huffman_bits": huffman / weights,
+        "bytes": coded_bytes(floats, bits, buckets),
+        "huffman_bytes": coded_bytes(floats, huffman, buckets),
+        "stored_bytes": sum(lazy.bytes for lazy in quantized_state(model.module, dtype).values()),
+    }
