@@ -1,9 +1,10 @@
 """ONNX for ONNX Runtime, from the model's own codes, through torch.export.
 
-8 and 4 bit weights become MatMulNBits with int8 activations per block and GatherBlockQuantized;
-formats with an activation become MatMulInteger, after QuantizeLinear or DynamicQuantizeLinear.
-Precision is what `model.formats` says; nothing is quantized here. A table shared by embedding and
-head is stored once. Decoders get a KV cache (onnx_forward.py has the inputs and outputs).
+Weights of 8, 4 and 2 bits become MatMulNBits with int8 activations per block and
+GatherBlockQuantized; formats with an activation become MatMulInteger, after QuantizeLinear or
+DynamicQuantizeLinear; codebooks become Gather and float products (onnx_codebook.py). Precision is
+what `model.formats` says; nothing is quantized here. A table shared by embedding and head is
+stored once. Decoders get a KV cache (onnx_forward.py has the inputs and outputs).
 
 The scales in the file are our float16 values as float32. The probe holds the outputs of the
 model in torch.
@@ -40,7 +41,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     tokenizer and probe into a directory; large graphs get a NAME.onnx.data beside them.
 
     Raises:
-        CompressError: a module's groups cannot be expressed by ONNX Runtime's nodes, or an
+        CompressError: ONNX Runtime has no node for a module's bits or groups, or an
             encoder-decoder has no head.
     """
     twin = make_twin(model)

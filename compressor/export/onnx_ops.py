@@ -42,7 +42,7 @@ def matmul_nbits(
     Args:
         x_TK: float32. packed_NGP: uint8. scale_NG, bias_N: float32.
         zero: packed zero points, uint8 [N, ceil(G * bits / 8)]; None means 2^(bits-1).
-        bits: 4 or 8.
+        bits: 2, 4 or 8.
     """
     count, groups, size = packed_NGP.shape
     inputs, block = x_TK.shape[-1], size * 8 // bits

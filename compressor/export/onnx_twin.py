@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from compressor.errors import CompressError
+from compressor.export.onnx_codebook import Codebook, CodebookEmbedding, CodebookLinear
+from compressor.export.onnx_formats import BLOCKS, refuse
 from compressor.export.onnx_ops import (
     dynamic_int8,
     gather_block_quantized,
@@ -28,15 +29,13 @@ from compressor.model.side import beside
 from compressor.model.tables import QuantTable
 from compressor.numerics.packing import pack
 
-_BLOCKS = (256, 128, 64, 32, 16)
-
 
 class _Blocks:
     """A quantized table in the layout of the nodes."""
 
-    def __init__(self, name: str, table: QuantTable) -> None:
+    def __init__(self, table: QuantTable) -> None:
         columns, self.bits = table.codes_OI.shape[1], table.bits
-        block = _block_size(name, table)
+        block = _block_size(table)
         missing = -columns % block  # only with one scale per row
         middle = 2 ** (table.bits - 1)
         codes = pad(table.codes_OI, (0, missing), value=middle).unflatten(1, (-1, block))
@@ -48,18 +47,12 @@ class _Blocks:
             self.zero = table.zero_OG.repeat_interleave(repeats, dim=1)
 
 
-def _block_size(name: str, table: QuantTable) -> int:
+def _block_size(table: QuantTable) -> int:
     columns, group = table.codes_OI.shape[1], table.format.group
     if group is None:
-        fitting = [b for b in _BLOCKS[1:] if columns % b == 0]
+        fitting = [b for b in BLOCKS[1:] if columns % b == 0]
         return fitting[0] if fitting else 16
-    fitting = [b for b in _BLOCKS if group % b == 0]
-    if not fitting:
-        raise CompressError(
-            f"ONNX Runtime has no blocks that make up the groups of {group} inputs of '{name}'",
-            "quantize with group 16, 32, 64, 128, 256 or null, or use export.safetensors",
-        )
-    return fitting[0]
+    return next(b for b in BLOCKS if group % b == 0)  # onnx_formats.py refused others
 
 
 class _Linear(nn.Module):
@@ -153,24 +146,30 @@ def make_twin(model: Model) -> Model:
     """Return a model of the same name and shape for the exporter; float weights are shared.
 
     Raises:
-        CompressError: a module's groups cannot be expressed by ONNX Runtime's nodes.
+        CompressError: a module's bits or groups cannot be expressed by ONNX Runtime's nodes.
     """
+    refuse(model.formats)
     tensors = [*model.module.parameters(), *model.module.buffers()]
     module = copy.deepcopy(model.module, {id(t): t for t in tensors})
     module.set_attn_implementation("eager")  # type: ignore[operator]  # fewest nodes, fastest
-    made: dict[int, _Blocks] = {}
+    made: dict[int, _Blocks | Codebook] = {}
     for name, found in list(module.named_modules()):
         if isinstance(found, QuantTable):
-            module.set_submodule(name, _twin_of(name, found, made).eval())
+            module.set_submodule(name, _twin_of(found, made).eval())
     return Model(module, model.family, model.processor, pooling=model.pooling)
 
 
-def _twin_of(name: str, found: QuantTable, made: dict[int, _Blocks]) -> nn.Module:
+def _twin_of(found: QuantTable, made: dict[int, _Blocks | Codebook]) -> nn.Module:
     if isinstance(found, QuantLinear) and found.format.activation is not None:
         return _IntegerLinear(found)
     key = found.codes_OI.data_ptr()
-    blocks = made.setdefault(key, made.get(key) or _Blocks(name, found))
+    if key not in made:
+        made[key] = _Blocks(found) if found.format.codebook is None else Codebook(found)
+    table = made[key]
+    assert isinstance(found, QuantLinear | QuantEmbedding)
+    if isinstance(table, Codebook):
+        kind = CodebookLinear if isinstance(found, QuantLinear) else CodebookEmbedding
+        return kind(found, table)  # type: ignore[arg-type]
     if isinstance(found, QuantLinear):
-        return _Linear(found, blocks)
-    assert isinstance(found, QuantEmbedding)
-    return _Embedding(found, blocks)
+        return _Linear(found, table)
+    return _Embedding(found, table)

@@ -5,7 +5,8 @@ takes one of three forms, told by `config_groups` of config.json:
 
     pack-quantized   weight_packed int32 [O, ceil(I bits / 32)], weight_shape int64 [2]
     naive-quantized  weight int8 [O, I], weight_zero_point int8 [O, G]
-    int-quantized    the same, and activations are rounded to 8 bits as well
+    int-quantized    the same, and activations are rounded to 8 bits as well; where their grid is
+                     static, input_scale float32 [1] and input_zero_point int8 [1]
 
 each with weight_scale float16 [O, G]. The second form serves what transformers cannot load in the
 first: embedding tables, and zero points. The library packs when a file is written; what reads it
@@ -62,6 +63,8 @@ def _refusal(form: WeightFormat, unpacked: bool) -> tuple[str, str] | None:
         return "it has a side path", "export.safetensors with side: drop leaves side paths out"
     if form.bits is None:
         return None
+    if form.activation is not None and form.activation.get("scaled"):
+        return "its inputs are multiplied at run time", "quantize with unfolded: plain"
     if form.codebook is not None:
         return f"its points are a codebook ({form.codebook})", "quantize.rtn makes even grids"
     if form.bits < 8 and unpacked:
@@ -137,7 +140,7 @@ def _activation(stated: Mapping[str, Any]) -> Any:
 
     return QuantizationArgs(
         num_bits=stated["bits"],
-        symmetric=False,
+        symmetric=stated["per"] == "token",  # theirs, by max|x| / 127.5; ours divides by 127
         strategy=stated["per"],
         dynamic=stated["dynamic"],
     )
@@ -238,7 +241,7 @@ def _entries(
     for name, tensor in without_sides(module, module.state_dict(keep_vars=True)).items():
         owner_name, _, part = name.rpartition(".")
         owner = module.get_submodule(owner_name)
-        if isinstance(owner, QuantTable) and part in owner.parts:
+        if isinstance(owner, QuantTable) and part in owner.held:
             form = _form_of(owner.format, owner_name in unpacked)
             for key, lazy, read in _parts(owner, part, form):
                 entries[f"{owner_name}.{key}"] = _Entry(name, lazy, read)
@@ -259,6 +262,11 @@ def _parts(
     if part == "zero_OG":
         lazy = Lazy.map(partial(_signed, middle=middle), tensor)
         return [("weight_zero_point", lazy, partial(_unsigned, middle=middle))]
+    if part == "input_scale":
+        return [(part, Lazy.map(lambda t: t.reshape(1), tensor), lambda t: t.reshape(()))]
+    if part == "input_zero":
+        lazy = Lazy.map(lambda t: _signed(t.reshape(1), _TO_INT8), tensor)
+        return [("input_zero_point", lazy, lambda t: _unsigned(t.reshape(()), _TO_INT8))]
     assert part == "codes_OI"
     if form != PACKED:
         assert bits == 8

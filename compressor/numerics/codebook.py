@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from compressor.numerics.quantizer import round_up
+
 # quantiles of a normal distribution (QLoRA, arXiv 2305.14314), as bitsandbytes has them
 NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -32,6 +34,24 @@ def nearest(values: Tensor, points_P: Tensor) -> Tensor:
     assert len(points_P) <= 256
     borders = (points_P[1:] + points_P[:-1]) / 2
     return torch.bucketize(values, borders).to(torch.uint8)
+
+
+def nf4(w_OI: Tensor, group: int | None) -> tuple[Tensor, Tensor]:
+    """Round to the nearest point of NF4: (codes_OI uint8, scale_OG float16).
+
+    The scale is the largest |w| of a group, rounded up to float16; infinite where that cannot hold
+    it, and 1 of a group of zeros.
+
+    Args:
+        w_OI: finite weights.
+        group: inputs per scale, a divisor of I; None means one scale per row.
+    """
+    count = 1 if group is None else w_OI.shape[1] // group
+    w_OGg = in_buckets(w_OI.float(), count, None)
+    top_OG = w_OGg.abs().amax(-1)
+    scale_OG = round_up(top_OG).masked_fill(top_OG == 0, 1.0)
+    points = torch.tensor(NF4, device=w_OI.device)
+    return nearest(w_OGg / scale_OG.float().unsqueeze(-1), points).flatten(-2), scale_OG
 
 
 def lookup(

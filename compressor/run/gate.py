@@ -66,7 +66,7 @@ def check_agreement(
     engine: Engine, formats: Collection[WeightFormat], directory: Path
 ) -> Agreement:
     """Compare an open engine, and its exact twin where there is one, with the probe."""
-    quantized = [f for f in formats if f.bits is not None]
+    quantized = [f for f in formats if f.bits is not None and f.codebook is None]
     dynamic = any(f.activation is not None for f in quantized)
     rounds = engine.name == "onnxruntime" and bool(quantized)
     exact = None

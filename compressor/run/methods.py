@@ -20,7 +20,7 @@ ROOT = Path(compressor.__file__).parent
 RUNNER = "distill/runner.py"  # trains for every method that does
 # What a stage asks for besides its parent counts in its fingerprint. A method is taken to read
 # data unless it is named here; distill methods have a teacher and others have none.
-WITHOUT_DATA = ("prune.magnitude", "quantize.rtn")
+WITHOUT_DATA = ("prune.magnitude", "quantize.rtn", "quantize.nf4")
 WITHOUT_TEACHER = ("distill.ce",)
 WITH_TEACHER = (
     "prune.ast",

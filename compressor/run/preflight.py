@@ -22,7 +22,8 @@ from compressor.model.candidates import Counts, budget_of
 from compressor.model.families import Family, find_family
 from compressor.model.model import Model
 from compressor.model.shapes import axes_of, config_of, empty_model, model_class, resized
-from compressor.model.sources import read_config
+from compressor.model.sources import read_config, weight_files
+from compressor.model.stream import open_tensors
 from compressor.prune import ast, minitron, squarehead
 from compressor.prune.damage import BY_ANSWERS
 from compressor.prune.scores import by_removal, removable
@@ -35,6 +36,7 @@ from compressor.run.machine import disk_free, machine, matmul_speed, memory_avai
 from compressor.run.methods import learns
 from compressor.run.oneshot_needs import oneshot_needs
 from compressor.run.profile import Stage
+from compressor.run.quantized_size import quantized_bytes
 from compressor.run.rehearse import rehearse
 from compressor.run.search_stages import candidate_stages, planned_shapes
 from compressor.run.setting import Setting, open_source
@@ -65,6 +67,9 @@ class Outline:
     sizes: dict[str, int]
     parameters: int
     weight_bytes: float  # per parameter, on disk
+    dtype: torch.dtype = torch.float32  # of float weights, on disk
+    stored: frozenset[str] | None = None  # tensors of the source
+    sided: bool = False
 
 
 def plan(
@@ -159,7 +164,9 @@ def _outline(setting: Setting) -> Outline:
         config.dtype = getattr(torch, setting.profile.dtype)
     sizes = family.read_sizes(config)
     width = float(config.dtype.itemsize) if config.dtype is not None else 4.0
-    return Outline(family, config, sizes, Counts(family, config)(sizes), width)
+    stored = frozenset(open_tensors(weight_files(setting.source.path), mapped=True))
+    dtype = config.dtype or torch.float32
+    return Outline(family, config, sizes, Counts(family, config)(sizes), width, dtype, stored)
 
 
 def _after(outline: Outline, stage: Stage) -> Outline:
@@ -176,14 +183,24 @@ def _after(outline: Outline, stage: Stage) -> Outline:
         return replace(outline, config=config, sizes=sizes, parameters=parameters)
     if isinstance(options, ast.Options) and options.side is not None:
         side = sum(_side_parameters(linear, options) for linear in _masked(outline, options))
-        return replace(outline, parameters=outline.parameters + side)
+        return replace(outline, parameters=outline.parameters + side, sided=True)
     if isinstance(options, WeightOptions):
+        exact = _quantized_bytes(outline, options)
+        if exact is not None:
+            return replace(outline, weight_bytes=exact / outline.parameters)
         tables = outline.sizes["vocabulary"] * outline.sizes["hidden"] / outline.parameters
         packed = options.bits / 8 + 2 / (options.group or outline.sizes["hidden"])
         kept = 0.0 if options.quantizes_ends[0] else tables
         width = packed * (1 - kept) + outline.weight_bytes * kept
         return replace(outline, weight_bytes=width)
     return outline
+
+
+def _quantized_bytes(outline: Outline, options: WeightOptions) -> int | None:
+    """Bytes of the weight file of a quantize stage, where formats tell them."""
+    module = empty_model(model_class(outline.family, outline.config), outline.config)
+    model = Model(module, outline.family, None)
+    return quantized_bytes(model, options, outline.dtype, outline.sided, outline.stored)
 
 
 def _masked(outline: Outline, options: SparseOptions) -> list[nn.Linear]:
@@ -341,7 +358,7 @@ def _estimate(
         memory = PROCESS_BYTES + EXPORT_BYTES + 40.0 * teacher.parameters
     return {
         "parameters_out": after.parameters,
-        "bytes_out": int(size),
+        "bytes_out": round(size),
         "peak_memory_bytes": int(memory),
         "disk_bytes": int(disk),
         "seconds": round(seconds, 1),

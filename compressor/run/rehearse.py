@@ -14,15 +14,16 @@ import torch
 
 from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
-from compressor.export import safetensors
+from compressor.export import onnx_formats, safetensors
 from compressor.measure import perplexity
 from compressor.model.budget import Shape, sizes_for
 from compressor.model.candidates import label
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
+from compressor.model.compressed import obstacle
 from compressor.model.families import find_family
 from compressor.model.importance_file import find_scores
 from compressor.model.manifest import NAME as MANIFEST
-from compressor.model.manifest import WeightFormat, read_manifest
+from compressor.model.manifest import WeightFormat, quantized, read_manifest
 from compressor.model.model import Model
 from compressor.model.scaling import refuse_unfolded, unfolded
 from compressor.model.shapes import config_of, empty_model, model_class
@@ -36,6 +37,7 @@ from compressor.prune.cutting import refuse_formats
 from compressor.prune.damage import refuse_unpredictable
 from compressor.prune.scores import fitting, layers_to_go
 from compressor.prune.sparsity import SparseOptions, kept_pattern, targets
+from compressor.quantize.planned import planned
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.quantize.weights import WeightOptions
 from compressor.run.fingerprint import used_up
@@ -51,7 +53,6 @@ MEASURED_TASKS = {
     "perplexity": perplexity.TASKS,
     "accuracy": PREDICTING,
 }
-ONNX_BLOCK = 16  # smallest block of ONNX Runtime's quantized operators
 
 
 @dataclass(frozen=True)
@@ -352,8 +353,18 @@ def _check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[st
             targets = quantizable(model, *own.quantizes_ends)
             if own.uneven == "refuse":
                 refuse_uneven(model, targets, group)
-            if "onnx" in exports and group is not None and group % ONNX_BLOCK:
-                raise CompressError(
-                    f"ONNX Runtime has no groups of {group} inputs",
-                    "quantize with group 16, 32, 64, 128, 256 or null",
-                )
+            _check_formats(model, planned(model, own).choices, exports)
+    _check_formats(made[-1], [made[-1].formats], exports)
+
+
+def _check_formats(
+    model: Model, choices: Sequence[Mapping[str, WeightFormat]], exports: Sequence[str]
+) -> None:
+    """Refuse weights that the target of an export cannot express."""
+    for formats in choices:
+        if not quantized(formats):
+            continue
+        if "onnx" in exports:
+            onnx_formats.refuse(formats)
+        if "compressed_tensors" in exports and (found := obstacle(model.module, formats)):
+            raise found

@@ -212,7 +212,7 @@ def test_masked_language_model_gives_logits(pico_bert, make_work, tmp_path):
 def test_groups_without_a_block_are_refused(pico_llama, make_work):
     model = pico_llama()
     rtn.run(model, rtn.Options(group=8), make_work())
-    with pytest.raises(CompressError, match="groups of 8 inputs of 'model") as error:
+    with pytest.raises(CompressError, match="groups of 8 inputs, as 'model") as error:
         make_twin(model)
     assert "export.safetensors" in error.value.hint
 

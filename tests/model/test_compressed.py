@@ -1,6 +1,7 @@
 """Quantized checkpoints in the layout of compressed-tensors: plain transformers opens them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,6 +81,31 @@ def test_plain_transformers_loads_an_encoder(pico_bert, stored, settings):
     model, directory = stored(pico_bert(), **settings)
     same_bits(model, directory)
     assert plain_error(model, directory, AutoModel) < 1e-5
+
+
+def test_activations_per_token_and_static(pico_llama, make_work, tmp_path):
+    """Per token the library divides by 127.5 where we divide by 127: equal up to that rounding."""
+    model = pico_llama()
+    options = rtn.Options(bits=8, group=None, activation="token", **FLOAT_TABLES)
+    rtn.run(model, options, make_work())
+    name = "model.layers.1.mlp.down_proj"
+    static = {"bits": 8, "per": "tensor", "dynamic": False}
+    form = replace(model.formats[name], activation=static)
+    before = model.module.get_submodule(name)
+    layer = QuantLinear(48, 32, form)
+    grid = {"input_scale": torch.tensor(0.037), "input_zero": torch.tensor(201, dtype=torch.uint8)}
+    layer.fill(codes_OI=before.codes_OI, scale_OG=before.scale_OG, zero_OG=before.zero_OG, **grid)
+    model.module.set_submodule(name, layer.eval())
+    model.formats[name] = form
+    save(model, tmp_path, tmp_path)
+    same_bits(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors[f"{name}.input_scale"].tolist() == [grid["input_scale"].item()]
+    assert tensors[f"{name}.input_zero_point"].tolist() == [201 - 128]
+    assert 1e-5 < plain_error(model, tmp_path, AutoModelForCausalLM) < 0.1
+    scaled = replace(form, activation=static | {"scaled": True})
+    found = obstacle(model.module, {name: scaled})
+    assert found is not None and "unfolded: plain" in found.hint
 
 
 @pytest.mark.parametrize("name", ["vit", "t5", "gemma3_text"])  # renamed, tied four times, scaled

@@ -1,0 +1,72 @@
+"""The formats that a quantize stage will leave, told before any weight is looked at."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from compressor.distill.predictions import CLASSIFIERS
+from compressor.model.manifest import WeightFormat
+from compressor.model.model import Model
+from compressor.model.sparse import prunable
+from compressor.quantize.activations import ACTIVATIONS
+from compressor.quantize.rescaled import RescaledOptions
+from compressor.quantize.targets import quantizable
+from compressor.quantize.weights import WeightOptions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage may leave.
+
+    Attributes:
+        choices: the same modules, once for every number of bits that a layer may have.
+        exact: whether there is one choice, and all of it is known; else weights decide, or more is
+            added to a codebook or to the inputs of a layer.
+    """
+
+    choices: list[dict[str, WeightFormat]]
+    exact: bool
+
+
+def planned(model: Model, options: WeightOptions) -> Plan:
+    """Formats of a model, which may lie on the meta device.
+
+    Raises:
+        CompressError: see targets.quantizable.
+    """
+    flat = getattr(options, "bucket", "group") == "flat"
+    learned = flat or hasattr(options, "allocation")  # quantize.differentiable
+    codebook = "learned" if learned else getattr(options, "codebook", None)
+    first_last = getattr(options, "first_last", False) and model.task in CLASSIFIERS
+    scaled = getattr(options, "unfolded", None) == "scale"
+    bits = (options.bits,) if options.mixed is None else options.mixed.choices
+    choices = [dict(_formats(model, options, each, codebook)) for each in bits]
+    exact = not (learned or first_last or scaled or options.mixed)
+    return Plan(choices, exact)
+
+
+def _formats(
+    model: Model, options: WeightOptions, bits: int, codebook: str | None
+) -> Iterator[tuple[str, WeightFormat]]:
+    activation = ACTIVATIONS[getattr(options, "activation", "none")]
+    inside = prunable(model) if isinstance(options, RescaledOptions) else None
+    for names in quantizable(model, *options.quantizes_ends):
+        for name in names:
+            module = model.module.get_submodule(name)
+            assert isinstance(module.weight, Tensor)
+            inputs = module.weight.shape[1]
+            even = options.row_group is not None and inputs % options.row_group == 0
+            rounds = isinstance(module, nn.Linear) and len(names) == 1
+            rounds = rounds and (inside is None or name in inside)
+            yield (
+                name,
+                replace(
+                    model.formats.get(name, WeightFormat()),
+                    bits=bits,
+                    group=options.row_group if even else None,
+                    symmetric=options.symmetric,
+                    activation=activation if rounds else None,
+                    codebook=codebook,
+                ),
+            )
