@@ -47,8 +47,8 @@ from compressor.prune.sparsity import SparseOptions, kept_pattern
 from compressor.prune.sparsity import targets as losing
 from compressor.quantize.mixed import mixed_targets
 from compressor.quantize.weights import (
+    GridOptions,
     Target,
-    WeightOptions,
     grid_of,
     linear_targets,
     place,
@@ -65,7 +65,7 @@ from compressor.training.workbench import Workbench
 
 
 @options
-class Options(WeightOptions, CalibrationOptions):
+class Options(GridOptions, CalibrationOptions):
     """What to quantize and how finely, and on which data."""
 
     order: Literal["activation", "input"] | None = Field(
@@ -143,7 +143,7 @@ def run(model: Model, options: Options, work: Workbench) -> None:
 class _Columns:
     """Rounds columns in some order; the grid of a group is given, or made when it is reached."""
 
-    def __init__(self, w_OI: Tensor, target: Target, options: WeightOptions, order_I: Tensor):
+    def __init__(self, w_OI: Tensor, target: Target, options: GridOptions, order_I: Tensor):
         self.target, self.options = target, options
         self.inputs = order_I.tolist()
         self.group = target.group or len(self.inputs)

@@ -25,8 +25,8 @@ from compressor.model.moments import mean_squares
 from compressor.model.sparse import prunable
 from compressor.numerics.quantizer import dequantize, encode
 from compressor.quantize.weights import (
+    GridOptions,
     Target,
-    WeightOptions,
     grid_of,
     linear_targets,
     targets,
@@ -37,7 +37,7 @@ from compressor.training.workbench import Batch
 
 @torch.no_grad()
 def mixed_targets(
-    model: Model, options: WeightOptions, batches: Sequence[Batch] = ()
+    model: Model, options: GridOptions, batches: Sequence[Batch] = ()
 ) -> list[Target]:
     """`weights.targets`, with the bits that `mixed` allots where it is given.
 
@@ -114,7 +114,7 @@ def _hull(error: Sequence[float], size: Sequence[int]) -> list[int]:
 
 
 def _error(
-    model: Model, target: Target, bits: int, options: WeightOptions, h_I: Tensor | None
+    model: Model, target: Target, bits: int, options: GridOptions, h_I: Tensor | None
 ) -> float:
     """Estimated relative square error of a layer's output at some bits."""
     w_OI = weight_of(model, target.name).float()
@@ -125,7 +125,7 @@ def _error(
     return lost / energy if energy else 0.0
 
 
-def _bytes(model: Model, target: Target, bits: int, options: WeightOptions) -> int:
+def _bytes(model: Model, target: Target, bits: int, options: GridOptions) -> int:
     """Bytes of packed codes, scales and zero points."""
     outputs, inputs = weight_of(model, target.name).shape
     groups = inputs // (target.group or inputs)

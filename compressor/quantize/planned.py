@@ -12,7 +12,7 @@ from compressor.model.sparse import prunable
 from compressor.quantize.activations import ACTIVATIONS
 from compressor.quantize.rescaled import RescaledOptions
 from compressor.quantize.targets import quantizable
-from compressor.quantize.weights import WeightOptions
+from compressor.quantize.weights import GridOptions, WeightOptions
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ def planned(model: Model, options: WeightOptions) -> Plan:
     codebook = "learned" if learned else getattr(options, "codebook", None)
     first_last = getattr(options, "first_last", False) and model.task in CLASSIFIERS
     scaled = getattr(options, "unfolded", None) == "scale"
-    bits = (options.bits,) if options.mixed is None else options.mixed.choices
+    mixed = options.mixed if isinstance(options, GridOptions) else None
+    bits = (options.bits,) if mixed is None else mixed.choices
     choices = [dict(_formats(model, options, each, codebook)) for each in bits]
-    exact = not (learned or first_last or scaled or options.mixed)
+    exact = not (learned or first_last or scaled or mixed)
     return Plan(choices, exact)
 
 

@@ -23,12 +23,12 @@ from compressor.model.sparse import prunable
 from compressor.model.spill import Spill
 from compressor.model.tables import QuantTable
 from compressor.options import options
-from compressor.quantize.mixed import mixed_targets
 from compressor.quantize.weights import (
     Target,
     WeightOptions,
     linear_targets,
     round_to_nearest,
+    targets,
 )
 from compressor.training.calibrated import CalibrationOptions, calibration, watched_blocks
 from compressor.training.workbench import Workbench
@@ -81,7 +81,7 @@ def calibrated_groups(
             the model takes, or an activation is not finite.
     """
     batches = calibration(options.samples, options.tokens(model.config), work)
-    found = mixed_targets(model, options, batches)
+    found = targets(model, options)
     own = prunable(model)
     inside = {target.name: (target, own[target.name]) for target in linear_targets(model, found)}
     linears = {name: linear for name, (_, linear) in inside.items()}

@@ -16,12 +16,12 @@ from compressor.model.model import Model
 from compressor.options import options
 from compressor.quantize.activations import ACTIVATIONS, needs_channels
 from compressor.quantize.mixed import mixed_targets
-from compressor.quantize.weights import WeightOptions, round_to_nearest
+from compressor.quantize.weights import GridOptions, round_to_nearest
 from compressor.training.workbench import Workbench
 
 
 @options
-class Options(WeightOptions):
+class Options(GridOptions):
     """What to quantize and how finely."""
 
     bits: Literal[8, 4, 3, 2] = Field(

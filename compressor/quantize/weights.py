@@ -59,12 +59,6 @@ class WeightOptions:
     symmetric: bool = Field(True, description="grid centred on zero, no stored zero points")
     embeddings: bool = Field(True, description="quantize embedding tables")
     head: bool = Field(True, description="quantize the output projection of a language model")
-    clip: Literal["none", "mse"] = Field(
-        "none", description="mse: give up the largest weights of a group where that helps the rest"
-    )
-    mixed: Mixed | None = Field(
-        None, description="bits layer by layer under a budget, in place of bits"
-    )
 
     @property
     def row_group(self) -> int | None:
@@ -75,6 +69,18 @@ class WeightOptions:
     def quantizes_ends(self) -> tuple[bool, bool]:
         """Whether embedding tables and the output projection are quantized."""
         return self.embeddings, self.head
+
+
+@options
+class GridOptions(WeightOptions):
+    """How the grid of every layer is chosen, beside how fine it is."""
+
+    clip: Literal["none", "mse"] = Field(
+        "none", description="mse: give up the largest weights of a group where that helps the rest"
+    )
+    mixed: Mixed | None = Field(
+        None, description="bits layer by layer under a budget, in place of bits"
+    )
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,8 @@ def grid_of(
     w_OI: Tensor, bits: int, group: int | None, options: WeightOptions
 ) -> tuple[Tensor, Tensor]:
     """(scale_OG float16, zero_OG uint8), see quantizer.grid."""
-    make = clipped_grid if options.clip == "mse" else grid
+    clipped = isinstance(options, GridOptions) and options.clip == "mse"
+    make = clipped_grid if clipped else grid
     return make(w_OI, bits, group, options.symmetric)
 
 
