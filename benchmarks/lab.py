@@ -5,6 +5,7 @@ distill, the loop of training/, a workbench. Arms of an experiment see the same 
 """
 
 import copy
+import dataclasses
 import tempfile
 from contextlib import contextmanager
 from functools import cache
@@ -121,6 +122,13 @@ def loss(model, batches):
     """Nats per token, windows of LENGTH tokens, the first token of a window not scored."""
     total = sum(model.module(input_ids=b["input_ids"], labels=b["input_ids"]).loss for b in batches)
     return float(total) / len(batches)
+
+
+def copy_of(model):
+    """The same model again, to be changed."""
+    return dataclasses.replace(
+        model, module=copy.deepcopy(model.module), formats=dict(model.formats), notes={}
+    )
 
 
 def pruned(name, seed, **options):

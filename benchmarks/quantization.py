@@ -10,7 +10,11 @@ where they are there; docs/results/quantization.md is made from all of them. One
 
 from experiments import main
 
-EXPERIMENTS = {"ptq": "quantization_ptq"}
+EXPERIMENTS = {
+    "ptq": "quantization_ptq",
+    "trained": "quantization_trained",
+    "bytes": "quantization_bytes",
+}
 
 if __name__ == "__main__":
     main("quantization", "Quantization", __doc__, EXPERIMENTS)
