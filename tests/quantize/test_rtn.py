@@ -89,6 +89,18 @@ def test_dynamic_activation_rounds_activations(pico_bert, make_work):
     assert 1e-4 < float(error.norm() / wanted["last_hidden_state"].norm()) < 0.1
 
 
+def test_token_activations_leave_neighbours_alone(pico_bert, make_work):
+    """With a scale per tensor a row depends on its batch; with one per token it does not."""
+    differences = {}
+    for activation in ("dynamic", "token"):
+        model = quantized(pico_bert(), make_work, group=None, activation=activation)
+        alone = outputs(model, {key: x[:1] for key, x in BATCH.items()})["last_hidden_state"]
+        whole = outputs(model, BATCH)["last_hidden_state"][:1]
+        differences[activation] = float((alone - whole).norm() / whole.norm())
+    assert differences["token"] < 1e-5 < 1e-4 < differences["dynamic"]
+    assert model.formats["pooler.dense"].activation == {"bits": 8, "per": "token", "dynamic": True}
+
+
 @pytest.mark.parametrize("wrong", [{"group": 16}, {"bits": 4}, {"symmetric": False}])
 def test_dynamic_activation_needs_channels(wrong):
     with pytest.raises(ValidationError, match="needs bits: 8, group: null"):

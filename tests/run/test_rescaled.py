@@ -8,7 +8,10 @@ import torch
 import compressor
 from compressor.errors import CompressError
 from compressor.model.layers import QuantLinear
+from compressor.run.loading import load_profile
 from compressor.run.preflight import plan
+from compressor.run.rehearse import rehearse
+from compressor.run.setting import open_source
 from compressor.run.verify import verify
 
 DATA = {"samples": 8, "length": 16}
@@ -99,3 +102,9 @@ def test_what_cannot_be_smoothed_is_refused_or_said_before_the_work(go, pico_ber
     with pytest.raises(CompressError, match=r"stages.1 \(quantize.smoothquant\): nothing can"):
         go(refusing, do=plan, model=folder)
     assert not list((tmp_path / "out").glob("01*"))
+    said = []
+    for stage in ("quantize.smoothquant", {"quantize.smoothquant": {"unfolded": "scale", **DATA}}):
+        go(stage, do=plan, model=folder)
+        said.append(rehearse(load_profile(tmp_path / "p.yaml"), open_source(str(folder))))
+    assert "15 layers, 'encoder.layer.0.attention.self.query' the first" in said[0][0]
+    assert not said[1]
