@@ -29,7 +29,7 @@ class Engine(Protocol):
     CompressError on both.
     """
 
-    name: str  # "torch" | "onnxruntime"
+    name: str  # "torch" | "transformers" | "onnxruntime"
     path: Path
 
     def outputs(self, batch: "dict[str, Tensor]") -> "dict[str, Tensor]": ...
@@ -78,11 +78,15 @@ def open_engine_of(name: str, path: Path, threads: int | None = None) -> Engine:
         from compressor.engines.torch import TorchEngine
 
         return TorchEngine(path, threads)
+    if name == "transformers":
+        from compressor.engines.plain import TransformersEngine
+
+        return TransformersEngine(path, threads)
     if name == "onnxruntime":
         from compressor.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(path, threads)
     raise CompressError(
         f"'{path.name}' asks for the engine '{name}', which is not here",
-        "engines: torch, onnxruntime",
+        "engines: torch, transformers, onnxruntime",
     )

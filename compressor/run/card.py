@@ -84,6 +84,7 @@ _USAGES = {
     "feature-extraction": ("AutoModel", ENCODER_USAGE, TORCH_USAGE),
 }
 # of what only compress reads whole: these name an engine, the others serve as they are
+_PLAIN = ("torch", "transformers")  # engines of what transformers opens
 _PACKED_USAGES = {ENCODER_USAGE: PACKED_USAGE, IMAGE_USAGE: PACKED_IMAGE_USAGE}
 
 
@@ -95,7 +96,7 @@ def usage(manifest: Manifest, task: str) -> str:
     sided = any(form.side_rank is not None for form in manifest.formats.values())
     if "packed" in manifest.metrics or (sided and manifest.engine == "torch"):
         return _PACKED_USAGES.get(exported, exported)
-    if manifest.engine == "torch":
+    if manifest.engine in _PLAIN:
         call = "model.generate" if task == "seq2seq-lm" else "model"
         return plain.format(auto=auto, call=call)
     found = manifest.metrics["agreement"]
@@ -122,7 +123,7 @@ def model_card(
     header = {
         "license": base.get("license") or "other",
         "base_model": base["id"],
-        "library_name": library if manifest.engine == "torch" else manifest.engine,
+        "library_name": library if manifest.engine in _PLAIN else manifest.engine,
         "tags": ["compress", *[s.method for s in stages], method],
     }
     done = [f"1. `{s.method}` in {s.seconds:.0f} s" for s in stages] + [f"1. `{method}`"]
@@ -159,7 +160,7 @@ def _sparsity(manifest: Manifest) -> list[str]:
     if packed := metrics.get("packed"):
         return [f"{zeros} {PACKED_GAIN.format(**packed, saved=_saved(packed))}"]
     served, whose = "plain transformers", ""
-    if manifest.engine != "torch":
+    if manifest.engine not in _PLAIN:
         served = "ONNX Runtime"
         whose = " The zeros were counted in the checkpoint; `verify` does not count them here."
     return [
