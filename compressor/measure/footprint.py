@@ -17,8 +17,10 @@ from typing import Any
 def main(job: dict[str, Any]) -> dict[str, int]:
     """Load, run, report; resident bytes are read from the system (Linux)."""
     serve = _serve_onnxruntime if job["engine"] == "onnxruntime" else _serve_torch
-    known = {key: value for key, value in job.items() if key != "engine"}
-    baseline = serve(**known, **({"plain": True} if job["engine"] == "transformers" else {}))
+    known: dict[str, Any] = {key: value for key, value in job.items() if key != "engine"}
+    if job["engine"] == "transformers":
+        known["plain"] = True
+    baseline = serve(**known)
     return {"peak_memory_bytes": _status("VmHWM"), "baseline_bytes": baseline}
 
 

@@ -14,7 +14,7 @@ import torch
 
 from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
-from compressor.export import compressed_tensors, onnx_formats, safetensors
+from compressor.export import compressed_tensors, huffman, onnx_formats, safetensors
 from compressor.measure import perplexity
 from compressor.model.budget import Shape, sizes_for
 from compressor.model.candidates import label
@@ -358,3 +358,5 @@ def _check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[st
             onnx_formats.refuse(formats)
         if "compressed_tensors" in exports:
             compressed_tensors.refuse(made[-1].module, formats)
+        if "huffman" in exports:
+            huffman.refuse(formats)
