@@ -31,7 +31,7 @@ from compressor.training.options import Train
 
 TITLE = "Retraining sparse decoders"
 STEPS = 500
-PATTERNS = {"2:4": {"pattern": "2:4"}, "50 %": {"sparsity": 0.5}}
+PATTERNS = {"2:4": {"pattern": "2:4"}, "50 %": {"pattern": "unstructured", "sparsity": 0.5}}
 KL, TEMPERATURE = 0.67, 2.0  # the paper's mixture
 ONE_SHOT = {"magnitude": magnitude, "Wanda": wanda, "SparseGPT": sparsegpt}
 DENSE = ("dense, trained", "dense, CE")

@@ -34,7 +34,7 @@ from compressor.training.reading import Reading
 
 TITLE = "A small Whisper on synthetic spoken numbers"
 TASK = "speech-seq2seq"
-BATCH, LENGTH, RATES = 16, 8, (1e-3, 3e-3, 1e-2)
+BATCH, LENGTH, RATES = 16, 8, (3e-4, 1e-3, 3e-3)
 TEACHER_STEPS, TEACHER_RATES = 600, (1e-3,)
 LOSS = "nats per word"
 _RATE, _TIMES, _SCORED = 16000, 4, 300  # Hz; clips of a number; clips of a split

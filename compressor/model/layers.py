@@ -65,6 +65,12 @@ class QuantLinear(QuantTable):
             self.register_buffer("factor_I", torch.ones(self.in_features))
             self.held += ("factor_I",)
 
+    @property
+    def weight(self) -> Tensor:
+        """What x as it comes is multiplied by, rounding of x aside: float32 [O, I], made anew."""
+        weight = super().weight
+        return weight if self.factor_I is None else weight.mul_(self.factor_I)
+
     def int8_weight(self) -> Tensor:
         """Signed codes with inputs first, w_IO int8: what integer matrix products take."""
         return (self.codes_OI.to(torch.int16) - 128).to(torch.int8).t()

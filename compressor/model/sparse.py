@@ -102,8 +102,9 @@ def zeros_held(model: Model) -> Iterator[None]:
     with ExitStack() as hooks:
         for name, form in model.formats.items():
             weight = model.module.get_submodule(name).weight
-            trains = isinstance(weight, nn.Parameter) and weight.requires_grad
-            if form.pattern is not None and trains:
+            if form.pattern is None or not isinstance(weight, nn.Parameter):
+                continue
+            if weight.requires_grad:
                 hooks.callback(weight.register_hook(_masked(weight.detach() != 0)).remove)
         yield
 

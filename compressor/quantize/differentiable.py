@@ -19,9 +19,10 @@ The paper's preset is bucket: flat, group: 256, scaling: linear, optimizer: sgd.
 Where we differ. Gradients for the allocation are those of the loss where the weights are already
 quantized: at the float weights a teacher of the same weights gives none, and the released code
 takes plain cross entropy there. Points stay float32, scales are float16 before codes are chosen.
-Adam is the default: its steps are as large in the space of scaled weights whatever the model. What
-it remembers of a point is sorted with it. Where a pattern of zeros exists, scaling must be
-absmax, and one point is pinned at 0. Biases and norms stay float and do not move.
+Adam is the default; `train.lr` is then in mean gaps between a tensor's points, and so the same for
+any number of them. What an optimizer remembers of a point is sorted with it. Where a pattern of
+zeros exists, scaling must be absmax, and one point is pinned at 0. Biases and norms stay float
+and do not move.
 """
 
 import math
@@ -39,7 +40,14 @@ from compressor.numerics.buckets import scaled, stored
 from compressor.numerics.projected_codebook import Codebook
 from compressor.numerics.projection import matrix
 from compressor.options import options
-from compressor.quantize.points import InTurns, Start, shared_points, sort_points, start_points
+from compressor.quantize.points import (
+    InTurns,
+    Start,
+    mean_gap,
+    shared_points,
+    sort_points,
+    start_points,
+)
 from compressor.quantize.trained import (
     TrainedOptions,
     distillation,
@@ -79,7 +87,9 @@ class Options(TrainedOptions):
     weight_lr: float = Field(
         5e-4, gt=0, le=1, description="highest rate of the weights in their turns"
     )
-    train: Train = Field(Train(lr=1e-3), description="how long and how fast; lr is of the points")
+    train: Train = Field(
+        Train(lr=0.1), description="how long and how fast; lr is of points, in mean gaps for adam"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> "Options":
@@ -178,11 +188,14 @@ def _gradients(
 
 def _optimizer(model: Model, learned: Learned, options: Options) -> Optimizer:
     train = options.train
-    points = {"params": learned.points, "lr": train.lr, "weight_decay": 0.0}
-    if options.alternate is not None:
-        weights = model.module.parameters()
-        groups = parameter_groups(weights, train.weight_decay, options.weight_lr)
-        return InTurns(groups, points, options.alternate, learned, train.betas)
     if options.optimizer == "sgd":
         return SGD(learned.points, lr=train.lr, momentum=0.9, nesterov=True)
-    return Adam(learned.points, lr=train.lr, betas=train.betas)
+    points = [
+        {"params": [points_P], "lr": train.lr * mean_gap(points_P), "weight_decay": 0.0}
+        for points_P in learned.points
+    ]
+    if options.alternate is None:
+        return Adam(points, betas=train.betas)
+    weights = model.module.parameters()
+    groups = parameter_groups(weights, train.weight_decay, options.weight_lr)
+    return InTurns(groups, points, options.alternate, learned, train.betas)

@@ -116,6 +116,9 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     found = mixed_targets(model, options, batches)
     inner = {target.name: target for target in linear_targets(model, found)}
     linears = {name: linear for name, linear in prunable(model).items() if name in inner}
+    for target in found:
+        if target.name not in inner:
+            round_to_nearest(model, target, options)
     spill = Spill(work.scratch) if options.offload else None
     notes = model.notes["quantization"] = {}
     for block in watched_blocks(model, linears, batches, work, "quantize", True, spill):
@@ -135,9 +138,6 @@ def run(model: Model, options: Options, work: Workbench) -> None:
                     table = model.module.get_submodule(name)
                     assert isinstance(table, QuantTable)
                     table.codes_OI = spill.store(table.codes_OI)
-    for target in found:
-        if target.name not in inner:
-            round_to_nearest(model, target, options)
 
 
 class _Columns:

@@ -67,6 +67,11 @@ def shared_points(norms: Sequence[float], count: int) -> list[int]:
     return found
 
 
+def mean_gap(points_P: Tensor) -> float:
+    """Mean distance of two neighbours."""
+    return float((points_P.detach().max() - points_P.detach().min()) / (len(points_P) - 1))
+
+
 @torch.no_grad()
 def sort_points(points: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
     """Put points in rising order, and what the optimizer remembers of each with them."""
@@ -88,7 +93,7 @@ class InTurns(AdamW):
 
     Args:
         weights: groups of the weights.
-        points: the one group of the points.
+        points: groups of the points.
         every: steps of a turn.
         clock: has the number of finished steps, `done`.
     """
@@ -96,20 +101,20 @@ class InTurns(AdamW):
     def __init__(
         self,
         weights: list[dict[str, Any]],
-        points: dict[str, Any],
+        points: list[dict[str, Any]],
         every: int,
         clock: HasDone,
         betas: tuple[float, float],
     ) -> None:
-        super().__init__([*weights, points], betas=betas)
-        self.every, self.clock = every, clock
+        super().__init__([*weights, *points], betas=betas)
+        self.every, self.clock, self.weights = every, clock, len(weights)
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move those whose turn it is; the others keep what they are and what they remember."""
         assert closure is None
         turn_of_points = bool(int(self.clock.done) // self.every % 2)
-        for number, group in enumerate(self.param_groups, start=1):
-            if (number == len(self.param_groups)) != turn_of_points:
-                for parameter in group["params"]:
-                    parameter.grad = None
+        of_weights, of_points = self.param_groups[: self.weights], self.param_groups[self.weights :]
+        for group in of_weights if turn_of_points else of_points:
+            for parameter in group["params"]:
+                parameter.grad = None
         super().step()

@@ -19,17 +19,16 @@ from torch import Tensor, nn
 from compressor.model.model import Model
 from compressor.model.moments import InputRange
 from compressor.model.scaling import Fold, folds
+from compressor.model.sparse import prunable
 from compressor.model.spill import Spill
 from compressor.model.tables import QuantTable
-from compressor.numerics.quantizer import quantize
 from compressor.options import options
+from compressor.quantize.mixed import mixed_targets
 from compressor.quantize.weights import (
     Target,
     WeightOptions,
     linear_targets,
-    place,
-    targets,
-    weight_of,
+    round_to_nearest,
 )
 from compressor.training.calibrated import CalibrationOptions, calibration, watched_blocks
 from compressor.training.workbench import Workbench
@@ -81,14 +80,15 @@ def calibrated_groups(
         CompressError: see weights.targets; or the calibration split is empty, rows are longer than
             the model takes, or an activation is not finite.
     """
-    found = targets(model, options)
-    inside = {target.name: (target, linear) for target, linear in linear_targets(model, found)}
-    linears = {name: linear for name, (_, linear) in inside.items()}
     batches = calibration(options.samples, options.tokens(model.config), work)
+    found = mixed_targets(model, options, batches)
+    own = prunable(model)
+    inside = {target.name: (target, own[target.name]) for target in linear_targets(model, found)}
+    linears = {name: linear for name, (_, linear) in inside.items()}
     places = {frozenset(fold.readers): fold for fold in folds(model)}
     for target in found:
         if target.name not in inside:
-            _round_to_nearest(model, target, options.symmetric)
+            round_to_nearest(model, target, options)
     spill = Spill(work.scratch) if options.offload else None
     watched = watched_blocks(model, linears, batches, work, "quantize", whole, spill, ranges=True)
     for block in watched:
@@ -109,12 +109,6 @@ def calibrated_groups(
                 table = model.module.get_submodule(name)
                 assert isinstance(table, QuantTable)
                 table.codes_OI = spill.store(table.codes_OI)
-
-
-def _round_to_nearest(model: Model, target: Target, symmetric: bool) -> None:
-    """Quantize the modules of a target without data."""
-    parts = quantize(weight_of(model, target.name), target.bits, target.group, symmetric)
-    place(model, target, named(*parts), symmetric=symmetric)
 
 
 def named(codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor) -> dict[str, Tensor]:

@@ -42,7 +42,10 @@ class Options(RescaledOptions):
     bits: Literal[8, 4, 3, 2] = Field(8, description="bits per weight: 8")
     group: int | None = Field(None, ge=2, description="null: one scale per output channel")
     alpha: float = Field(
-        0.5, ge=0, le=1, description="how much of the difficulty goes to the weights; 0: nothing"
+        0.5,
+        ge=0,
+        le=1,
+        description="1: all inputs become equally large, 0: all columns of weights do",
     )
     activation: Literal["token", "tensor", "static"] = Field(
         "token",

@@ -28,6 +28,7 @@ from compressor.prune import ast, minitron, squarehead
 from compressor.prune.damage import BY_ANSWERS
 from compressor.prune.scores import by_removal, removable
 from compressor.prune.sparsity import SparseOptions, targets
+from compressor.quantize.trained import TrainedOptions
 from compressor.quantize.weights import WeightOptions
 from compressor.run.data_needs import check_calibration, refuse_missing_data, refuse_unranked
 from compressor.run.layout import search_place, stage_name
@@ -51,7 +52,8 @@ EFFICIENCY = {torch.float32: 0.6, torch.bfloat16: 0.24}
 EXPORT_BYTES = 250_000_000  # what torch.export and onnxscript hold beside the model
 EXPORT_SECONDS = 12.0  # torch.export and graph optimization, nearly independent of size
 MEASURE_SECONDS = 6.0  # a process that imports torch, opens a model and times it
-MASKED_BYTES = 5.0  # of a weight under a mask that training chooses: the mask, the masked copy
+# of a weight that trains behind a mask or a projection: mask or code, and the copy that is used
+MASKED_BYTES = 5.0
 # Bytes that training holds per hidden unit, token and layer for the backward pass.
 ACTIVATION_BYTES = 180
 
@@ -188,7 +190,7 @@ def _after(outline: Outline, stage: Stage) -> Outline:
             return replace(outline, weight_bytes=exact / outline.parameters)
         tables = outline.sizes["vocabulary"] * outline.sizes["hidden"] / outline.parameters
         packed = options.bits / 8 + 2 / (options.group or outline.sizes["hidden"])
-        kept = 0.0 if options.embeddings else tables
+        kept = 0.0 if options.quantizes_ends[0] else tables
         width = packed * (1 - kept) + outline.weight_bytes * kept
         return replace(outline, weight_bytes=width)
     return outline
@@ -311,6 +313,8 @@ def _training(
     if isinstance(stage.options, ast.Options):
         masked = sum(linear.weight.numel() for linear in _masked(before, stage.options))
         memory += MASKED_BYTES * masked
+    if isinstance(stage.options, TrainedOptions):
+        memory += MASKED_BYTES * after.parameters
     positions = train.batch * setting.reading.positions(train.length)
     for trained in (after, teacher) if corrects else (after,):
         depth = trained.sizes["layers"] + trained.sizes.get("decoder_layers", 0)

@@ -115,9 +115,9 @@ def test_exact_gradients_of_a_grid(symmetric):
 
 
 def step_64(w, symmetric):
-    """max|w| / (2^2 - 1) or (max(w, 0) - min(w, 0)) / (2^3 - 1) of groups of 4, one per weight."""
+    """max|w| / (2^2 - 1/2) or (max(w, 0) - min(w, 0)) / (2^3 - 1) of groups of 4."""
     groups = w.view(3, 2, 4)
-    step = groups.abs().amax(-1) / 3
+    step = groups.abs().amax(-1) / 3.5
     if not symmetric:
         step = (groups.amax(-1).clamp(min=0) - groups.amin(-1).clamp(max=0)) / 7
     assert torch.allclose(step.float(), steps(w.float(), 3, 4, symmetric), rtol=1e-6)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
-from compressor.quantize.points import InTurns, shared_points, sort_points, start_points
+from compressor.quantize.points import InTurns, mean_gap, shared_points, sort_points, start_points
 
 
 def scaled_weights():
@@ -67,12 +67,16 @@ def test_what_is_remembered_of_a_point_is_sorted_with_it(kind):
     assert moments[0] < moments[1] < moments[2]
 
 
+def test_the_mean_gap():
+    assert mean_gap(torch.tensor([0.5, 0.6, 1.1])) == pytest.approx(0.3)
+
+
 def test_turns():
     weight, points = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))
     clock = nn.Module()
     clock.done = torch.zeros((), dtype=torch.int64)
     group = {"params": [points], "lr": 0.1, "weight_decay": 0.0}
-    optimizer = InTurns([{"params": [weight], "lr": 0.1}], group, 2, clock, (0.9, 0.98))
+    optimizer = InTurns([{"params": [weight], "lr": 0.1}], [group], 2, clock, (0.9, 0.98))
     moved = []
     for step in range(1, 7):
         before = weight.clone(), points.clone()

@@ -63,7 +63,7 @@ def test_static_ranges_are_those_of_the_smoothed_input(pico_llama, make_work):
     model = smoothed(pico_llama(), make_work, activation="static", **BLOCKS)
     first = model.module.model.layers[0]
     norm = before.module.model.layers[0].input_layernorm
-    s_I = norm.weight.double() / first.input_layernorm.weight.double()
+    s_I = (norm.weight.double() / first.input_layernorm.weight.double()).detach()
     low, high = (x_TI / s_I).min().clamp(max=0), (x_TI / s_I).max().clamp(min=0)
     for name in ("q_proj", "k_proj", "v_proj"):
         layer = first.self_attn.get_submodule(name)
@@ -128,10 +128,10 @@ def test_a_factor_is_undone_by_the_weights(pico_bert, make_work):
     model = smoothed(pico_bert(), make_work, unfolded="scale")
     layer = model.module.encoder.layer[0].intermediate.dense
     assert float(layer.factor_I.std()) > 0.01
-    back = layer.weight * layer.factor_I
-    assert torch.allclose(back, before.weight, atol=float(layer.scale_OG.max()) * 2)
+    rounding = layer.scale_OG.float() * layer.factor_I / 2
+    assert bool(((layer.weight - before.weight).abs() <= rounding * 1.001).all())
     x = torch.randn(5, 32)
-    assert float((layer(x) - before(x)).norm() / before(x).norm()) < 0.02
+    assert float(((layer(x) - before(x)).norm() / before(x).norm()).detach()) < 0.02
 
 
 @pytest.mark.parametrize("activation", ["token", "tensor", "static"])

@@ -55,6 +55,16 @@ def copied(tmp_path):
             ["quantize/rescaled", "quantize/activations", "quantize/weights"],
             ["quantize/awq", "model/scaling"],
         ),
+        (
+            "quantize.distilled",
+            ["quantize/trained", "quantize/weights", "distill/logits", "distill/runner"],
+            ["quantize/rtn", "quantize/points", "distill/kd"],
+        ),
+        (
+            "quantize.differentiable",
+            ["quantize/trained", "quantize/points", "distill/logits", "distill/runner"],
+            ["quantize/rtn", "quantize/distilled"],
+        ),
         ("export.onnx", ["export/onnx", "export/onnx_pair"], ["export/safetensors"]),
         ("search.minitron", ["prune/cutting", "distill/runner"], ["distill/kd"]),
     ],
