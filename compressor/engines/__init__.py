@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from compressor.errors import CompressError
 from compressor.model.manifest import NAME as MANIFEST
-from compressor.model.manifest import read_manifest
+from compressor.model.manifest import WeightFormat, read_manifest
 
 if TYPE_CHECKING:  # a process that serves ONNX and never touches a tensor of torch stays small
     from torch import Tensor
@@ -29,7 +29,7 @@ class Engine(Protocol):
     CompressError on both.
     """
 
-    name: str  # "torch" | "onnxruntime"
+    name: str  # "torch" | "transformers" | "onnxruntime"
     path: Path
 
     def outputs(self, batch: "dict[str, Tensor]") -> "dict[str, Tensor]": ...
@@ -68,8 +68,16 @@ def open_engine(path: str | Path, threads: int | None = None) -> Engine:
     return open_engine_of(engine_name(Path(path)), Path(path), threads)
 
 
-def open_engine_of(name: str, path: Path, threads: int | None = None) -> Engine:
+def open_engine_of(
+    name: str,
+    path: Path,
+    threads: int | None = None,
+    formats: dict[str, WeightFormat] | None = None,
+) -> Engine:
     """Open a directory in a named engine, whether or not it has a manifest yet.
+
+    Args:
+        formats: what its manifest will say, where there is none yet.
 
     Raises:
         CompressError: there is no engine of that name, or it cannot load the directory.
@@ -77,12 +85,16 @@ def open_engine_of(name: str, path: Path, threads: int | None = None) -> Engine:
     if name == "torch":
         from compressor.engines.torch import TorchEngine
 
-        return TorchEngine(path, threads)
+        return TorchEngine(path, threads, formats)
+    if name == "transformers":
+        from compressor.engines.plain import TransformersEngine
+
+        return TransformersEngine(path, threads)
     if name == "onnxruntime":
         from compressor.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(path, threads)
     raise CompressError(
         f"'{path.name}' asks for the engine '{name}', which is not here",
-        "engines: torch, onnxruntime",
+        "engines: torch, transformers, onnxruntime",
     )

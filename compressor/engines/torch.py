@@ -15,6 +15,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from compressor.errors import CompressError
 from compressor.model import forward
 from compressor.model.checkpoint import load_directory
+from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 
 _SOURCE = ("input_ids", "input_features", "attention_mask")
@@ -36,6 +37,7 @@ class TorchEngine:
     Args:
         path: a checkpoint or plain Hugging Face directory.
         threads: threads torch may use, for this whole process; None leaves them as they are.
+        formats: see load_directory.
 
     Raises:
         CompressError: the directory holds no complete checkpoint.
@@ -45,10 +47,15 @@ class TorchEngine:
     path: Path
     model: Model
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        formats: dict[str, WeightFormat] | None = None,
+    ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.path, self.model = Path(path), load_directory(Path(path))
+        self.path, self.model = Path(path), load_directory(Path(path), formats)
 
     @classmethod
     def of(cls, model: Model, path: Path) -> "TorchEngine":

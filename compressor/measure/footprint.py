@@ -17,21 +17,25 @@ from typing import Any
 def main(job: dict[str, Any]) -> dict[str, int]:
     """Load, run, report; resident bytes are read from the system (Linux)."""
     serve = _serve_onnxruntime if job["engine"] == "onnxruntime" else _serve_torch
-    baseline = serve(**{key: value for key, value in job.items() if key != "engine"})
+    known: dict[str, Any] = {key: value for key, value in job.items() if key != "engine"}
+    if job["engine"] == "transformers":
+        known["plain"] = True
+    baseline = serve(**known)
     return {"peak_memory_bytes": _status("VmHWM"), "baseline_bytes": baseline}
 
 
-def _serve_torch(path: str, inputs: str, threads: int, prefill: bool) -> int:
+def _serve_torch(path: str, inputs: str, threads: int, prefill: bool, plain: bool = False) -> int:
     import transformers
     from safetensors.torch import load_file
 
+    from compressor.engines.plain import TransformersEngine
     from compressor.engines.torch import TorchEngine
 
     # the classes of a family load when first named; they are code, not model
     _ = transformers.AutoModel, transformers.AutoModelForCausalLM
     batch = load_file(inputs)
     baseline = _status("VmRSS")
-    engine = TorchEngine(Path(path), threads)
+    engine = (TransformersEngine if plain else TorchEngine)(Path(path), threads)
     _ = engine.prefill(batch) if prefill else engine.outputs(batch)
     return baseline
 

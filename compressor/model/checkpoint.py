@@ -18,6 +18,7 @@ from torch import nn
 
 from compressor.errors import CompressError
 from compressor.model import layers
+from compressor.model.coded import packed_view
 from compressor.model.compressed import (
     compressed_state,
     in_our_names,
@@ -198,7 +199,9 @@ def _load_quantized(
     module = build(raw, family)
     _drop_unstored(module, family, tensors)
     layers.install(module, formats)
-    if not is_packed(files):
+    if is_packed(files):
+        tensors = packed_view(module, tensors)
+    else:
         tensors = in_our_names(module, formats, tensors)
     layers.state_from_disk(module, tensors)
     return module

@@ -61,6 +61,11 @@ PACKED_GAIN = """\
 memory and is no faster by itself. Plain transformers cannot open it; \
 `compress export DIR --to safetensors --out DENSE` writes a directory that it can."""
 
+CODED_GAIN = """\
+The codes of {weights} weights are stored in a Huffman code: {bytes:,} bytes of weights instead of \
+{packed_bytes:,}, {saved:.1%} smaller on disk. Loading decodes them, so the model takes no less \
+memory and is no faster. Plain transformers cannot open it."""
+
 TORCH_SPEECH_USAGE = """\
 import numpy
 from transformers import {auto}, AutoFeatureExtractor
@@ -84,6 +89,7 @@ _USAGES = {
     "feature-extraction": ("AutoModel", ENCODER_USAGE, TORCH_USAGE),
 }
 # of what only compress reads whole: these name an engine, the others serve as they are
+_PLAIN = ("torch", "transformers")  # engines of what transformers opens
 _PACKED_USAGES = {ENCODER_USAGE: PACKED_USAGE, IMAGE_USAGE: PACKED_IMAGE_USAGE}
 
 
@@ -93,9 +99,10 @@ def usage(manifest: Manifest, task: str) -> str:
     if find_family(manifest.family).sizes.vocabulary is None:  # also without a head
         exported, plain = IMAGE_USAGE, TORCH_IMAGE_USAGE
     sided = any(form.side_rank is not None for form in manifest.formats.values())
-    if "packed" in manifest.metrics or (sided and manifest.engine == "torch"):
+    own = manifest.metrics.keys() & {"packed", "huffman"}
+    if own or (sided and manifest.engine == "torch"):
         return _PACKED_USAGES.get(exported, exported)
-    if manifest.engine == "torch":
+    if manifest.engine in _PLAIN:
         call = "model.generate" if task == "seq2seq-lm" else "model"
         return plain.format(auto=auto, call=call)
     found = manifest.metrics["agreement"]
@@ -117,12 +124,12 @@ def model_card(
         stages: that came before.
     """
     base = manifest.base_model
-    packed = manifest.metrics.get("packed")
-    library = "compress" if packed else "transformers"
+    own = manifest.metrics.keys() & {"packed", "huffman"}
+    library = "compress" if own else "transformers"
     header = {
         "license": base.get("license") or "other",
         "base_model": base["id"],
-        "library_name": library if manifest.engine == "torch" else manifest.engine,
+        "library_name": library if manifest.engine in _PLAIN else manifest.engine,
         "tags": ["compress", *[s.method for s in stages], method],
     }
     done = [f"1. `{s.method}` in {s.seconds:.0f} s" for s in stages] + [f"1. `{method}`"]
@@ -134,6 +141,7 @@ def model_card(
         f"{manifest.engine} agrees with the torch reference of the same arithmetic to a relative "
         f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
         *_sparsity(manifest),
+        *_coding(manifest),
         *_fidelity(manifest.metrics["fidelity"]),
         *_side_paths(manifest),
         "Every option, seed and digest is in `manifest.json`.",
@@ -145,6 +153,14 @@ def model_card(
 def _saved(packed: dict[str, int]) -> float:
     """Share of the bytes of dense weight files that a packed artefact does without."""
     return 1 - packed["bytes"] / packed["dense_bytes"]
+
+
+def _coding(manifest: Manifest) -> list[str]:
+    """What a Huffman code saves."""
+    coded = manifest.metrics.get("huffman")
+    if not coded:
+        return []
+    return [CODED_GAIN.format(**coded, saved=1 - coded["bytes"] / coded["packed_bytes"])]
 
 
 def _sparsity(manifest: Manifest) -> list[str]:
@@ -159,7 +175,7 @@ def _sparsity(manifest: Manifest) -> list[str]:
     if packed := metrics.get("packed"):
         return [f"{zeros} {PACKED_GAIN.format(**packed, saved=_saved(packed))}"]
     served, whose = "plain transformers", ""
-    if manifest.engine != "torch":
+    if manifest.engine not in _PLAIN:
         served = "ONNX Runtime"
         whose = " The zeros were counted in the checkpoint; `verify` does not count them here."
     return [

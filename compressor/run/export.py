@@ -49,7 +49,8 @@ def export_into(
     nonzero = count_nonzero(model.module)
     formats = model.formats.values()
     del model
-    with closing(open_engine_of(artifact.engine, directory)) as engine:
+    stated = dict(artifact.manifest.formats)
+    with closing(open_engine_of(artifact.engine, directory, formats=stated)) as engine:
         agreement = check_agreement(engine, formats, directory)
         if not agreement.ok:
             raise Refused(

@@ -69,8 +69,9 @@ def check_agreement(
     quantized = [f for f in formats if f.bits is not None and f.codebook is None]
     dynamic = any(f.activation is not None for f in quantized)
     rounds = engine.name == "onnxruntime" and bool(quantized)
+    rounds = rounds or (engine.name == "transformers" and dynamic)  # by formulas of its own
     exact = None
-    if rounds and not dynamic:
+    if rounds and not dynamic:  # ONNX Runtime
         from compressor.engines.onnxruntime import OnnxRuntimeEngine
 
         with closing(OnnxRuntimeEngine(directory, exact=True)) as twin:

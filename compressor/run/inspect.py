@@ -29,7 +29,7 @@ def inspect(path: str, importance: bool = False) -> dict[str, Any]:
     raw = read_config(source.path)
     family = find_family(raw["model_type"])
     manifest = read_manifest(source.path) if (source.path / NAME).is_file() else None
-    exported = manifest is not None and manifest.engine not in (None, "torch")
+    exported = manifest is not None and manifest.engine == "onnxruntime"
     found = _artifact(manifest) if exported and manifest else _weights(source.path)
     return {
         "path": str(path),

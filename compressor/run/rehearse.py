@@ -14,16 +14,15 @@ import torch
 
 from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
-from compressor.export import onnx_formats, safetensors
+from compressor.export import compressed_tensors, huffman, onnx_formats, safetensors
 from compressor.measure import perplexity
 from compressor.model.budget import Shape, sizes_for
 from compressor.model.candidates import label
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
-from compressor.model.compressed import obstacle
 from compressor.model.families import find_family
 from compressor.model.importance_file import find_scores
 from compressor.model.manifest import NAME as MANIFEST
-from compressor.model.manifest import WeightFormat, quantized, read_manifest
+from compressor.model.manifest import WeightFormat, read_manifest
 from compressor.model.model import Model
 from compressor.model.scaling import refuse_unfolded, unfolded
 from compressor.model.shapes import config_of, empty_model, model_class
@@ -347,24 +346,17 @@ def _teacher(name: str, made: list[Model]) -> Model:
 
 
 def _check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str]) -> None:
+    choices: list[dict[str, WeightFormat]] = [made[-1].formats]
     for stage, model in zip(stages, made, strict=False):
         if isinstance(stage.options, WeightOptions):
-            group, own = stage.options.row_group, stage.options
-            targets = quantizable(model, *own.quantizes_ends)
+            own = stage.options
             if own.uneven == "refuse":
-                refuse_uneven(model, targets, group)
-            _check_formats(model, planned(model, own).choices, exports)
-    _check_formats(made[-1], [made[-1].formats], exports)
-
-
-def _check_formats(
-    model: Model, choices: Sequence[Mapping[str, WeightFormat]], exports: Sequence[str]
-) -> None:
-    """Refuse weights that the target of an export cannot express."""
+                refuse_uneven(model, quantizable(model, *own.quantizes_ends), own.row_group)
+            choices = planned(model, own).choices
     for formats in choices:
-        if not quantized(formats):
-            continue
         if "onnx" in exports:
             onnx_formats.refuse(formats)
-        if "compressed_tensors" in exports and (found := obstacle(model.module, formats)):
-            raise found
+        if "compressed_tensors" in exports:
+            compressed_tensors.refuse(made[-1].module, formats)
+        if "huffman" in exports:
+            huffman.refuse(formats)

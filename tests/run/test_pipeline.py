@@ -242,6 +242,8 @@ def test_plan_predicts_the_parameters_that_come_out(finished, tmp_path):
         made = compressor.inspect(str(result.path / stage["name"]))
         assert made["parameters"] == stage["parameters_out"]
         assert made["bytes"] < 3 * stage["bytes_out"] + 100_000
+    weights = result.path / STAGES[2] / "model.safetensors"
+    assert weights.stat().st_size == plan["stages"][2]["bytes_out"]
 
 
 def test_standalone_export(finished, tmp_path):
@@ -418,6 +420,7 @@ def test_report_json_is_valid_and_holds_no_absolute_path(finished, tmp_path):
     [
         ("stages.3.group=7", "group 7 does not divide"),
         ("stages.3.group=8", "ONNX Runtime has no groups of 8"),
+        ("stages.3.bits=3", "ONNX Runtime serves weights of 8, 4 and 2 bits; .* has 3"),
         ("stages.1.sizes.heads=3", "do not fit llama"),
         ("stages.2.teacher=stage:3", "is no earlier stage"),
     ],

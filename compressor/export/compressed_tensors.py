@@ -1,0 +1,58 @@
+"""A directory in the layout of compressed-tensors: quantized weights that plain transformers loads.
+
+The same files that a quantize stage writes where it can (model/compressed.py), as an artefact: with
+a model card, and proven in the engine `transformers`, which is nothing but `from_pretrained` in
+float32. What the library or transformers cannot express is refused, with what can.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compressor.errors import CompressError
+from compressor.export.files import write_side_files
+from compressor.model.checkpoint import write_quantized
+from compressor.model.compressed import obstacle
+from compressor.model.forward import outputs
+from compressor.model.manifest import Artifact, Manifest, WeightFormat, quantized
+from compressor.model.model import Model
+from compressor.model.probe import probe_batches, write_probe
+from compressor.options import options
+
+
+@options
+class Options:
+    """Nothing to choose: precision comes from the quantize stage, dtypes from the checkpoint."""
+
+
+def run(model: Model, options: Options, out: Path) -> Artifact:
+    """Write model.safetensors (in pieces when large), config, tokenizer and probe.
+
+    Raises:
+        CompressError: nothing is quantized, or a module has no form in this layout.
+    """
+    refuse(model.module, model.formats)
+    write_probe(out, [(batch, outputs(model, batch)) for batch in probe_batches(model)])
+    write_side_files(model, out)
+    write_quantized(model.module, model.formats, out, getattr(torch, model.source_dtype))
+    manifest = Manifest(
+        kind="artifact",
+        family=model.family.model_type,
+        base_model={},
+        engine="transformers",
+        formats=dict(model.formats),
+    )
+    return Artifact(out, manifest, "transformers")
+
+
+def refuse(module: nn.Module, formats: Mapping[str, WeightFormat]) -> None:
+    """Raise CompressError where a model, which may lie on the meta device, has no such form."""
+    if not quantized(formats):
+        raise CompressError(
+            "compressed-tensors holds quantized weights, and none of this model is quantized",
+            "put a quantize stage before it, or use export.safetensors",
+        )
+    if found := obstacle(module, formats):
+        raise found
