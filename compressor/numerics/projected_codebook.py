@@ -38,6 +38,7 @@ class Codebook(Projection):
     """
 
     points_P: Tensor
+    held_Bg: Tensor | None
 
     def __init__(
         self,
@@ -56,8 +57,16 @@ class Codebook(Projection):
             self.points_P = nn.Parameter(points_P.clone())
         else:
             self.register_buffer("points_P", points_P.clone())
+        self.register_buffer("held_Bg", None)
         if pinned:
             self.points_P.register_hook(lambda gradient: gradient * (self.points_P != 0))
+
+    def hold(self, w: Tensor) -> None:
+        """Give every weight its nearest point, which it keeps from now on, wherever both move."""
+        w_Bg = self.buckets.cut(cut_off(matrix(w.detach()), self.backward_of))
+        v_Bg = scaled(w_Bg, *stored(*self.buckets.scales(w_Bg)))
+        codes_Bg = nearest(v_Bg, self.points_P.detach())
+        self.held_Bg = codes_Bg if self.held_Bg is None else self.held_Bg.copy_(codes_Bg)
 
     def forward(self, w: Tensor) -> Tensor:
         w_OI = cut_off(matrix(w), self.backward_of)
@@ -83,7 +92,10 @@ class Codebook(Projection):
         w_Bg = self.buckets.cut(w_OI)
         scale_B, offset_B = stored(*self.buckets.scales(w_Bg))
         points_P = self.points_P.detach()
-        codes_OI = self.buckets.join(nearest(scaled(w_Bg, scale_B, offset_B), points_P), w_OI.shape)
+        codes_Bg = self.held_Bg
+        if codes_Bg is None:
+            codes_Bg = nearest(scaled(w_Bg, scale_B, offset_B), points_P)
+        codes_OI = self.buckets.join(codes_Bg, w_OI.shape)
         found = {"codes_OI": codes_OI, "scale": scale_B, "points_P": points_P}
         return found if offset_B is None else found | {"offset": offset_B}
 
@@ -94,6 +106,8 @@ class Codebook(Projection):
         return own | {"points": points, "flat": flat}
 
     def _codes(self, v_Bg: Tensor) -> Tensor:
+        if self.held_Bg is not None:
+            return self.held_Bg
         points_P = self.points_P.detach()
         if not draws(self.rounding):
             return nearest(v_Bg, points_P)

@@ -11,6 +11,10 @@ Points are `2^bits` for every tensor or, with allocation: gradient, half of that
 rest in proportion to the norm of the tensor's gradient, averaged over 5 batches. So a tensor may
 have any number of points from 2 to 256, and its codes take ceil(log2 n) bits.
 
+reassign: 1 assigns weights after every step, as the paper does. The gradient knows nothing of that,
+and with few points the loss may rise. With N it is done every N steps, and with null never: then
+only the values of the points learn, as in Deep Compression (arXiv 1510.00149).
+
 alternate: N trains weights for N steps by quantized distillation, straight through to the full
 precision copy, then points for N steps, and so on (the paper's mixed mode, with epochs).
 
@@ -81,6 +85,9 @@ class Options(TrainedOptions):
     optimizer: Literal["adam", "sgd"] = Field(
         "adam", description="of the points; sgd has Nesterov's momentum 0.9"
     )
+    reassign: int | None = Field(
+        1, ge=1, description="steps until weights get their nearest point anew; null: never"
+    )
     alternate: int | None = Field(
         None, ge=1, description="steps of weights and of points in turns; null: points only"
     )
@@ -97,6 +104,8 @@ class Options(TrainedOptions):
             raise ValueError("symmetric is said by scaling: linear has an offset, absmax none")
         if self.alternate is not None and self.optimizer == "sgd":
             raise ValueError("alternate needs optimizer: adam")
+        if self.alternate is not None and self.reassign != 1:
+            raise ValueError("alternate moves weights, which needs reassign: 1")
         return self
 
 
@@ -141,9 +150,17 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     learned = Learned(loss, [(users(model, target), book) for target, book in layers])
     optimizer = _optimizer(model, learned, options)
 
-    def after_step(step: int) -> None:
+    def assign() -> None:
         sort_points(learned.points, optimizer)
+        for target, book in layers if options.reassign != 1 else ():
+            book.hold(weight_of(model, target.name))
+
+    def after_step(step: int) -> None:
+        if options.reassign is not None and step % options.reassign == 0:
+            assign()
         learned.done.fill_(step)
+
+    assign()
 
     moves = options.alternate is not None
     runner.run(model, learned, options, work, optimizer, after_step, weights=moves)

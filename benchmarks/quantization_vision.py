@@ -1,0 +1,206 @@
+"""Quantized distillation and differentiable quantization on images, as in the paper?
+
+A convolutional teacher and a student of a tenth of its size learn the 10,000 images of MNIST's test
+set: 8,000 to train on, 1,000 for rates and 1,000 held out. As in arXiv 1802.05668, PM rounds the
+distilled student, with one scale a tensor or one every 256 weights; QD goes on training it behind
+its grid, DQ moves the points of its codebooks. The loss is 0.7 T^2 KL + 0.3 CE with T = 2. Biases
+stay float. Sizes are by the paper's formula; Huffman is the mean code length over all tensors.
+Trained arms take the same steps. The paper trains QD from scratch; here all arms start from the
+student that was distilled in float. At most a minute a cell.
+"""
+
+import tempfile
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from cells import DATA, table
+from sweep import NOT_RUN, mean
+from torch import nn
+from torch.nn.functional import max_pool2d, relu
+
+from compressor.numerics.buckets import Buckets, even_points, scaled, stored
+from compressor.numerics.coding import coded_bytes, huffman_bits, pooled
+from compressor.numerics.projected_codebook import Codebook
+from compressor.numerics.projection import matrix
+from compressor.quantize.differentiable import Learned
+from compressor.quantize.points import mean_gap, sort_points, start_points
+from compressor.screen import Silent
+from compressor.training.idx import idx_pixels, read_idx
+from compressor.training.loop import train
+from compressor.training.losses import divergence, label_loss
+from compressor.training.options import Train
+from compressor.training.projected import Projected, projected
+from compressor.training.workbench import Workbench
+
+TITLE = "Quantized students of a convolutional teacher"
+MODELS = ("MNIST",)
+SPLITS = {"train": slice(0, 8000), "validation": slice(8000, 9000), "heldout": slice(9000, 10000)}
+STEPS, BATCH, BUCKET = 400, 64, 256
+BITS = (2, 4, 8)
+WIDTHS = {"teacher": (16, 32, 128), "student": (4, 8, 32)}
+ARMS = ("PM, no buckets", "PM", "QD", "DQ")
+QD_RATE, DQ_RATE = 1e-3, 0.1  # DQ's is in mean gaps between points
+
+
+class Net(nn.Module):
+    """Two convolutions with pooling, two dense layers: pixels [B, 1, 28, 28] -> logits [B, 10]."""
+
+    def __init__(self, first, second, dense):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, first, 5), nn.Conv2d(first, second, 5)
+        self.dense, self.out = nn.Linear(16 * second, dense), nn.Linear(dense, 10)
+
+    def forward(self, x):
+        x = max_pool2d(relu(self.first(x)), 2)
+        x = max_pool2d(relu(self.second(x)), 2)
+        return self.out(relu(self.dense(x.flatten(1))))
+
+
+class Loss(nn.Module):
+    """0.7 T^2 KL + 0.3 CE, a mean over rows; CE alone without a teacher."""
+
+    def __init__(self, student, teacher=None):
+        super().__init__()
+        self.models, self.kl = (student, teacher), divergence("forward", 2.0)  # not ours
+
+    def forward(self, batch):
+        student, teacher = self.models
+        logits = student(batch["pixel_values"])
+        ce = label_loss(logits, batch["labels"]).mean()
+        if teacher is None:
+            return ce
+        with torch.no_grad():
+            above = teacher(batch["pixel_values"])
+        return 0.7 * self.kl(logits, above).mean() + 0.3 * ce
+
+
+@cache
+def images():
+    """(pixels [N, 1, 28, 28], labels [N])."""
+    file = DATA / "data" / "t10k-images-idx3-ubyte.gz"
+    pixels = torch.from_numpy(idx_pixels(file).astype(np.float32) / 255).unsqueeze(1)
+    return pixels, torch.tensor([document.label for document in read_idx(file)])
+
+
+def batches(seed):
+    """Batches of the training split, drawn anew every epoch."""
+    pixels, labels = (x[SPLITS["train"]] for x in images())
+    draw, found = torch.Generator().manual_seed(seed), []
+    while len(found) < STEPS:
+        rows = torch.randperm(len(labels), generator=draw).split(BATCH)
+        found += [{"pixel_values": pixels[r], "labels": labels[r]} for r in rows if len(r) == BATCH]
+    return found[:STEPS]
+
+
+@torch.no_grad()
+def accuracy(net, split):
+    """Share of right answers."""
+    pixels, labels = (x[SPLITS[split]] for x in images())
+    return float((net(pixels).argmax(1) == labels).float().mean())
+
+
+def learn(net, objective, seed, lr, optimizer=None, after_step=None):
+    """Train in place."""
+    options = Train(
+        **{"steps": STEPS, "batch": BATCH, "lr": lr, "precision": "float32"},
+        **{"snapshot_seconds": 1e6},
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        surroundings = (seed, torch.device("cpu"), Path(scratch), Silent(), lambda line: None)
+        work = Workbench(*surroundings, _batches=None, _teacher=None, _reference=None)
+        train(net, batches(seed), objective, options, work, optimizer, after_step)
+
+
+@cache
+def trained(kind, seed):
+    """The teacher, the student without one, or the student that learned from the teacher."""
+    torch.manual_seed(seed)
+    net = Net(*WIDTHS["teacher" if kind == "teacher" else "student"])
+    teacher = trained("teacher", seed) if kind == "distilled" else None
+    learn(net, Loss(net, teacher), seed, 3e-3)
+    return net.requires_grad_(False)
+
+
+def float_cell(kind, seed):
+    """A float network."""
+    net = trained(kind, seed)
+    count = sum(p.numel() for p in net.parameters())
+    return {"bytes": 4 * count, **{s: accuracy(net, s) for s in ("validation", "heldout")}}
+
+
+def cell(arm, bits, seed):
+    """A quantized student: accuracies and sizes."""
+    net = Net(*WIDTHS["student"])
+    net.load_state_dict(trained("distilled", seed).state_dict())
+    buckets = Buckets(None if arm == "PM, no buckets" else BUCKET, True, "linear")
+    users = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [((m,), _codebook(m.weight.detach(), buckets, bits, arm == "DQ")) for m in users]
+    loss = Loss(net, trained("teacher", seed))
+    if arm == "QD":
+        learn(net, Projected(loss, layers), seed, QD_RATE)
+    elif arm == "DQ":
+        net.requires_grad_(False)
+        learned = Learned(loss, layers)
+        groups = [{"params": [p], "lr": DQ_RATE * mean_gap(p)} for p in learned.points]
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
+        after_step = lambda step: sort_points(learned.points, optimizer)  # noqa: E731
+        learn(net, learned, seed, DQ_RATE, optimizer, after_step)
+    with torch.no_grad(), projected(layers):
+        found = {split: accuracy(net, split) for split in ("validation", "heldout")}
+    return found | _sizes(net, layers, bits)
+
+
+def _codebook(weight, buckets, bits, learns):
+    if not learns:
+        return Codebook(buckets, even_points(bits, "linear"))
+    w_Bg = buckets.cut(matrix(weight))
+    v_Bg = scaled(w_Bg, *stored(*buckets.scales(w_Bg)))
+    return Codebook(buckets, start_points(v_Bg, 2**bits, "quantiles", False, False), learns=True)
+
+
+def _sizes(net, layers, bits):
+    parts = [book.parts(user.weight) for (user,), book in layers]
+    codes = [part["codes_OI"] for part in parts]
+    weights, scales = sum(c.numel() for c in codes), sum(part["scale"].numel() for part in parts)
+    floats, huffman = (
+        sum(p.numel() for p in net.parameters()) - weights,
+        huffman_bits(pooled(codes)),
+    )
+    plain, coded = (coded_bytes(floats, n, scales) for n in (bits * weights, huffman))
+    return {"bytes": plain, "huffman_bytes": coded, "huffman_bits": huffman / weights}
+
+
+def key(arm, bits, seed):
+    return f"vision {arm} {bits} bits seed {seed}" if bits else f"vision {arm} seed {seed}"
+
+
+def run(cells, model, seeds):
+    """Every arm with every seed."""
+    for seed in seeds:
+        for kind in ("teacher", "alone", "distilled"):
+            cells.run(key(kind, None, seed), partial(float_cell, kind, seed))
+        for bits in BITS:
+            for arm in ARMS:
+                cells.run(key(arm, bits, seed), partial(cell, arm, bits, seed))
+
+
+def section(cells):
+    """A row for every arm: means over seeds."""
+    rows = [_row(cells, kind, None) for kind in ("teacher", "alone", "distilled")]
+    rows += [_row(cells, arm, bits) for bits in BITS for arm in ARMS]
+    header = ["network", "bits", "validation %", "held out %", "bytes", "with Huffman", "seeds"]
+    return [table(header, rows)]
+
+
+def _row(cells, arm, bits):
+    names = {"alone": "student alone", "distilled": "student distilled"}
+    found = [cells.found.get(key(arm, bits, seed)) for seed in range(10)]
+    found = [cell for cell in found if cell]
+    start = [names.get(arm, arm), str(bits or 32)]
+    if not found:
+        return [*start, *[NOT_RUN] * 5]
+    shares = [f"{100 * mean([c[s] for c in found]):.1f}" for s in ("validation", "heldout")]
+    sizes = [[c[k] for c in found if k in c] for k in ("bytes", "huffman_bytes")]
+    return [*start, *shares, *(f"{mean(s):.0f}" if s else "" for s in sizes), str(len(found))]
