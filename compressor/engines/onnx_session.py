@@ -52,15 +52,41 @@ class Session:
 
 
 def _float_activations(file: Path) -> bytes:
-    """The model with every MatMulNBits at accuracy_level 1; external data stays outside."""
+    """The model with float activations; external data stays outside.
+
+    Every MatMulNBits gets accuracy_level 1, and integer products become float ones of the inputs
+    over their steps, not rounded.
+    """
     import onnx
 
     model = onnx.load(file, load_external_data=False)
+    nodes = []
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 1
+        nodes.extend(_without_rounding(node))
+    del model.graph.node[:], model.graph.value_info[:]  # which tell the types of codes
+    model.graph.node.extend(nodes)
     return model.SerializeToString()
+
+
+def _without_rounding(node: Any) -> list[Any]:
+    """What stands for a node of an integer product; any other node itself."""
+    from onnx import TensorProto
+    from onnx.helper import make_node
+
+    if node.op_type == "QuantizeLinear":
+        return [make_node("Div", node.input[:2], node.output)]
+    if node.op_type == "DynamicQuantizeLinear":
+        codes, step, _ = node.output
+        node.output[0] = f"{codes}.rounded"
+        return [node, make_node("Div", [node.input[0], step], [codes])]
+    if node.op_type == "MatMulInteger":
+        weight = f"{node.output[0]}.weight"
+        cast = make_node("Cast", [node.input[1]], [weight], to=TensorProto.FLOAT)
+        return [cast, make_node("MatMul", [node.input[0], weight], node.output)]
+    return [node]
 
 
 def _load(model: str | bytes, file: Path, settings: SessionOptions) -> InferenceSession:

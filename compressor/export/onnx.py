@@ -7,7 +7,7 @@ what `model.formats` says; nothing is quantized here. A table shared by embeddin
 stored once. Decoders get a KV cache (onnx_forward.py has the inputs and outputs).
 
 The scales in the file are our float16 values as float32. The probe holds the outputs of the
-model in torch.
+model in torch, with float activations.
 """
 
 import warnings
@@ -21,6 +21,7 @@ from compressor.export.files import write_side_files
 from compressor.export.onnx_forward import Graph, graphs
 from compressor.export.onnx_twin import make_twin
 from compressor.model.forward import outputs
+from compressor.model.layers import float_inputs
 from compressor.model.manifest import Artifact, Manifest
 from compressor.model.model import Model
 from compressor.model.probe import probe_batches, write_probe
@@ -46,7 +47,8 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     """
     twin = make_twin(model)
     batches = probe_batches(model)
-    write_probe(out, [(batch, outputs(model, batch)) for batch in batches])
+    with float_inputs(model.module):
+        write_probe(out, [(batch, outputs(model, batch)) for batch in batches])
     for graph in graphs(twin):
         program = _export(graph, options)
         _name_axes(program, graph)

@@ -4,7 +4,8 @@ An embedding and a head that share one table share the very same buffers. A tied
 once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class QuantLinear(QuantTable):
     Attributes:
         input_scale, input_zero: the grid of x, float32 and uint8 scalars, where it is not dynamic.
         factor_I: what x is multiplied by before it is rounded, float32; None: by nothing.
+        rounds_input: false while `float_inputs` says so.
     """
 
     bias: nn.Parameter | None
@@ -47,7 +49,7 @@ class QuantLinear(QuantTable):
         super().__init__(outputs, inputs, form)
         self.in_features, self.out_features = inputs, outputs
         self.register_parameter("bias", bias)
-        self.side, self.factor_I = None, None
+        self.side, self.factor_I, self.rounds_input = None, None, True
         if form.activation is not None:
             self._prepare_input(form, form.activation)
 
@@ -79,6 +81,8 @@ class QuantLinear(QuantTable):
         return beside(self._quantized(x), self.side, x)
 
     def _quantized(self, x: Tensor) -> Tensor:
+        if self.format.activation is not None and not self.rounds_input:
+            return linear(x, self.weight, self.bias)
         if self.format.activation is not None:
             return self._with_int8(x if self.factor_I is None else x * self.factor_I)
         if self.format.codebook is not None:
@@ -92,6 +96,19 @@ class QuantLinear(QuantTable):
             return static_int8_linear(x, *weight, self.input_scale, self.input_zero, self.bias)
         per_token = self.format.activation["per"] == "token"
         return (token_int8_linear if per_token else dynamic_int8_linear)(x, *weight, self.bias)
+
+
+@contextmanager
+def float_inputs(module: nn.Module) -> Iterator[None]:
+    """Until the block ends, inputs of Linears stay float, whatever their formats say."""
+    found = [m for m in module.modules() if isinstance(m, QuantLinear)]
+    for layer in found:
+        layer.rounds_input = False
+    try:
+        yield
+    finally:
+        for layer in found:
+            layer.rounds_input = True
 
 
 class QuantEmbedding(QuantTable):

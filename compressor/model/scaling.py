@@ -12,8 +12,8 @@ MLP in -> out    rows of the up projection of a gated MLP, which is multiplied b
                  activation; or of the one input projection where the activation is ReLU, for
                  positive scales pass through it
 
-A norm is stored in the model's own dtype, so its new weight is rounded to that first and the
-Linears get the scale that it really has. Zeros of weights stay zero.
+Norms and biases are stored in the model's own dtype, so they are rounded to that at once, and the
+Linears get the scale that the norm's weight then really has. Zeros of weights stay zero.
 
 Legend: I inputs of the readers, R rows of the producer.
 """
@@ -137,7 +137,7 @@ def fold_scale(model: Model, fold: Fold, s_I: Tensor) -> Tensor:
         s_R = s_I.new_ones(source.out_features)
         s_R[fold.rows_I] = s_I
         assert torch.equal(s_R[fold.rows_I], s_I), f"'{fold.source}' cannot have several scales"
-        _divide_rows(source, s_R)
+        _divide_rows(model, source, s_R)
     else:
         s_I = _divide_norm(model, source, s_I)
     for name in fold.readers:
@@ -150,11 +150,16 @@ def fold_scale(model: Model, fold: Fold, s_I: Tensor) -> Tensor:
     return s_I
 
 
-def _divide_rows(linear: Any, s_R: Tensor) -> None:
+def _as_stored(model: Model, tensor: Tensor) -> Tensor:
+    """The values that a checkpoint will hold."""
+    return tensor.to(getattr(torch, model.source_dtype)).to(tensor.dtype)
+
+
+def _divide_rows(model: Model, linear: Any, s_R: Tensor) -> None:
     # not in place: the weight may be the mapping of a file
     linear.weight.data = linear.weight / s_R[:, None]
     if linear.bias is not None:
-        linear.bias.data = linear.bias / s_R
+        linear.bias.data = _as_stored(model, linear.bias / s_R)
     side = getattr(linear, "side", None)
     if side is not None:
         side.out_OR.data = side.out_OR / s_R[:, None]
@@ -163,12 +168,12 @@ def _divide_rows(linear: Any, s_R: Tensor) -> None:
 def _divide_norm(model: Model, norm: Any, s_I: Tensor) -> Tensor:
     """Divide a norm by a scale as near to s_I as its stored weight allows; returns that scale."""
     plus = 1.0 if model.family.norm == "rms plus one" else 0.0
-    old_I, stored = norm.weight + plus, getattr(torch, model.source_dtype)
-    weight_I = (old_I / s_I - plus).to(stored).to(old_I.dtype)
+    old_I = norm.weight + plus
+    weight_I = _as_stored(model, old_I / s_I - plus)
     real_I = old_I / (weight_I + plus)
     sound_I = real_I.isfinite() & (real_I > 0)  # a weight of zero has no scale
     real_I = real_I.where(sound_I, torch.ones_like(real_I))
     norm.weight.data = weight_I.where(sound_I, norm.weight)
     if getattr(norm, "bias", None) is not None:
-        norm.bias.data = norm.bias / real_I
+        norm.bias.data = _as_stored(model, norm.bias / real_I)
     return real_I

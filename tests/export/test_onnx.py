@@ -40,7 +40,9 @@ def exported(model, out, work=None, **quantization):
     engine = OnnxRuntimeEngine(out, threads=1)
     for inputs, wanted in read_probe(out):
         errors = largest_difference(wanted, engine.outputs(inputs), inputs["attention_mask"])
-        assert max(errors.values()) < (INTEGER if quantization else FLOAT), errors
+        # the probe has float activations: one scale for a whole tensor is far from them
+        integer = 0.1 if quantization.get("activation") else INTEGER
+        assert max(errors.values()) < (integer if quantization else FLOAT), errors
     return engine
 
 
