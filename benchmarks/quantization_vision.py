@@ -3,10 +3,11 @@
 A convolutional teacher and a student of a tenth of its size learn the 10,000 images of MNIST's test
 set: 8,000 to train on, 1,000 for rates and 1,000 held out. As in arXiv 1802.05668, PM rounds the
 distilled student, with one scale a tensor or one every 256 weights; QD goes on training it behind
-its grid, DQ moves the points of its codebooks. The loss is 0.7 T^2 KL + 0.3 CE with T = 2. Biases
-stay float. Sizes are by the paper's formula; Huffman is the mean code length over all tensors.
-Trained arms take the same steps. The paper trains QD from scratch; here all arms start from the
-student that was distilled in float. At most a minute a cell.
+its grid, DQ moves the points of its codebooks, to which weights are assigned anew after every step
+or, held, never. The loss is 0.7 T^2 KL + 0.3 CE with T = 2. Biases stay float. Sizes are by the
+paper's formula; Huffman is the mean code length over all tensors. Trained arms take the same steps.
+The paper trains QD from scratch; here all arms start from the student that was distilled in float.
+At most a minute a cell.
 """
 
 import tempfile
@@ -40,8 +41,8 @@ SPLITS = {"train": slice(0, 8000), "validation": slice(8000, 9000), "heldout": s
 STEPS, BATCH, BUCKET = 400, 64, 256
 BITS = (2, 4, 8)
 WIDTHS = {"teacher": (16, 32, 128), "student": (4, 8, 32)}
-ARMS = ("PM, no buckets", "PM", "QD", "DQ")
-QD_RATE, DQ_RATE = 1e-3, 0.1  # DQ's is in mean gaps between points
+ARMS = ("PM, no buckets", "PM", "QD", "DQ", "DQ, held")
+QD_RATE, DQ_RATE = 1e-3, 0.02  # DQ's is in mean gaps between points
 
 
 class Net(nn.Module):
@@ -136,20 +137,26 @@ def cell(arm, bits, seed):
     net.load_state_dict(trained("distilled", seed).state_dict())
     buckets = Buckets(None if arm == "PM, no buckets" else BUCKET, True, "linear")
     users = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    layers = [((m,), _codebook(m.weight.detach(), buckets, bits, arm == "DQ")) for m in users]
+    layers = [((m,), _codebook(m.weight.detach(), buckets, bits, "DQ" in arm)) for m in users]
     loss = Loss(net, trained("teacher", seed))
     if arm == "QD":
         learn(net, Projected(loss, layers), seed, QD_RATE)
-    elif arm == "DQ":
+    elif "DQ" in arm:
         net.requires_grad_(False)
+        for (user,), book in layers if arm == "DQ, held" else ():
+            book.hold(user.weight)
         learned = Learned(loss, layers)
         groups = [{"params": [p], "lr": DQ_RATE * mean_gap(p)} for p in learned.points]
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
-        after_step = lambda step: sort_points(learned.points, optimizer)  # noqa: E731
+        after_step = partial(_sort, learned, optimizer) if arm == "DQ" else None
         learn(net, learned, seed, DQ_RATE, optimizer, after_step)
     with torch.no_grad(), projected(layers):
         found = {split: accuracy(net, split) for split in ("validation", "heldout")}
     return found | _sizes(net, layers, bits)
+
+
+def _sort(learned, optimizer, step):
+    sort_points(learned.points, optimizer)
 
 
 def _codebook(weight, buckets, bits, learns):
