@@ -5,8 +5,9 @@
 The file holds our codes, as many whole ones in a byte as fit (two of 4 bits, one of 3), and a table
 of what every byte stands for, [256, codes in a byte], so that one Gather unpacks and looks up at
 once. ONNX Runtime computes the weight of a Linear when it loads the file: in memory it then is
-float32, and the layer is as fast as a float one. So a codebook saves bytes on disk and no time; a
-uniform grid (quantize.rtn) saves both. Rows of an embedding are looked up when they are asked for.
+float32 (and loading takes more than that), and the layer is as fast as a float one. So a codebook
+saves bytes on disk and no time; a uniform grid (quantize.rtn) saves both. Rows of an embedding are
+looked up when they are asked for.
 
 Legend: O outputs or rows, I inputs or columns, P bytes of a row, B flat buckets.
 """
