@@ -6,6 +6,9 @@ learned it understands nobody; what is compared is how losses recover one and th
 numbers of validation and held-out clips are said nowhere in the others. The model is small, hears
 clips of up to 2 seconds, and has random weights before the teacher is trained. `trivial` is the
 accuracy of answering every clip with the most frequent answer, which hears nothing.
+
+Rates are chosen at 75 %, where cross entropy prefers 1e-3 and SquareHead 3e-3. At 90 % the rate is
+the whole difference: cross entropy at 3e-3 (in the cells, not in the table) is as good there.
 """
 
 import ctypes
