@@ -177,6 +177,11 @@ def grid_of(
     return make(w_OI, bits, group, options.symmetric)
 
 
+def uniform(codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor) -> dict[str, Tensor]:
+    """What quantizer.quantize gives, as parts of a table (model/tables.py)."""
+    return {"codes_OI": codes_OI, "scale_OG": scale_OG, "zero_OG": zero_OG}
+
+
 def round_to_nearest(
     model: Model,
     target: Target,
@@ -186,8 +191,7 @@ def round_to_nearest(
     """Quantize the weight of a target as it is."""
     w_OI = weight_of(model, target.name)
     scale_OG, zero_OG = grid_of(w_OI, target.bits, target.group, options)
-    codes_OI = encode(w_OI, scale_OG, zero_OG, target.bits)
-    parts = {"codes_OI": codes_OI, "scale_OG": scale_OG, "zero_OG": zero_OG}
+    parts = uniform(encode(w_OI, scale_OG, zero_OG, target.bits), scale_OG, zero_OG)
     place(model, target, parts, activation, symmetric=options.symmetric)
 
 

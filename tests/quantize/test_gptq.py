@@ -1,7 +1,9 @@
 """GPTQ against the paper in float64, with masks, jointly sparse, ties and mixed bits."""
 
+import gc
 import itertools
 import re
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -17,7 +19,7 @@ from compressor.numerics.clipping import clipped_grid
 from compressor.numerics.quantizer import dequantize, encode, grid, quantize
 from compressor.numerics.solver import output_energy
 from compressor.prune import magnitude
-from compressor.quantize import gptq, rtn
+from compressor.quantize import awq, gptq, rtn
 from compressor.quantize.mixed import allot, refuse_small
 from compressor.quantize.weights import Mixed
 from families import CONFIGS, pico, random_inputs
@@ -180,3 +182,21 @@ def test_choices_are_different_and_fit_integer_products():
     rtn.Options(**channels)
     with pytest.raises(ValidationError, match="leave mixed out"):
         rtn.Options(**channels, mixed={"average_bits": 5})
+
+
+@pytest.mark.parametrize("method", [gptq, awq])
+def test_float_weights_of_finished_blocks_are_let_go(method, pico_llama, make_work, monkeypatch):
+    model = pico_llama()
+    floats = [weakref.ref(linear) for linear in prunable(model).values()]
+    alive, place = [], method.place
+
+    def placed(*args, **form):
+        gc.collect()
+        alive.append(sum(linear() is not None for linear in floats))
+        place(*args, **form)
+
+    monkeypatch.setattr(method, "place", placed)
+    method.run(model, method.Options(**DATA), make_work())
+    blocks, layers = len(model.blocks(model.family.stacks[0])), len(floats)
+    assert blocks > 1
+    assert alive == [layers - i // (layers // blocks) * (layers // blocks) for i in range(layers)]
