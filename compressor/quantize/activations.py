@@ -18,8 +18,10 @@ def needs_channels(options: WeightOptions, activation: str) -> None:
     """Refuse weights that integer products cannot take; for a validator of the options.
 
     Raises:
-        ValueError: they are not symmetric 8-bit with one scale per output channel.
+        ValueError: they are not all symmetric 8-bit with one scale per output channel.
     """
+    if activation != "none" and getattr(options, "mixed", None) is not None:
+        raise ValueError(f"activation {activation} needs bits: 8 for all layers; leave mixed out")
     fits = options.bits == 8 and options.group is None and options.symmetric
     if activation != "none" and not fits:
         raise ValueError(f"activation {activation} needs bits: 8, group: null, symmetric: true")

@@ -33,8 +33,8 @@ from compressor.model.scaling import fold_scale
 from compressor.numerics.quantizer import dequantize, encode, grid, quantize
 from compressor.numerics.solver import output_energy
 from compressor.options import options
-from compressor.quantize.rescaled import Group, RescaledOptions, calibrated_groups, named
-from compressor.quantize.weights import Target, place
+from compressor.quantize.rescaled import Group, RescaledOptions, calibrated_groups
+from compressor.quantize.weights import Target, place, uniform
 from compressor.training.workbench import Workbench
 
 _SMALLEST = 1e-4  # of a scale before it is normalised
@@ -79,7 +79,7 @@ def _quantize(
     w_OI = linear.weight.detach().float()
     kept_OI = _clip(w_OI, h_II, target, symmetric) if clips else w_OI
     scale_OG, zero_OG = grid(kept_OI, target.bits, target.group, symmetric)
-    parts = named(encode(w_OI, scale_OG, zero_OG, target.bits), scale_OG, zero_OG)
+    parts = uniform(encode(w_OI, scale_OG, zero_OG, target.bits), scale_OG, zero_OG)
     energy = output_energy(w_OI, h_II)
     lost = output_energy(dequantize(*parts.values()).sub_(w_OI), h_II)
     place(model, target, parts, symmetric=symmetric)

@@ -28,9 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from compressor.model.model import Model
-from compressor.model.sparse import promise, promised_zeros, prunable
-from compressor.model.spill import Spill
-from compressor.model.tables import QuantTable
+from compressor.model.sparse import promise, promised_zeros
 from compressor.numerics.masks import group_of
 from compressor.numerics.quantizer import encode
 from compressor.numerics.solver import (
@@ -45,27 +43,15 @@ from compressor.numerics.solver import (
 from compressor.options import options
 from compressor.prune.sparsity import SparseOptions, kept_pattern
 from compressor.prune.sparsity import targets as losing
+from compressor.quantize.blocks import BlockOptions, quantized_blocks
 from compressor.quantize.mixed import mixed_targets
-from compressor.quantize.weights import (
-    GridOptions,
-    Target,
-    grid_of,
-    linear_targets,
-    place,
-    round_to_nearest,
-    weight_of,
-)
-from compressor.training.calibrated import (
-    CalibrationOptions,
-    calibration,
-    note_damping,
-    watched_blocks,
-)
+from compressor.quantize.weights import GridOptions, Target, grid_of, place, uniform, weight_of
+from compressor.training.calibrated import calibration, note_damping
 from compressor.training.workbench import Workbench
 
 
 @options
-class Options(GridOptions, CalibrationOptions):
+class Options(GridOptions, BlockOptions):
     """What to quantize and how finely, and on which data."""
 
     order: Literal["activation", "input"] | None = Field(
@@ -114,14 +100,8 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     batches = calibration(options.samples, options.tokens(model.config), work)
     thinned = set() if options.sparse is None else set(losing(model, options.sparse))
     found = mixed_targets(model, options, batches)
-    inner = {target.name: target for target in linear_targets(model, found)}
-    linears = {name: linear for name, linear in prunable(model).items() if name in inner}
-    for target in found:
-        if target.name not in inner:
-            round_to_nearest(model, target, options)
-    spill = Spill(work.scratch) if options.offload else None
     notes = model.notes["quantization"] = {}
-    for block in watched_blocks(model, linears, batches, work, "quantize", True, spill):
+    for block, inside in quantized_blocks(model, options, found, batches, work, whole=True):
         for names, h_II in block.inputs():
             order_I = h_II.diagonal().argsort(descending=True, stable=True)
             if not options.by_activation:
@@ -129,15 +109,11 @@ def run(model: Model, options: Options, work: Workbench) -> None:
             factor = factorize(h_II if not options.by_activation else h_II[order_I][:, order_I])
             note_damping(model, names, factor, work)
             for name in names:
-                pick = options.pick if name in thinned else None
-                notes[name] = _quantize(model, inner[name], options, factor, order_I, pick, h_II)
+                pick, (target, _) = options.pick if name in thinned else None, inside[name]
+                notes[name] = _quantize(model, target, options, factor, order_I, pick, h_II)
                 if pick is not None and options.sparse is not None:
                     had = model.formats.get(name)
                     promise(model, name, kept_pattern(had, options.sparse.pattern))
-                if spill is not None:
-                    table = model.module.get_submodule(name)
-                    assert isinstance(table, QuantTable)
-                    table.codes_OI = spill.store(table.codes_OI)
 
 
 class _Columns:
@@ -180,8 +156,7 @@ def _quantize(
     new_OI = torch.empty_like(w_OI)
     new_OI[:, order_I] = solve(w_OI[:, order_I], factor, pick, stays_OI, columns)
     scale_OG, zero_OG = columns.scale_OG, columns.zero_OG
-    codes_OI = encode(new_OI, scale_OG, zero_OG, target.bits)
-    parts = {"codes_OI": codes_OI, "scale_OG": scale_OG, "zero_OG": zero_OG}
+    parts = uniform(encode(new_OI, scale_OG, zero_OG, target.bits), scale_OG, zero_OG)
     place(model, target, parts, symmetric=options.symmetric)
     energy = output_energy(w_OI, h_II)
     return {"error": output_energy(w_OI - new_OI, h_II) / energy if energy else 0.0}

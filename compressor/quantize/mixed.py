@@ -12,6 +12,7 @@ bits on, the step that wins most per byte is taken until none fits.
 Legend: O outputs, I inputs.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -26,9 +27,11 @@ from compressor.model.sparse import prunable
 from compressor.numerics.quantizer import dequantize, encode
 from compressor.quantize.weights import (
     GridOptions,
+    Mixed,
     Target,
     grid_of,
     linear_targets,
+    shaped_targets,
     targets,
     weight_of,
 )
@@ -50,29 +53,53 @@ def mixed_targets(
     found = targets(model, options)
     if options.mixed is None:
         return found
+    refuse_small(model, options)
     inner = {target.name for target in linear_targets(model, found)}
     linears = {n: m for n, m in prunable(model).items() if n in inner}
     squares = mean_squares(model, linears, batches) if batches else {}
-    choices = sorted(options.mixed.choices)
+    choices = options.mixed.rising
     errors = [
         [_error(model, target, bits, options, squares.get(target.name)) for bits in choices]
         for target in found
     ]
     sizes = [[_bytes(model, t, bits, options) for bits in choices] for t in found]
-    weights = sum(weight_of(model, target.name).numel() for target in found)
-    budget = options.mixed.bytes or (options.mixed.average_bits or 0) * weights / 8
-    least = sum(size[0] for size in sizes)
-    if least > budget:
-        raise CompressError(
-            f"mixed: {choices[0]} bits for every layer take {least:,} bytes, and the budget is "
-            f"{int(budget):,}",
-            f"mixed.average_bits: {8 * least / weights:.2f} or more, a larger group, or fewer bits "
-            "in mixed.choices",
-        )
-    allotted = allot(errors, sizes, budget)
+    allotted = allot(errors, sizes, _budget(model, found, options.mixed))
     found = [replace(t, bits=choices[k]) for t, k in zip(found, allotted, strict=True)]
     model.notes["bits"] = {target.name: target.bits for target in found}
     return found
+
+
+def refuse_small(model: Model, options: GridOptions) -> None:
+    """Refuse a budget that even the fewest bits exceed; of a model no value is read.
+
+    Raises:
+        CompressError: with the least that would do; or see weights.shaped_targets.
+    """
+    mixed = options.mixed
+    if mixed is None:
+        return
+    found = shaped_targets(model, options)
+    budget, fewest = _budget(model, found, mixed), mixed.rising[0]
+    least = sum(_bytes(model, target, fewest, options) for target in found)
+    if least <= budget:
+        return
+    bits = math.ceil(800 * least / _weights(model, found)) / 100  # rounded up, so that it does
+    enough = f"bytes: {least}" if mixed.bytes else f"average_bits: {bits:.2f}"
+    fewer = "" if fewest == 2 else ", or fewer bits among mixed.choices"
+    raise CompressError(
+        f"mixed: {fewest} bits for every layer take {least:,} bytes with their scales, and the "
+        f"budget is {int(budget):,}",
+        f"mixed.{enough} or more, or a larger group{fewer}",
+    )
+
+
+def _budget(model: Model, found: Sequence[Target], mixed: Mixed) -> float:
+    """Bytes that all layers may take together."""
+    return mixed.bytes or (mixed.average_bits or 0) * _weights(model, found) / 8
+
+
+def _weights(model: Model, found: Sequence[Target]) -> int:
+    return sum(weight_of(model, target.name).numel() for target in found)
 
 
 def allot(

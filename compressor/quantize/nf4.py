@@ -38,8 +38,6 @@ class Options(WeightOptions):
         64, ge=2, description="inputs per scale; null: one scale per output channel"
     )
     symmetric: Literal[True] = Field(True, description="no offsets")
-    clip: Literal["none"] = Field("none", description="scales are the largest weights")
-    mixed: None = Field(None, description="all layers have the same bits")
 
     @property
     def codebook(self) -> str:

@@ -41,7 +41,7 @@ def planned(model: Model, options: WeightOptions) -> Plan:
     first_last = getattr(options, "first_last", False) and model.task in CLASSIFIERS
     scaled = getattr(options, "unfolded", None) == "scale"
     mixed = options.mixed if isinstance(options, GridOptions) else None
-    bits = (options.bits,) if mixed is None else mixed.choices
+    bits = (options.bits,) if mixed is None else mixed.rising
     choices = [dict(_formats(model, options, each, codebook)) for each in bits]
     exact = not (learned or first_last or scaled or mixed)
     return Plan(choices, exact)

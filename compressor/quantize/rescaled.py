@@ -1,11 +1,7 @@
 """Quantization that rescales inputs first: what AWQ and SmoothQuant share.
 
-Blocks are calibrated one after the other (training/calibrated.py), each on what the quantized
-blocks before it give. All scales of a block are chosen on its weights as they are, then they go
-into what makes the inputs (model/scaling.py), then weights are rounded.
-
-What stands outside the blocks (embeddings, the head, a pooler) is rounded to nearest, with the
-same bits and group, before anything is measured.
+Blocks go one after the other (quantize/blocks.py). All scales of a block are chosen on its weights
+as they are, then they go into what makes the inputs (model/scaling.py), then weights are rounded.
 
 Legend: I inputs.
 """
@@ -19,24 +15,16 @@ from torch import Tensor, nn
 from compressor.model.model import Model
 from compressor.model.moments import InputRange
 from compressor.model.scaling import Fold, folds
-from compressor.model.sparse import prunable
-from compressor.model.spill import Spill
-from compressor.model.tables import QuantTable
 from compressor.options import options
-from compressor.quantize.weights import (
-    Target,
-    WeightOptions,
-    linear_targets,
-    round_to_nearest,
-    targets,
-)
-from compressor.training.calibrated import CalibrationOptions, calibration, watched_blocks
+from compressor.quantize.blocks import BlockOptions, quantized_blocks
+from compressor.quantize.weights import Target, targets
+from compressor.training.calibrated import calibration
 from compressor.training.workbench import Workbench
 
 
 @options
-class RescaledOptions(WeightOptions, CalibrationOptions):
-    """How finely weights are quantized, and which data decides."""
+class RescaledOptions(BlockOptions):
+    """Those of methods that scale inputs."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +70,9 @@ def calibrated_groups(
     """
     batches = calibration(options.samples, options.tokens(model.config), work)
     found = targets(model, options)
-    own = prunable(model)
-    inside = {target.name: (target, own[target.name]) for target in linear_targets(model, found)}
-    linears = {name: linear for name, (_, linear) in inside.items()}
     places = {frozenset(fold.readers): fold for fold in folds(model)}
-    for target in found:
-        if target.name not in inside:
-            round_to_nearest(model, target, options)
-    spill = Spill(work.scratch) if options.offload else None
-    watched = watched_blocks(model, linears, batches, work, "quantize", whole, spill, ranges=True)
-    for block in watched:
+    blocks = quantized_blocks(model, options, found, batches, work, whole, ranges=True)
+    for block, inside in blocks:
         ranges, tokens = block.moments.ranges, block.moments.tokens
         assert ranges is not None
         yield [
@@ -104,13 +85,3 @@ def calibrated_groups(
             )
             for names, h in block.inputs()
         ]
-        if spill is not None:
-            for name in block.linears:
-                table = model.module.get_submodule(name)
-                assert isinstance(table, QuantTable)
-                table.codes_OI = spill.store(table.codes_OI)
-
-
-def named(codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor) -> dict[str, Tensor]:
-    """What `quantize` gives, as parts of a table."""
-    return {"codes_OI": codes_OI, "scale_OG": scale_OG, "zero_OG": zero_OG}

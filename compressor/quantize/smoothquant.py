@@ -30,8 +30,8 @@ from compressor.numerics.ops import range_grid
 from compressor.numerics.quantizer import quantize
 from compressor.options import options
 from compressor.quantize.activations import ACTIVATIONS, needs_channels
-from compressor.quantize.rescaled import Group, RescaledOptions, calibrated_groups, named
-from compressor.quantize.weights import place
+from compressor.quantize.rescaled import Group, RescaledOptions, calibrated_groups
+from compressor.quantize.weights import place, uniform
 from compressor.training.workbench import Workbench
 
 
@@ -101,7 +101,7 @@ def _quantize(model: Model, group: Group, scale_I: Tensor, options: Options) -> 
     if not activation["dynamic"]:
         shared |= _static_grid(group, s_I)
     for target, linear in group.members:
-        parts = named(*quantize(linear.weight.detach(), target.bits, target.group, True))
+        parts = uniform(*quantize(linear.weight.detach(), target.bits, target.group, True))
         place(model, target, parts | shared, activation, symmetric=True)
 
 

@@ -38,7 +38,14 @@ class Mixed:
     @model_validator(mode="after")
     def _one_budget(self) -> "Mixed":
         exactly_one(self, ("average_bits", "bytes"))
+        if len(set(self.choices)) == 1:
+            raise ValueError("choices must be at least two different numbers of bits")
         return self
+
+    @property
+    def rising(self) -> list[int]:
+        """The choices, each once, the fewest bits first."""
+        return sorted(set(self.choices))
 
 
 @options
@@ -103,11 +110,25 @@ class Target:
 
 
 def targets(model: Model, options: WeightOptions) -> list[Target]:
-    """The weights to quantize, in the order of the modules.
+    """The weights to quantize, in the order of the modules; see shaped_targets.
 
     Raises:
-        CompressError: the group does not divide a layer's inputs, only one of a tied embedding
-            and head is to be quantized, or a weight is not finite or too large.
+        CompressError: see there; or a weight is not finite or too large.
+    """
+    found = shaped_targets(model, options)
+    mixed = options.mixed if isinstance(options, GridOptions) else None
+    fewest = options.bits if mixed is None else mixed.rising[0]
+    for target in found:
+        _refuse_unsound(target.name, weight_of(model, target.name), fewest)
+    return found
+
+
+def shaped_targets(model: Model, options: WeightOptions) -> list[Target]:
+    """What `targets` gives, from shapes alone: the model may lie on the meta device.
+
+    Raises:
+        CompressError: the group does not divide a layer's inputs, or only one of a tied embedding
+            and head is to be quantized.
     """
     found = quantizable(model, options.embeddings, options.head)
     if options.uneven == "refuse":
@@ -117,8 +138,6 @@ def targets(model: Model, options: WeightOptions) -> list[Target]:
         inputs = weight_of(model, names[0]).shape[1]
         even = options.group is not None and inputs % options.group == 0
         targets.append(Target(tuple(names), options.bits, options.group if even else None))
-    for target in targets:
-        _refuse_unsound(target, weight_of(model, target.name))
     return targets
 
 
@@ -135,16 +154,16 @@ def weight_of(model: Model, name: str) -> Tensor:
     return weight.detach()
 
 
-def _refuse_unsound(target: Target, w_OI: Tensor) -> None:
+def _refuse_unsound(name: str, w_OI: Tensor, bits: int) -> None:
     ends = w_OI.aminmax()  # NaN passes through, and no copy is made
     if not all(bool(end.isfinite()) for end in ends):
         raise CompressError(
-            f"the weight of '{target.name}' has NaN or infinite values",
+            f"the weight of '{name}' has NaN or infinite values",
             "start from a sound checkpoint",
         )
-    if float(torch.maximum(-ends.min, ends.max)) > _LARGEST * (2 ** (target.bits - 1) - 1):
+    if float(torch.maximum(-ends.min, ends.max)) > _LARGEST * (2 ** (bits - 1) - 1):
         raise CompressError(
-            f"the weight of '{target.name}' is so large that its scale overflows float16",
+            f"the weight of '{name}' is so large that its scale overflows float16",
             "start from a sound checkpoint",
         )
 
@@ -158,6 +177,11 @@ def grid_of(
     return make(w_OI, bits, group, options.symmetric)
 
 
+def uniform(codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor) -> dict[str, Tensor]:
+    """What quantizer.quantize gives, as parts of a table (model/tables.py)."""
+    return {"codes_OI": codes_OI, "scale_OG": scale_OG, "zero_OG": zero_OG}
+
+
 def round_to_nearest(
     model: Model,
     target: Target,
@@ -167,8 +191,7 @@ def round_to_nearest(
     """Quantize the weight of a target as it is."""
     w_OI = weight_of(model, target.name)
     scale_OG, zero_OG = grid_of(w_OI, target.bits, target.group, options)
-    codes_OI = encode(w_OI, scale_OG, zero_OG, target.bits)
-    parts = {"codes_OI": codes_OI, "scale_OG": scale_OG, "zero_OG": zero_OG}
+    parts = uniform(encode(w_OI, scale_OG, zero_OG, target.bits), scale_OG, zero_OG)
     place(model, target, parts, activation, symmetric=options.symmetric)
 
 

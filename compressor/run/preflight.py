@@ -29,7 +29,7 @@ from compressor.prune.damage import BY_ANSWERS
 from compressor.prune.scores import by_removal, removable
 from compressor.prune.sparsity import SparseOptions, targets
 from compressor.quantize.trained import TrainedOptions
-from compressor.quantize.weights import WeightOptions
+from compressor.quantize.weights import GridOptions, Mixed, WeightOptions
 from compressor.run.data_needs import check_calibration, refuse_missing_data, refuse_unranked
 from compressor.run.layout import search_place, stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
@@ -191,9 +191,16 @@ def _after(outline: Outline, stage: Stage) -> Outline:
         tables = outline.sizes["vocabulary"] * outline.sizes["hidden"] / outline.parameters
         packed = options.bits / 8 + 2 / (options.group or outline.sizes["hidden"])
         kept = 0.0 if options.quantizes_ends[0] else tables
+        if isinstance(options, GridOptions) and options.mixed is not None:
+            packed = _mixed_width(options.mixed, outline.parameters * (1 - kept))
         width = packed * (1 - kept) + outline.weight_bytes * kept
         return replace(outline, weight_bytes=width)
     return outline
+
+
+def _mixed_width(mixed: Mixed, weights: float) -> float:
+    """Bytes per weight of layers that have a budget together, scales included; 16 bits at most."""
+    return mixed.average_bits / 8 if mixed.average_bits else min(2.0, (mixed.bytes or 0) / weights)
 
 
 def _quantized_bytes(outline: Outline, options: WeightOptions) -> int | None:

@@ -14,7 +14,6 @@ import torch
 
 from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
-from compressor.export import compressed_tensors, huffman, onnx_formats, safetensors
 from compressor.measure import perplexity
 from compressor.model.budget import Shape, sizes_for
 from compressor.model.candidates import label
@@ -36,13 +35,17 @@ from compressor.prune.cutting import refuse_formats
 from compressor.prune.damage import refuse_unpredictable
 from compressor.prune.scores import fitting, layers_to_go
 from compressor.prune.sparsity import SparseOptions, kept_pattern, targets
-from compressor.quantize.planned import planned
-from compressor.quantize.targets import quantizable, refuse_uneven
-from compressor.quantize.weights import WeightOptions
+from compressor.quantize import gptq
 from compressor.run.fingerprint import used_up
 from compressor.run.layout import stage_name
 from compressor.run.methods import load_method
 from compressor.run.profile import Profile, Stage
+from compressor.run.rehearse_formats import (
+    check_groups,
+    check_jointly_sparse,
+    check_packed,
+    refuse_requantized,
+)
 from compressor.run.search_stages import candidate_stages, planned_shapes
 from compressor.training.calibrated import CalibrationOptions
 from compressor.training.reading import most_tokens
@@ -90,10 +93,12 @@ def rehearse(
         job.remarks.extend(filter(None, [unpromised_zeros(made[0], source.path)]))
     _check_measures(profile, made[0].task)
     _check_teachers(profile)
-    _check_packed(profile.stages, source)
+    refuse_requantized(profile.stages, source)
+    check_packed(profile.stages, source)
     made = _rehearse_from(job, made)
     for name, stages in profile.baselines.items():
-        _check_packed(stages, source)
+        refuse_requantized(stages, source)
+        check_packed(stages, source)
         _rehearse_baseline(job, name, stages, made)
     return list(dict.fromkeys(job.remarks))  # the candidates of a search say the same
 
@@ -123,7 +128,7 @@ def _rehearse_baseline(
     for number, stage in enumerate(stages, start=1):
         own.append(_after(job, f"baselines.{name}.{number}", stage, made, own[-1]))
     with _named(f"baseline '{name}'"):
-        _check_groups(stages, own, [s.name for s in stages if s.kind == "export"])
+        check_groups(stages, own, [s.name for s in stages if s.kind == "export"])
 
 
 @contextmanager
@@ -150,7 +155,7 @@ def _rehearse_from(job: _Rehearsal, made: list[Model]) -> list[Model]:
             return _rehearse_search(job, place, stage, made)
         made = [*made, _after(job, place, stage, made, made[-1])]
     exports = [s.name for s in job.profile.stages if s.kind == "export"]
-    _check_groups(job.profile.stages, made, exports)
+    check_groups(job.profile.stages, made, exports)
     return made
 
 
@@ -244,17 +249,6 @@ def _check_teacher(profile: Profile, stage: Stage, end: int) -> None:
         )
 
 
-def _check_packed(stages: tuple[Stage, ...], source: Checkpoint) -> None:
-    """Refuse `packed` where no stage makes weights sparse, or one quantizes them."""
-    if not any(getattr(stage.options, "packed", False) for stage in stages):
-        return
-    formats = dict(source.manifest.formats)
-    for stage in stages:
-        pattern, bits = (getattr(stage.options, key, None) for key in ("pattern", "bits"))
-        formats[stage.method] = WeightFormat(pattern=pattern, bits=bits)
-    safetensors.refuse_unpackable(formats)
-
-
 def _check_length(where: str, stage: Stage, model: Model) -> None:
     """Refuse rows of text that are longer than the model takes."""
     lengths = {}
@@ -277,6 +271,8 @@ def _check_sparse(where: str, stage: Stage, model: Model) -> None:
     own = stage.options
     try:
         found = list(targets(model, own)) if isinstance(own, SparseOptions) else []
+        if isinstance(own, gptq.Options) and own.sparse is not None:
+            check_jointly_sparse(model, own.sparse)
         if isinstance(own, AllocatedOptions):
             exceptions(own, found)
         if isinstance(own, CalibrationOptions):
@@ -343,20 +339,3 @@ def _teacher(name: str, made: list[Model]) -> Model:
     if name.startswith("stage:"):
         return made[int(name.removeprefix("stage:"))]
     return empty(resolve(name).path)
-
-
-def _check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str]) -> None:
-    choices: list[dict[str, WeightFormat]] = [made[-1].formats]
-    for stage, model in zip(stages, made, strict=False):
-        if isinstance(stage.options, WeightOptions):
-            own = stage.options
-            if own.uneven == "refuse":
-                refuse_uneven(model, quantizable(model, *own.quantizes_ends), own.row_group)
-            choices = planned(model, own).choices
-    for formats in choices:
-        if "onnx" in exports:
-            onnx_formats.refuse(formats)
-        if "compressed_tensors" in exports:
-            compressed_tensors.refuse(made[-1].module, formats)
-        if "huffman" in exports:
-            huffman.refuse(formats)

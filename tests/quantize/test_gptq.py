@@ -1,6 +1,9 @@
 """GPTQ against the paper in float64, with masks, jointly sparse, ties and mixed bits."""
 
+import gc
 import itertools
+import re
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -16,8 +19,8 @@ from compressor.numerics.clipping import clipped_grid
 from compressor.numerics.quantizer import dequantize, encode, grid, quantize
 from compressor.numerics.solver import output_energy
 from compressor.prune import magnitude
-from compressor.quantize import gptq, rtn
-from compressor.quantize.mixed import allot
+from compressor.quantize import awq, gptq, rtn
+from compressor.quantize.mixed import allot, refuse_small
 from compressor.quantize.weights import Mixed
 from families import CONFIGS, pico, random_inputs
 from gptq_reference import by_the_book
@@ -159,3 +162,41 @@ def test_mixed_bits_meet_their_budget(pico_llama, make_work):
 def test_a_budget_is_given_once():
     with pytest.raises(ValidationError, match="exactly one"):
         Mixed(average_bits=4, bytes=100)
+
+
+@pytest.mark.parametrize("given", [{"average_bits": 2.1}, {"bytes": 100}])
+def test_the_least_budget_that_is_named_does(given, pico_llama):
+    with pytest.raises(CompressError, match="2 bits for every layer take") as caught:
+        refuse_small(pico_llama(), gptq.Options(**DATA, mixed=given))
+    (key,) = given
+    found = re.match(rf"mixed\.{key}: ([\d.]+) or more, or a larger group$", caught.value.hint)
+    assert found
+    refuse_small(pico_llama(), gptq.Options(**DATA, mixed={key: float(found[1])}))
+
+
+def test_choices_are_different_and_fit_integer_products():
+    with pytest.raises(ValidationError, match="two different"):
+        Mixed(average_bits=4, choices=(4, 4))
+    assert Mixed(average_bits=4, choices=(8, 4, 8)).rising == [4, 8]
+    channels = {"bits": 8, "group": None, "activation": "token"}
+    rtn.Options(**channels)
+    with pytest.raises(ValidationError, match="leave mixed out"):
+        rtn.Options(**channels, mixed={"average_bits": 5})
+
+
+@pytest.mark.parametrize("method", [gptq, awq])
+def test_float_weights_of_finished_blocks_are_let_go(method, pico_llama, make_work, monkeypatch):
+    model = pico_llama()
+    floats = [weakref.ref(linear) for linear in prunable(model).values()]
+    alive, place = [], method.place
+
+    def placed(*args, **form):
+        gc.collect()
+        alive.append(sum(linear() is not None for linear in floats))
+        place(*args, **form)
+
+    monkeypatch.setattr(method, "place", placed)
+    method.run(model, method.Options(**DATA), make_work())
+    blocks, layers = len(model.blocks(model.family.stacks[0])), len(floats)
+    assert blocks > 1
+    assert alive == [layers - i // (layers // blocks) * (layers // blocks) for i in range(layers)]

@@ -9,6 +9,7 @@ from compressor.model.manifest import Manifest, write_manifest
 from compressor.model.side import Side, attach, write_sides
 from compressor.model.sparse import prunable
 from compressor.prune import magnitude
+from compressor.quantize import rtn
 from compressor.run.loading import load_profile
 from compressor.run.rehearse import empty, rehearse
 from compressor.run.setting import open_source
@@ -159,6 +160,42 @@ def test_what_a_sparse_stage_refuses_is_refused_before_any_work(
     fitting = stage.replace("65", "64").replace("'*.values'", "'*'").replace("2:4", "1:2")
     lines = [line.replace(stage, fitting) for line in lines]
     rehearse(profile(*lines, SHORT), source(pico_bert(intermediate_size=42)))
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "hint"),
+    [
+        ({"sparse": "{pattern: '2:4'}"}, "2:4 does not divide the 42 inputs", "sparse.undivided:"),
+        ({"mixed": "{bytes: 100}"}, "2 bits for every layer take", "mixed.bytes: "),
+        ({"length": 65}, "length is 65 and the model takes at most 64", "64 or less"),
+        ({"uneven": "refuse"}, "group 16 does not divide the 42 inputs of ", "uneven: channel"),
+    ],
+)
+def test_what_gptq_refuses_is_refused_before_any_work(
+    options, what, hint, pico_bert, source, profile
+):
+    given = {"group": 16, "uneven": "channel", "length": 64} | options
+    line = ", ".join(f"{key}: {value}" for key, value in given.items())
+    stages = profile(f"stages: [quantize.gptq: {{{line}}}]", SHORT)
+    with pytest.raises(CompressError, match=what) as caught:
+        rehearse(stages, source(pico_bert(intermediate_size=42)))
+    assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("stage", ["quantize.gptq", "distill.ce", "prune.wanda"])
+def test_a_quantized_checkpoint_is_only_exported(stage, pico_llama, make_work, profile, tmp_path):
+    model = pico_llama()
+    rtn.run(model, rtn.Options(group=16), make_work())
+    save(model, tmp_path, tmp_path)
+    base = {"id": "owner/float"}
+    write_manifest(tmp_path, Manifest("checkpoint", "llama", base, formats=model.formats))
+    made = Checkpoint.open(tmp_path)
+    with pytest.raises(
+        CompressError, match=f"quantized already, and {stage} needs float"
+    ) as caught:
+        rehearse(profile(f"stages: [{stage}, export.onnx]", SHORT), made)
+    assert "--model owner/float" in (caught.value.hint or "")
+    rehearse(profile(EXPORT, SHORT), made)
 
 
 @pytest.mark.parametrize(

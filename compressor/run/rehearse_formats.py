@@ -1,0 +1,69 @@
+"""What a rehearsal says of weight formats: those of the source, of a quantizer and of exports."""
+
+from compressor.errors import CompressError
+from compressor.export import compressed_tensors, huffman, onnx_formats, safetensors
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.manifest import WeightFormat
+from compressor.model.model import Model
+from compressor.prune.sparsity import SparseOptions, targets
+from compressor.quantize.mixed import refuse_small
+from compressor.quantize.planned import planned
+from compressor.quantize.targets import quantizable, refuse_uneven
+from compressor.quantize.weights import GridOptions, WeightOptions
+from compressor.run.profile import Stage
+
+
+def refuse_requantized(stages: tuple[Stage, ...], source: Checkpoint) -> None:
+    """Refuse to edit a checkpoint that is quantized: a quantizer would find nothing to do.
+
+    Raises:
+        CompressError: names the stage, and the model that the checkpoint was made from.
+    """
+    editing = [stage.method for stage in stages if stage.kind != "export"]
+    if not editing or all(form.bits is None for form in source.manifest.formats.values()):
+        return
+    origin = source.manifest.base_model.get("id")
+    raise CompressError(
+        f"'{source.path.name}' is quantized already, and {editing[0]} needs float weights",
+        f"--model {origin or 'the float checkpoint'}, from which it was made; or leave only "
+        "exports in the profile",
+    )
+
+
+def check_packed(stages: tuple[Stage, ...], source: Checkpoint) -> None:
+    """Refuse `packed` where no stage makes weights sparse, or one quantizes them."""
+    if not any(getattr(stage.options, "packed", False) for stage in stages):
+        return
+    formats = dict(source.manifest.formats)
+    for stage in stages:
+        pattern, bits = (getattr(stage.options, key, None) for key in ("pattern", "bits"))
+        formats[stage.method] = WeightFormat(pattern=pattern, bits=bits)
+    safetensors.refuse_unpackable(formats)
+
+
+def check_jointly_sparse(model: Model, sparse: SparseOptions) -> None:
+    """Refuse what quantize.gptq could not prune, in the words of its options."""
+    try:
+        targets(model, sparse)
+    except CompressError as error:
+        raise CompressError(error.what, f"sparse.{error.hint}") from error
+
+
+def check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str]) -> None:
+    """Refuse groups that do not divide, a budget that is too small, and what no export can hold."""
+    choices: list[dict[str, WeightFormat]] = [made[-1].formats]
+    for stage, model in zip(stages, made, strict=False):
+        if isinstance(stage.options, WeightOptions):
+            own = stage.options
+            if own.uneven == "refuse":
+                refuse_uneven(model, quantizable(model, *own.quantizes_ends), own.row_group)
+            if isinstance(own, GridOptions):
+                refuse_small(model, own)
+            choices = planned(model, own).choices
+    for formats in choices:
+        if "onnx" in exports:
+            onnx_formats.refuse(formats)
+        if "compressed_tensors" in exports:
+            compressed_tensors.refuse(made[-1].module, formats)
+        if "huffman" in exports:
+            huffman.refuse(formats)
