@@ -14,6 +14,7 @@ EXPERIMENTS = {
     "ptq": "quantization_ptq",
     "trained": "quantization_trained",
     "bytes": "quantization_bytes",
+    "vision": "quantization_vision",
 }
 
 if __name__ == "__main__":
