@@ -9,9 +9,7 @@ all, and its name printed. Nothing of compressor is imported: the environments n
 """
 
 import json
-import resource
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -23,6 +21,7 @@ from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
+from watched import watched
 
 
 def weights(job, group):
@@ -74,18 +73,14 @@ def main(file):
     model = kind.from_pretrained(job["model"], dtype=torch.float32).eval()
     calibration = load_file(job["calibration"])
     rows = Dataset.from_dict({k: v.tolist() for k, v in calibration.items()})
-    start = time.process_time()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    oneshot(
-        **{"model": model, "dataset": rows, "recipe": recipe(job)},
-        **{"max_seq_length": len(calibration["input_ids"][0]), "output_dir": None},
-        num_calibration_samples=len(rows),
+    modifiers = recipe(job)
+    facts = watched(
+        lambda: oneshot(
+            **{"model": model, "dataset": rows, "recipe": modifiers, "output_dir": None},
+            max_seq_length=len(calibration["input_ids"][0]),
+            num_calibration_samples=len(rows),
+        )
     )
-    facts = {
-        "cpu_seconds": time.process_time() - start,
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "loaded_bytes": 1024 * before,
-    }
     if job["heldout"]:
         save_file({"score": score(model, load_file(job["heldout"]), job["task"])}, job["scores"])
     return facts

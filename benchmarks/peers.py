@@ -27,6 +27,13 @@ def _process():
     )
 
 
+def fresh():
+    """End the peer, so that the next question is answered by a new process."""
+    if _process.cache_info().currsize:
+        _process().kill()
+        _process.cache_clear()
+
+
 def ask(job, calibration, heldout=None):
     """(facts, scores): what the peer measured, and its loss [1] or embeddings [N, H].
 

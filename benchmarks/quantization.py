@@ -14,6 +14,7 @@ EXPERIMENTS = {
     "ptq": "quantization_ptq",
     "trained": "quantization_trained",
     "bytes": "quantization_bytes",
+    "cost": "quantization_cost",
     "vision": "quantization_vision",
 }
 

@@ -1,0 +1,93 @@
+"""Seconds and memory of quantizing, beside llm-compressor.
+
+A Llama of random weights (hidden 1024, MLP 2816, 1,024 tokens) in float32, 4 bits in groups of 128,
+symmetric, 32 random rows of 512 tokens, head and embeddings left float. CPU seconds on one thread
+and resident memory beyond the loaded model, of the call alone, each in a process of its own that
+has only imported and loaded. The same rows and layers in both. Random weights: cost only.
+"""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+from cells import table
+from memory import alone
+from peers import PEER, ask, fresh
+from sparsity_memory import make
+from sweep import NOT_RUN
+from watched import watched
+
+from compressor.model.checkpoint import load_directory
+from compressor.quantize import awq, gptq, rtn
+from compressor.run.machine import give_back_memory
+from compressor.screen import Silent
+from compressor.training.workbench import Workbench
+
+TITLE = "Cost beside llm-compressor"
+MODELS = ("random",)
+LAYERS = {"50M": 4, "100M": 8}
+ROWS, LENGTH, BATCH = 32, 512, 8
+GRID = {"bits": 4, "group": 128, "symmetric": True, "embeddings": False, "head": False}
+METHODS = {"RTN": (rtn, "rtn"), "GPTQ": (gptq, "gptq"), "AWQ": (awq, "awq")}
+
+
+def rows():
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 1024, (ROWS, LENGTH), generator=draw)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def ours(folder, arm):
+    """Quantize a loaded model; what it took."""
+    method, _ = METHODS[arm]
+    model, given = load_directory(Path(folder)), rows()
+    batches = [{k: v[i : i + BATCH] for k, v in given.items()} for i in range(0, ROWS, BATCH)]
+    data = {} if method is rtn else {"samples": ROWS, "length": LENGTH}
+    read = lambda split, n, **shape: batches  # noqa: E731
+    with tempfile.TemporaryDirectory() as scratch:
+        surroundings = (0, torch.device("cpu"), Path(scratch), Silent(), lambda line: None)
+        work = Workbench(*surroundings, read, None, None)
+        give_back_memory()
+        return watched(lambda: method.run(model, method.Options(**GRID, **data), work))
+
+
+def theirs(folder, arm):
+    """The same by the peer, in a fresh process."""
+    fresh()
+    job = {"model": folder, "task": "causal-lm", "method": METHODS[arm][1], "activation": None}
+    job |= {k: GRID[k] for k in ("bits", "group", "symmetric")}
+    return ask(job | {"ignore": ["lm_head"], "uneven": []}, rows())[0]
+
+
+def cell(layers, arm, whose):
+    with tempfile.TemporaryDirectory() as folder:
+        alone(make, layers, folder)
+        return alone(ours, folder, arm) if whose == "ours" else theirs(folder, arm)
+
+
+def name(size, arm, whose):
+    return f"cost {size} {arm} {whose}"
+
+
+def run(cells, model, seeds):
+    """Every size and method; seeds do not matter."""
+    for size, layers in LAYERS.items():
+        for arm in METHODS:
+            for whose in ("ours", "llm-compressor") if PEER else ("ours",):
+                cells.run(name(size, arm, whose), partial(cell, layers, arm, whose))
+
+
+def section(cells):
+    """A row for each size and method."""
+    rows = []
+    for size in LAYERS:
+        for arm in METHODS:
+            pair = [cells.found.get(name(size, arm, w)) for w in ("ours", "llm-compressor")]
+            row = [f"{size}, {arm}"]
+            for key, scale in (("cpu_seconds", 1), ("extra_bytes", 1e6)):
+                row += [f"{c[key] / scale:.1f}" if c else NOT_RUN for c in pair]
+                row.append(f"{pair[0][key] / pair[1][key]:.2f}" if all(pair) else "")
+            rows.append(row)
+    header = ["model, method", "s", "llm-compressor s", "ratio"]
+    return [table([*header, "MB", "llm-compressor MB", "ratio"], rows)]
