@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "trained": "quantization_trained",
     "bytes": "quantization_bytes",
     "cost": "quantization_cost",
+    "vision": "quantization_vision",
 }
 
 if __name__ == "__main__":

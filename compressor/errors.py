@@ -21,3 +21,8 @@ class Refused(CompressError):
     """The thing was built, and then failed a gate, a verification or an invariant."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says went wrong, cut to one line; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -13,7 +13,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     SessionOptions,
 )
 
-from compressor.errors import CompressError
+from compressor.errors import CompressError, first_line
 
 _ERRORS_ONLY = 3  # log_severity_level
 
@@ -97,7 +97,6 @@ def _load(model: str | bytes, file: Path, settings: SessionOptions) -> Inference
         return InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
         raise CompressError(
-            f"ONNX Runtime cannot load {file.name} of '{file.parent.name}': "
-            f"{str(error).splitlines()[0]}",
+            f"ONNX Runtime cannot load {file.name} of '{file.parent.name}': {first_line(error)}",
             "export it again",
         ) from error

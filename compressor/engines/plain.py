@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from compressor.engines.torch import TorchEngine
-from compressor.errors import CompressError
+from compressor.errors import CompressError, first_line
 from compressor.model.checkpoint import load_processor, read_pooling
 from compressor.model.families import find_family
 from compressor.model.model import Model
@@ -37,9 +37,9 @@ class TransformersEngine(TorchEngine):
             module, report = model_class(family, config_of(raw)).from_pretrained(
                 self.path, output_loading_info=True, dtype=torch.float32, local_files_only=True
             )
-        except (ValueError, RuntimeError, OSError, KeyError, AttributeError) as error:
+        except Exception as error:  # of whatever kind: two libraries read what a user may edit
             raise CompressError(
-                f"transformers cannot load '{self.path.name}': {str(error).splitlines()[0]}",
+                f"transformers cannot load '{self.path.name}': {first_line(error)}",
                 "export it again",
             ) from error
         if report["unexpected_keys"] or report["mismatched_keys"]:

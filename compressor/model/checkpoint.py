@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import CompressError
+from compressor.errors import CompressError, first_line
 from compressor.model import layers
 from compressor.model.coded import packed_view
 from compressor.model.compressed import (
@@ -146,7 +146,7 @@ def _load_float(
         )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise CompressError(
-            f"transformers cannot load '{path.name}': {str(error).splitlines()[0]}",
+            f"transformers cannot load '{path.name}': {first_line(error)}",
             "check that config.json and the weights belong together",
         ) from error
     _complete(path, family, module, set(report["missing_keys"]), report["mismatched_keys"])
@@ -201,6 +201,11 @@ def _load_quantized(
     layers.install(module, formats)
     if is_packed(files):
         tensors = packed_view(module, tensors)
+    elif found := obstacle(module, formats):
+        raise CompressError(
+            f"the formats of '{path.name}' are not those of its weights: {found.what}",
+            "get weights, config.json and manifest.json from the same place",
+        )
     else:
         tensors = in_our_names(module, formats, tensors)
     layers.state_from_disk(module, tensors)
@@ -234,7 +239,7 @@ def load_processor(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         raise CompressError(
-            f"the tokenizer of '{path.name}' cannot be loaded: {str(error).splitlines()[0]}",
+            f"the tokenizer of '{path.name}' cannot be loaded: {first_line(error)}",
             "restore its tokenizer files",
         ) from error
 

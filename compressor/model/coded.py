@@ -4,6 +4,7 @@ A table `<module>.codes_OI` [O, I] that gets smaller is stored as three tensors,
 row: `.lengths` uint8 [2^bits], `.chunks` int16 [ceil(O I / 1024)] and `.stream` uint8 [bytes].
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -102,8 +103,8 @@ def packed_view(module: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]
     modules = dict(module.named_modules(remove_duplicate=False))
     for name, parts in split.items():
         table = modules.get(name.rpartition(".")[0])
-        if len(parts) < 3:
-            raise _damaged(name, "a part of it is missing")
+        if len(parts) < 3 or not all(math.prod(part.get_shape()) for part in parts.values()):
+            raise _damaged(name, "a part of it is missing or empty")
         if isinstance(table, QuantTable):
             found[name] = _CodedSlice(name, parts, table)
         else:  # named as left over by whoever fills the model

@@ -66,7 +66,10 @@ def _refusal(form: WeightFormat, unpacked: bool) -> tuple[str, str] | None:
     if form.activation is not None and form.activation.get("scaled"):
         return "its inputs are multiplied at run time", "quantize with unfolded: plain"
     if form.codebook is not None:
-        return f"its points are a codebook ({form.codebook})", "quantize.rtn makes even grids"
+        return (
+            f"its points are a codebook ({form.codebook})",
+            "quantize.rtn makes even grids, and so does quantize.distilled with bucket: group",
+        )
     if form.bits < 8 and unpacked:
         return (
             f"transformers loads it with 8 bits only, not {form.bits}",

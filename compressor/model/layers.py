@@ -218,6 +218,12 @@ def _fill(module: nn.Module, name: str, target: Tensor, stored: Tensor) -> None:
             return
         for rows, packed in zip(target.split(ROWS), stored.split(ROWS), strict=True):
             rows.copy_(unpack(packed, owner.bits, target.shape[1]))
+    points = owner.format.points
+    if points is not None and int(target.max()) >= points:
+        raise CompressError(
+            f"tensor '{name}' is damaged: it has code {int(target.max())} of {points} points",
+            "copy the directory again",
+        )
 
 
 def _owner(module: nn.Module, tensor_name: str) -> Any:

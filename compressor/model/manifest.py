@@ -7,6 +7,7 @@ docs/formats.md. Formats are keyed by module name, never by tensor or file name.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from compressor.errors import CompressError
 
 NAME = "manifest.json"
 VERSION = 1
+_PATTERN = r"unstructured|[1-9]\d*:[1-9]\d*"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,33 @@ class Artifact:
     engine: str
 
 
+def _impossible(form: WeightFormat) -> str:
+    """The first field with a value that nothing of ours writes; "" when all are sound."""
+    counts = (form.bits, form.group, form.side_rank, form.points)
+    if not all(n is None or (type(n) is int and n > 0) for n in counts):
+        return "bits, group, points or side_rank"
+    learned, flat = form.codebook == "learned", form.flat
+    sound = {
+        "pattern": form.pattern is None or re.fullmatch(_PATTERN, str(form.pattern)),
+        "bits": form.bits is None or form.bits <= 8,
+        "symmetric": isinstance(form.symmetric, bool),
+        "codebook": form.codebook in (None, "nf4", "learned"),
+        "points": (form.points is not None) == learned,
+        "flat": not flat or (flat is True and form.codebook is not None and form.group is not None),
+        "activation": form.activation is None or _rounds_inputs(form, form.activation),
+    }
+    return next((field for field, fine in sound.items() if not fine), "")
+
+
+def _rounds_inputs(form: WeightFormat, stated: Any) -> bool:
+    """Whether a Linear of this format can round its inputs as stated (layers.QuantLinear)."""
+    if not isinstance(stated, dict) or not {"bits", "per", "dynamic"} <= stated.keys():
+        return False
+    whole = form.bits == 8 and form.group is None and form.symmetric and form.codebook is None
+    per = ("tensor", "token") if stated["dynamic"] else ("tensor",)
+    return whole and stated["bits"] == 8 and stated["per"] in per
+
+
 def file_digest(path: Path) -> str:
     """Return the sha256 of a file, read in pieces."""
     with path.open("rb") as stream:
@@ -116,7 +145,7 @@ def read_manifest(directory: Path) -> Manifest:
     """Read manifest.json of a complete directory.
 
     Raises:
-        CompressError: it is absent, no JSON, or of another version.
+        CompressError: it is absent, no JSON, of another version, or names a format that cannot be.
     """
     path = directory / NAME
     if not path.is_file():
@@ -132,7 +161,13 @@ def read_manifest(directory: Path) -> Manifest:
             )
         raw["stages"] = [StageRecord(**s) for s in raw["stages"]]
         raw["formats"] = {k: WeightFormat(**v) for k, v in raw["formats"].items()}
-        return Manifest(**raw)
+        manifest = Manifest(**raw)
+        for name, form in manifest.formats.items():
+            if field := _impossible(form):
+                raise ValueError(f"{field} of '{name}'")
+        if not all({"sha256", "bytes"} <= entry.keys() for entry in manifest.files.values()):
+            raise ValueError("files without sha256 or bytes")
+        return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CompressError(
             f"{path} is damaged ({error})", "delete the directory and run again"

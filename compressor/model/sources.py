@@ -17,6 +17,7 @@ from compressor.model.side_files import side_files
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FLOAT = "model.safetensors"
 PACKED = "packed.safetensors"  # codes, or sparse weights without zeros: nobody else loads it
+_LAYOUT = "compressed-tensors"  # the quant_method of our checkpoints in that layout
 SIDE = "side.safetensors"  # side paths beside the weights (model/side.py)
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -116,10 +117,17 @@ def read_config(path: Path, own: bool = False) -> dict[str, Any]:
         raise CompressError(
             f"{file} names no model_type", "name the folder of a transformers checkpoint"
         )
-    if own or (path / MANIFEST).is_file():
+    ours = own or (path / MANIFEST).is_file()
+    stated = config.get("quantization_config")
+    method = stated.get("quant_method") if isinstance(stated, dict) else None
+    if ours and stated is not None and method != _LAYOUT:
+        raise CompressError(
+            f"the quantization_config of '{path.name}/config.json' is none that compress writes",
+            "restore the file",
+        )
+    if ours:
         config.pop("quantization_config", None)
-    if foreign := config.get("quantization_config"):
-        method = foreign.get("quant_method") if isinstance(foreign, dict) else None
+    elif stated:
         raise CompressError(
             f"'{path.name}' is already quantized by {method or 'another tool'}",
             "start from the float checkpoint",

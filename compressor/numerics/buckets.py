@@ -23,7 +23,7 @@ from compressor.numerics.codebook import in_buckets, out_of_buckets
 from compressor.numerics.quantizer import round_up
 
 Scaling = Literal["linear", "absmax", "absnorm"]
-_FLAT_ENOUGH = 1e-10  # a bucket with a smaller spread has scale 1
+_FLAT_ENOUGH = 1e-10  # a bucket with a smaller spread has the smallest scale
 _SMALLEST = 2.0**-24  # positive float16
 
 
@@ -98,4 +98,8 @@ def even_points(bits: int, scaling: Scaling) -> Tensor:
 
 
 def _not_flat(scale_B: Tensor) -> Tensor:
-    return torch.where(scale_B < _FLAT_ENOUGH, 1.0, scale_B)
+    """Where all weights of a bucket are equal, the smallest scale, whatever points learn.
+
+    The paper has 1 there, and a bucket of zeros would follow the point that is nearest to 0.
+    """
+    return torch.where(scale_B < _FLAT_ENOUGH, _SMALLEST, scale_B)

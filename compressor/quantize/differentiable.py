@@ -31,7 +31,7 @@ and do not move.
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -62,13 +62,14 @@ from compressor.quantize.trained import (
 )
 from compressor.quantize.weights import Target, weight_of
 from compressor.training.batches import on_device
-from compressor.training.loop import parameter_groups
-from compressor.training.options import Train
+from compressor.training.loop import NotFinite, parameter_groups
+from compressor.training.options import Train, defaulting
 from compressor.training.parallel import alone
 from compressor.training.projected import Projected
 from compressor.training.workbench import Workbench
 
-_BATCHES = 5  # that gradients are averaged over
+_BATCHES = 5  # that norms of gradients are averaged over
+_WEIGHT_LR = 5e-4
 
 
 @options
@@ -92,9 +93,9 @@ class Options(TrainedOptions):
         None, ge=1, description="steps of weights and of points in turns; null: points only"
     )
     weight_lr: float = Field(
-        5e-4, gt=0, le=1, description="highest rate of the weights in their turns"
+        _WEIGHT_LR, gt=0, le=1, description="highest rate of the weights in their turns"
     )
-    train: Train = Field(
+    train: Annotated[Train, defaulting(lr=0.1)] = Field(
         Train(lr=0.1), description="how long and how fast; lr is of points, in mean gaps for adam"
     )
 
@@ -102,6 +103,8 @@ class Options(TrainedOptions):
     def _agree(self) -> "Options":
         if not self.symmetric:
             raise ValueError("symmetric is said by scaling: linear has an offset, absmax none")
+        if self.alternate is None and self.weight_lr != _WEIGHT_LR:
+            raise ValueError("weight_lr is for alternate: without it weights do not move")
         if self.alternate is not None and self.optimizer == "sgd":
             raise ValueError("alternate needs optimizer: adam")
         if self.alternate is not None and self.reassign != 1:
@@ -186,21 +189,32 @@ def _codebook(
 def _gradients(
     model: Model, loss: nn.Module, found: list[Target], options: Options, work: Workbench
 ) -> list[float]:
-    """Norm of the mean gradient of every target, quantized as if all had as many points."""
+    """Mean norm of the gradient of every target, quantized as if all had as many points.
+
+    Raises:
+        NotFinite: a norm is NaN or infinite.
+    """
     train = options.train
     model.module.requires_grad_(True)
     even = [_codebook(model, t, 2**options.bits, options, learns=False) for t in found]
     layers = [(users(model, t), book) for t, book in zip(found, even, strict=True)]
     quantized = Projected(loss, layers).to(work.device)
     batches = work.batches("train", _BATCHES, batch=train.batch, length=train.length)
+    norms = [0.0] * len(found)
     with alone(), work.progress("gradients", len(batches)) as advance:
         for batch in batches:
-            (quantized(on_device(batch, work.device)) / len(batches)).backward()
+            quantized(on_device(batch, work.device)).backward()
+            for index, target in enumerate(found):
+                gradient = model.module.get_submodule(target.name).weight.grad
+                norms[index] += float(gradient.norm()) if isinstance(gradient, Tensor) else 0.0
+            model.module.zero_grad(set_to_none=True)
             advance(1)
-    gradients = [model.module.get_submodule(target.name).weight.grad for target in found]
-    norms = [float(g.norm()) if isinstance(g, Tensor) else 0.0 for g in gradients]
-    model.module.zero_grad(set_to_none=True)
-    return norms
+    for target, norm in zip(found, norms, strict=True):
+        if not math.isfinite(norm):
+            raise NotFinite(
+                f"the gradient of '{target.name}' is NaN or infinite", "allocation: uniform"
+            )
+    return [norm / len(batches) for norm in norms]
 
 
 def _optimizer(model: Model, learned: Learned, options: Options) -> Optimizer:

@@ -50,6 +50,8 @@ from compressor.training.loop import parameter_groups
 from compressor.training.projected import Projected
 from compressor.training.workbench import Workbench
 
+_STEP_LR = 1e-3
+
 
 @options
 class Options(TrainedOptions):
@@ -67,7 +69,10 @@ class Options(TrainedOptions):
         "minmax", description="steps of bucket: group: by the ends of a group, or learned (LSQ)"
     )
     step_lr: float = Field(
-        1e-3, gt=0, le=1, description="highest rate of learned steps, in mean steps of the layer"
+        _STEP_LR,
+        gt=0,
+        le=1,
+        description="highest rate of learned steps, in mean steps of the layer",
     )
 
     @model_validator(mode="after")
@@ -78,6 +83,8 @@ class Options(TrainedOptions):
             raise ValueError("symmetric is for bucket: group; bucket: flat has scaling")
         if self.steps == "learned" and self.bucket == "flat":
             raise ValueError("steps: learned needs bucket: group")
+        if self.steps != "learned" and self.step_lr != _STEP_LR:
+            raise ValueError("step_lr is for steps: learned")
         plain = self.rounding == "deterministic" and self.backward == "plain"
         if self.steps == "learned" and not plain:
             raise ValueError("steps: learned has a backward pass of its own and rounds to nearest")

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from compressor.distill.logits import LogitsLoss, refuse_unlike
 from compressor.distill.predictions import CLASSIFIERS
 from compressor.errors import CompressError
+from compressor.model.checkpoint import quantized_files
 from compressor.model.model import Model
-from compressor.model.stored import quantized_state
 from compressor.model.tables import QuantTable
 from compressor.numerics.buckets import Buckets, Scaling
 from compressor.numerics.coding import coded_bytes, huffman_bits, pooled
@@ -151,7 +151,7 @@ def place_all(model: Model, layers: list[tuple[Target, Projection]]) -> None:
     """Replace every target by its codes; notes["size"] gets what they take.
 
     size: weights, buckets and float (weights that stay so); bits and huffman_bits of a weight;
-    bytes by the paper's formula with both; and stored_bytes, what the file holds of the model.
+    bytes by the paper's formula with both; and stored_bytes, of all tensors in the weight file.
     """
     for target, projection in layers:
         place(model, target, projection.parts(weight_of(model, target.name)), **projection.form)
@@ -168,6 +168,7 @@ def sizes(model: Model, tables: list[QuantTable]) -> dict[str, Any]:
     floats = sum(p.numel() for p in model.module.parameters())
     huffman = huffman_bits(pooled(codes))
     dtype = getattr(torch, model.source_dtype)
+    _, state = quantized_files(model.module, model.formats, dtype)
     return {
         "weights": weights,
         "buckets": buckets,
@@ -176,5 +177,5 @@ def sizes(model: Model, tables: list[QuantTable]) -> dict[str, Any]:
         "huffman_bits": huffman / weights,
         "bytes": coded_bytes(floats, bits, buckets),
         "huffman_bytes": coded_bytes(floats, huffman, buckets),
-        "stored_bytes": sum(lazy.bytes for lazy in quantized_state(model.module, dtype).values()),
+        "stored_bytes": sum(lazy.bytes for lazy in state.values()),
     }

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import CompressError
+from compressor.errors import CompressError, first_line
 from compressor.model.checkpoint import load_directory
 from compressor.model.manifest import Manifest, file_digest, read_manifest
 from compressor.model.sparse import broken_promise, patterns_text
@@ -37,6 +37,7 @@ def verify(path: str | Path) -> dict[str, Any]:
         checks.append({"name": "probe", "ok": True, "detail": "weights removed by keep: last"})
     else:
         checks.append(_probe(directory, manifest))
+        checks.extend(_formats(directory, manifest))
         checks.extend(_sparsity(directory, manifest))
     return {"ok": all(c["ok"] for c in checks), "checks": checks}
 
@@ -53,6 +54,18 @@ def _files(directory: Path, manifest: Manifest) -> Iterator[Check]:
             yield {"name": name, "ok": False, "detail": "its content changed (sha256)"}
         else:
             yield {"name": name, "ok": True, "detail": "unchanged"}
+
+
+def _formats(directory: Path, manifest: Manifest) -> Iterator[Check]:
+    """Whether weights are as the manifest says, where the serving engine does not read that."""
+    if manifest.engine != "transformers":
+        return
+    detail = ""
+    try:
+        load_directory(directory, manifest.formats)
+    except CompressError as error:
+        detail = error.what
+    yield {"name": "formats", "ok": not detail, "detail": detail or "those of the manifest"}
 
 
 def _sparsity(directory: Path, manifest: Manifest) -> Iterator[Check]:
@@ -76,6 +89,8 @@ def _probe(directory: Path, manifest: Manifest) -> Check:
         found = open_and_check(manifest.engine or "torch", directory, manifest.formats.values())
     except CompressError as error:
         return {"name": "probe", "ok": False, "detail": error.what}
+    except Exception as error:  # damage that only shows when the model runs, of whatever kind
+        return {"name": "probe", "ok": False, "detail": f"it does not run: {first_line(error)}"}
     worst = max(found.errors.values())
     agrees = f"relative error {worst:.1e}, allowed {found.tolerance:.0e}"
     return {"name": "probe", "ok": found.ok, "detail": found.failure or agrees}

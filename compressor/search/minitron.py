@@ -13,13 +13,13 @@ of importance. `length` is also that of the rows that latency is timed with. Ret
 full with a distill stage.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from compressor.options import exactly_one, options
 from compressor.prune.cutting import CutOptions
-from compressor.training.options import Train
+from compressor.training.options import Train, defaulting
 
 _BUDGETS = ("parameters", "bytes", "latency")
 _AXES = ("layers", "decoder_layers", "heads", "kv_heads", "hidden", "mlp")
@@ -57,7 +57,9 @@ class Options(CutOptions):
     )
     candidates: int = Field(12, ge=1, description="shapes to train, at most")
     method: str = Field("distill.kd", description="the distill method of the light retraining")
-    train: Train = Field(Train(steps=400), description="how long and how fast each is retrained")
+    train: Annotated[Train, defaulting(steps=400)] = Field(
+        Train(steps=400), description="how long and how fast each is retrained"
+    )
     objective: dict[str, Any] = Field({}, description="other options of the distill method")
     threads: int = Field(1, ge=1, description="threads of a measured latency")
 

@@ -1,9 +1,10 @@
 """The options every trained method has, and the learning rate they describe."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from compressor.options import options
 
@@ -36,6 +37,13 @@ class Train:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must be at least 0 and below 1")
         return self
+
+
+def defaulting(**defaults: Any) -> BeforeValidator:
+    """For Annotated[Train, ...]: what holds where a user names other options of `train` only."""
+    return BeforeValidator(
+        lambda given: {**defaults, **given} if isinstance(given, Mapping) else given
+    )
 
 
 def lr_factor(options: Train, step: int) -> float:

@@ -28,15 +28,14 @@ def wide_llama(pico_llama, **settings):
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"),
+    ("method", "settings", "tied"),
     [
-        (rtn, {"bits": 8, "group": 32}),
-        (rtn, {"bits": 4, "group": None, "symmetric": False}),
-        (rtn, {"bits": 3, "group": 32}),
-        (nf4, {"group": None}),
+        (rtn, {"bits": 8, "group": 32}, False),
+        (rtn, {"bits": 4, "group": None, "symmetric": False}, True),
+        (rtn, {"bits": 3, "group": 32}, True),
+        (nf4, {"group": None}, False),
     ],
 )
-@pytest.mark.parametrize("tied", [True, False])
 def test_it_comes_back(pico_llama, make_work, tmp_path, method, settings, tied):
     model = wide_llama(pico_llama, tie_word_embeddings=tied)
     options = method.Options(**settings)

@@ -282,6 +282,9 @@ def test_a_bucket_of_one_value(value):
     for scaling in SCALINGS:
         found = Codebook(Buckets(8, True, scaling), even_points(8, scaling))(w)
         assert torch.allclose(found, w, rtol=6e-2, atol=1e-6)
+        moved = even_points(3, scaling) * 0.5 + 0.3  # as learning may leave them
+        found = Codebook(Buckets(8, True, scaling), moved)(torch.zeros(2, 8))
+        assert float(found.abs().max()) < 1e-6
     narrow = torch.tensor([[1.0, 1.0 + 1e-4] * 4])
     buckets = Buckets(8, True, "linear")
     scale, offset = stored(*buckets.scales(buckets.cut(narrow)))

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from compressor.errors import CompressError
 from compressor.model import layers
+from compressor.model.checkpoint import save
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantEmbedding, QuantLinear
 from compressor.model.manifest import WeightFormat
@@ -45,8 +46,7 @@ def options(count=3, train=None, **changes):
     return distilled.Options(train=Train(**SHORT | {"steps": count} | (train or {})), **changes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("kind", "tied"), [*((kind, True) for kind in KINDS), ("learned", False)])
 def test_what_is_left_is_quantized_reloads_exactly_and_was_what_validation_saw(
     kind, tied, pico_llama, make_work
 ):
@@ -247,6 +247,19 @@ def test_sizes_are_the_papers_and_the_files(pico_llama, make_work):
     json.dumps(model.notes)
 
 
+@pytest.mark.parametrize("settings", [{"bits": 8, "symmetric": False}, {"bits": 3}])
+def test_stored_bytes_are_those_of_the_layout_that_is_written(
+    settings, pico_llama, make_work, tmp_path
+):
+    model = pico_llama(tie_word_embeddings=True)
+    distilled.run(model, options(1, group=16, **settings), make_work(pico_llama()))
+    save(model, tmp_path, tmp_path)
+    name = "model.safetensors" if settings["bits"] == 8 else "packed.safetensors"
+    content = (tmp_path / name).read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    assert model.notes["size"]["stored_bytes"] == len(content) - header
+
+
 def test_formats(pico_llama, make_work):
     for kind, form in {
         "asymmetric": {"group": 16, "symmetric": False},
@@ -272,6 +285,7 @@ def test_formats(pico_llama, make_work):
         ({"scaling": "absmax"}, "scaling is for bucket: flat"),
         ({"bucket": "flat", "symmetric": False}, "bucket: flat has scaling"),
         ({"bucket": "flat", "steps": "learned"}, "needs bucket: group"),
+        ({"step_lr": 1e-2}, "step_lr is for steps: learned"),
         ({"steps": "learned", "backward": "exact"}, "a backward pass of its own"),
     ],
 )
