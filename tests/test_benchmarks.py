@@ -7,8 +7,7 @@ import pytest
 
 from conftest import ROOT
 
-PAGES = {"minitron": "Minitron", "sparsity": "Sparsity"}
-TITLES = PAGES | {"quantization": "Quantization"}  # of pages to come as well
+PAGES = {"minitron": "Minitron", "sparsity": "Sparsity", "quantization": "Quantization"}
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +24,7 @@ def scripts(monkeypatch):
 def page_of(name, cells):
     script = importlib.import_module(name)
     make = importlib.import_module("experiments").page
-    return make(cells, TITLES[name], script.__doc__, script.EXPERIMENTS.values())
+    return make(cells, PAGES[name], script.__doc__, script.EXPERIMENTS.values())
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -37,7 +36,7 @@ def test_a_page_is_made_of_its_cells(name, tmp_path):
     assert page_of(name, published) == text
 
 
-@pytest.mark.parametrize("name", TITLES)
+@pytest.mark.parametrize("name", PAGES)
 def test_missing_cells_say_so(name, tmp_path):
     cells = importlib.import_module("cells").Cells
     assert "not run" in page_of(name, cells(name, tmp_path))
