@@ -6,12 +6,13 @@ and resident memory beyond the loaded model, of the call alone, each in a proces
 has only imported and loaded. The same rows and layers in both. Random weights: cost only.
 """
 
+import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
 
 import torch
-from cells import table
+from cells import DATA, table
 from memory import alone
 from peers import PEER, ask, fresh
 from sparsity_memory import make
@@ -28,6 +29,7 @@ TITLE = "Cost beside llm-compressor"
 MODELS = ("random",)
 LAYERS = {"50M": 4, "100M": 8}
 ROWS, LENGTH, BATCH = 32, 512, 8
+TOKENIZER = DATA / "checkpoints" / "stories260K"
 GRID = {"bits": 4, "group": 128, "symmetric": True, "embeddings": False, "head": False}
 METHODS = {"RTN": (rtn, "rtn"), "GPTQ": (gptq, "gptq"), "AWQ": (awq, "awq")}
 
@@ -55,6 +57,8 @@ def ours(folder, arm):
 def theirs(folder, arm):
     """The same by the peer, in a fresh process."""
     fresh()
+    for file in TOKENIZER.glob("tokenizer*"):  # it wants one, and reads ids
+        shutil.copy(file, folder)
     job = {"model": folder, "task": "causal-lm", "method": METHODS[arm][1], "activation": None}
     job |= {k: GRID[k] for k in ("bits", "group", "symmetric")}
     return ask(job | {"ignore": ["lm_head"], "uneven": []}, rows())[0]

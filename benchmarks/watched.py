@@ -23,8 +23,10 @@ def watched(call):
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.process_time()
-    call()
-    took = time.process_time() - start
-    stop.set()
-    watcher.join()
+    try:
+        call()
+        took = time.process_time() - start
+    finally:
+        stop.set()
+        watcher.join()
     return {"cpu_seconds": took, "extra_bytes": max(0, peak[0] - before)}
