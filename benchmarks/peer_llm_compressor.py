@@ -21,7 +21,7 @@ from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
-from watched import watched
+from watched import cost
 
 
 def weights(job, group):
@@ -74,7 +74,7 @@ def main(file):
     calibration = load_file(job["calibration"])
     rows = Dataset.from_dict({k: v.tolist() for k, v in calibration.items()})
     modifiers = recipe(job)
-    facts = watched(
+    facts = cost(
         lambda: oneshot(
             **{"model": model, "dataset": rows, "recipe": modifiers, "output_dir": None},
             max_seq_length=len(calibration["input_ids"][0]),

@@ -17,7 +17,7 @@ from memory import alone
 from peers import PEER, ask, fresh
 from sparsity_memory import make
 from sweep import NOT_RUN
-from watched import watched
+from watched import cost
 
 from compressor.model.checkpoint import load_directory
 from compressor.quantize import awq, gptq, rtn
@@ -51,7 +51,7 @@ def ours(folder, arm):
         surroundings = (0, torch.device("cpu"), Path(scratch), Silent(), lambda line: None)
         work = Workbench(*surroundings, read, None, None)
         give_back_memory()
-        return watched(lambda: method.run(model, method.Options(**GRID, **data), work))
+        return cost(lambda: method.run(model, method.Options(**GRID, **data), work))
 
 
 def theirs(folder, arm):

@@ -8,9 +8,7 @@ counts mapped files, which the system takes back when it needs room. 1 to 5 minu
 """
 
 import os
-import re
 import tempfile
-import threading
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import torch
 from cells import table
 from memory import alone
 from sweep import NOT_RUN
+from watched import watched
 
 from compressor.model.checkpoint import load_directory, save
 from compressor.prune import sparsegpt
@@ -41,29 +40,14 @@ def make(layers, folder, width=WIDTH, mlp=MLP):
     save(model, Path(folder), Path(folder))
 
 
-def anonymous():
-    """Bytes of anonymous memory of this process now."""
-    found = re.search(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found.group(1)) * 1024
-
-
 def prune(folder, offload):
     """One stage, with the peak of anonymous memory beyond what the process held before."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch, tempfile.TemporaryDirectory() as out:
         give_back_memory()
-        before, peak, stop = anonymous(), [0], threading.Event()
-
-        def watch():
-            while not stop.wait(0.005):
-                peak[0] = max(peak[0], anonymous())
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        found, size = memory_worker.measured(partial(stage, folder, offload, scratch, out))
-        stop.set()
-        watcher.join()
+        call = partial(memory_worker.measured, partial(stage, folder, offload, scratch, out))
+        (found, size), extra, _ = watched(call, "RssAnon")
     load = os.getloadavg()[0]
-    return found | {"anonymous": peak[0] - before, "parameters": size, "load": load}
+    return found | {"anonymous": extra, "parameters": size, "load": load}
 
 
 def stage(folder, offload, scratch, out):

@@ -1,4 +1,4 @@
-"""Peak resident memory of a call, beyond what the process held before; imports nothing."""
+"""Peak memory of a call, beyond what the process held before; imports nothing of compressor."""
 
 import re
 import threading
@@ -6,27 +6,33 @@ import time
 from pathlib import Path
 
 
-def resident():
-    """Bytes of this process in memory now."""
-    found = re.search(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text())
+def memory(kind):
+    """Bytes of this process now: VmRSS, all that is resident, or RssAnon, what has no file."""
+    found = re.search(rf"{kind}:\s*(\d+) kB", Path("/proc/self/status").read_text())
     return 1024 * int(found.group(1))
 
 
-def watched(call):
-    """{cpu_seconds, extra_bytes} of a call, sampled every 5 ms."""
-    before, peak, stop = resident(), [0], threading.Event()
+def watched(call, kind):
+    """(what a call returns, bytes beyond those before, CPU seconds); sampled every 5 ms."""
+    before, peak, stop = memory(kind), [0], threading.Event()
 
     def watch():
         while not stop.wait(0.005):
-            peak[0] = max(peak[0], resident())
+            peak[0] = max(peak[0], memory(kind))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.process_time()
     try:
-        call()
+        found = call()
         took = time.process_time() - start
     finally:
         stop.set()
         watcher.join()
-    return {"cpu_seconds": took, "extra_bytes": max(0, peak[0] - before)}
+    return found, max(0, peak[0] - before), took
+
+
+def cost(call):
+    """{cpu_seconds, extra_bytes} of a call."""
+    _, extra, took = watched(call, "VmRSS")
+    return {"cpu_seconds": took, "extra_bytes": extra}
