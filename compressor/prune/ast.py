@@ -37,11 +37,12 @@ from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
 from compressor.model.model import Model
 from compressor.model.side import attach, sides, sides_off
+from compressor.model.sound import refuse_unsound
 from compressor.model.sparse import broken_promise, promise, promised_zeros
 from compressor.options import options
 from compressor.prune.adaptive import Adaptive
 from compressor.prune.side_start import Start, refuse_sides, side_of
-from compressor.prune.sparsity import SparseOptions, kept_pattern, refuse_unsound, targets
+from compressor.prune.sparsity import SparseOptions, kept_pattern, targets
 from compressor.training import metrics
 from compressor.training.loop import parameter_groups
 from compressor.training.masked_adamw import DecayForm, MaskedAdamW

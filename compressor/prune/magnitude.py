@@ -12,11 +12,12 @@ Legend: O outputs, I inputs.
 import torch
 
 from compressor.model.model import Model
+from compressor.model.sound import refuse_unsound
 from compressor.model.sparse import promise
 from compressor.numerics.masks import keep_largest, share_of_zeros
 from compressor.options import options
 from compressor.prune.allocation import AllocatedOptions, allocate
-from compressor.prune.sparsity import kept_pattern, refuse_unsound, targets
+from compressor.prune.sparsity import kept_pattern, targets
 from compressor.training.workbench import Workbench
 
 

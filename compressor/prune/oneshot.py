@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from compressor.model.model import Model
+from compressor.model.sound import refuse_unsound
 from compressor.model.sparse import promise, promised_zeros
 from compressor.model.spill import Spill
 from compressor.numerics.masks import share_of_zeros
 from compressor.numerics.solver import output_energy
 from compressor.options import options
 from compressor.prune.allocation import AllocatedOptions, allocate
-from compressor.prune.sparsity import kept_pattern, refuse_unsound, targets
+from compressor.prune.sparsity import kept_pattern, targets
 from compressor.training.calibrated import CalibrationOptions, calibration, watched_blocks
 from compressor.training.workbench import Workbench
 

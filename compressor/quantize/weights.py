@@ -15,6 +15,7 @@ from compressor.errors import CompressError
 from compressor.model.layers import install
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
+from compressor.model.sound import refuse_unsound
 from compressor.model.sparse import prunable
 from compressor.model.tables import QuantTable
 from compressor.numerics.clipping import clipped_grid
@@ -113,13 +114,14 @@ def targets(model: Model, options: WeightOptions) -> list[Target]:
     """The weights to quantize, in the order of the modules; see shaped_targets.
 
     Raises:
-        CompressError: see there; or a weight is not finite or too large.
+        CompressError: see there; a value anywhere is not finite, or a weight too large.
     """
     found = shaped_targets(model, options)
+    refuse_unsound(model)
     mixed = options.mixed if isinstance(options, GridOptions) else None
     fewest = options.bits if mixed is None else mixed.rising[0]
     for target in found:
-        _refuse_unsound(target.name, weight_of(model, target.name), fewest)
+        _refuse_too_large(target.name, weight_of(model, target.name), fewest)
     return found
 
 
@@ -154,14 +156,8 @@ def weight_of(model: Model, name: str) -> Tensor:
     return weight.detach()
 
 
-def _refuse_unsound(name: str, w_OI: Tensor, bits: int) -> None:
-    ends = w_OI.aminmax()  # NaN passes through, and no copy is made
-    if not all(bool(end.isfinite()) for end in ends):
-        raise CompressError(
-            f"the weight of '{name}' has NaN or infinite values",
-            "start from a sound checkpoint",
-        )
-    if float(torch.maximum(-ends.min, ends.max)) > _LARGEST * (2 ** (bits - 1) - 1):
+def _refuse_too_large(name: str, w_OI: Tensor, bits: int) -> None:
+    if float(w_OI.abs().max()) > _LARGEST * (2 ** (bits - 1) - 1):
         raise CompressError(
             f"the weight of '{name}' is so large that its scale overflows float16",
             "start from a sound checkpoint",

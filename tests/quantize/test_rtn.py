@@ -126,6 +126,13 @@ def test_unsound_weights_are_refused(pico_bert, make_work, value):
         quantized(model, make_work)
 
 
+def test_a_norm_that_is_no_number_is_refused_by_name(pico_llama, make_work):
+    model = pico_llama()
+    model.module.model.norm.weight.data[3] = float("nan")
+    with pytest.raises(CompressError, match=r"'model\.norm\.weight' has NaN"):
+        quantized(model, make_work)
+
+
 def test_half_of_a_tie_is_refused(pico_llama, make_work):
     with pytest.raises(CompressError, match="share one table"):
         quantized(pico_llama(tie_word_embeddings=True), make_work, head=False)
