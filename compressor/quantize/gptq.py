@@ -103,10 +103,11 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     notes = model.notes["quantization"] = {}
     for block, inside in quantized_blocks(model, options, found, batches, work, whole=True):
         for names, h_II in block.inputs():
-            order_I = h_II.diagonal().argsort(descending=True, stable=True)
-            if not options.by_activation:
-                order_I = torch.arange(len(h_II))
-            factor = factorize(h_II if not options.by_activation else h_II[order_I][:, order_I])
+            order_I, ordered_II = torch.arange(len(h_II)), h_II
+            if options.by_activation:
+                order_I = h_II.diagonal().argsort(descending=True, stable=True)
+                ordered_II = h_II[order_I][:, order_I]
+            factor = factorize(ordered_II)
             note_damping(model, names, factor, work)
             for name in names:
                 pick, (target, _) = options.pick if name in thinned else None, inside[name]
