@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from compressor.errors import CompressError
-from compressor.export.files import write_side_files
+from compressor.export.files import artifact, write_side_files
 from compressor.model.checkpoint import write_quantized
 from compressor.model.compressed import obstacle
 from compressor.model.forward import outputs
-from compressor.model.manifest import Artifact, Manifest, WeightFormat, quantized
+from compressor.model.manifest import Artifact, WeightFormat, quantized
 from compressor.model.model import Model
 from compressor.model.probe import probe_batches, write_probe
 from compressor.options import options
@@ -37,14 +37,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     write_probe(out, [(batch, outputs(model, batch)) for batch in probe_batches(model)])
     write_side_files(model, out)
     write_quantized(model.module, model.formats, out, getattr(torch, model.source_dtype))
-    manifest = Manifest(
-        kind="artifact",
-        family=model.family.model_type,
-        base_model={},
-        engine="transformers",
-        formats=dict(model.formats),
-    )
-    return Artifact(out, manifest, "transformers")
+    return artifact(model, out, "transformers", model.formats)
 
 
 def refuse(module: nn.Module, formats: Mapping[str, WeightFormat]) -> None:

@@ -1,10 +1,32 @@
 """What every exported directory holds beside its weights."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from compressor.model.manifest import Artifact, Manifest, WeightFormat
 from compressor.model.model import Model, Pooling
 from compressor.model.pooling import FLAGS
+
+
+def artifact(
+    model: Model,
+    out: Path,
+    engine: str,
+    formats: Mapping[str, WeightFormat],
+    metrics: dict[str, Any] | None = None,
+) -> Artifact:
+    """What a finished directory is: of the model's family, served by `engine`."""
+    manifest = Manifest(
+        kind="artifact",
+        family=model.family.model_type,
+        base_model={},
+        engine=engine,
+        formats=dict(formats),
+        metrics=metrics or {},
+    )
+    return Artifact(out, manifest, engine)
 
 
 def write_side_files(model: Model, out: Path) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from compressor.errors import CompressError
-from compressor.export.files import write_side_files
+from compressor.export.files import artifact, write_side_files
 from compressor.model.checkpoint import write_config
 from compressor.model.coded import STREAM, coded_state
 from compressor.model.forward import outputs
-from compressor.model.manifest import Artifact, Manifest, WeightFormat, quantized
+from compressor.model.manifest import Artifact, WeightFormat, quantized
 from compressor.model.model import Model
 from compressor.model.probe import probe_batches, write_probe
 from compressor.model.side import write_sides
@@ -59,15 +59,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     write_config(model.module, out, dtype)
     write_tensors(out, stem, state)
     write_sides(model, out, dtype)
-    manifest = Manifest(
-        kind="artifact",
-        family=model.family.model_type,
-        base_model={},
-        engine="torch",
-        formats=dict(model.formats),
-        metrics={"huffman": found},
-    )
-    return Artifact(out, manifest, "torch")
+    return artifact(model, out, "torch", model.formats, {"huffman": found})
 
 
 def refuse(formats: Mapping[str, WeightFormat]) -> None:

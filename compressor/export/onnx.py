@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from compressor.export.files import write_side_files
+from compressor.export.files import artifact, write_side_files
 from compressor.export.onnx_forward import Graph, graphs
 from compressor.export.onnx_twin import make_twin
 from compressor.model.forward import outputs
 from compressor.model.layers import float_inputs
-from compressor.model.manifest import Artifact, Manifest
+from compressor.model.manifest import Artifact
 from compressor.model.model import Model
 from compressor.model.probe import probe_batches, write_probe
 from compressor.options import options
@@ -56,14 +56,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
         size = sum(v.const_value.nbytes for v in program.model.graph.initializers.values())
         program.save(str(out / graph.file), external_data=size > _LARGEST_FILE)
     write_side_files(model, out)
-    manifest = Manifest(
-        kind="artifact",
-        family=model.family.model_type,
-        base_model={},
-        engine="onnxruntime",
-        formats=dict(model.formats),
-    )
-    return Artifact(out, manifest, "onnxruntime")
+    return artifact(model, out, "onnxruntime", model.formats)
 
 
 def _export(graph: Graph, options: Options) -> Any:

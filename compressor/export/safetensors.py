@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from compressor.errors import CompressError
-from compressor.export.files import write_side_files
+from compressor.export.files import artifact, write_side_files
 from compressor.model.checkpoint import turned_state, write_float
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantEmbedding, QuantLinear
-from compressor.model.manifest import Artifact, Manifest, WeightFormat, quantized
+from compressor.model.manifest import Artifact, WeightFormat, quantized
 from compressor.model.model import Model
 from compressor.model.packed import SHAPE, packed_state
 from compressor.model.probe import probe_batches, write_probe
@@ -82,21 +82,12 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
         name, (state, metrics["packed"]) = PACKED, _packed(model, state)
     write_float(model.module, out, state, dtype, name=name)
     write_sides(model, out, dtype)
-    manifest = Manifest(
-        kind="artifact",
-        family=model.family.model_type,
-        base_model={},
-        engine="torch",
-        formats={
-            name: WeightFormat(
-                pattern=form.pattern, sparsity=form.sparsity, side_rank=form.side_rank
-            )
-            for name, form in model.formats.items()
-            if form.pattern is not None or form.side_rank is not None
-        },
-        metrics=metrics,
-    )
-    return Artifact(out, manifest, "torch")
+    formats = {
+        name: WeightFormat(pattern=form.pattern, sparsity=form.sparsity, side_rank=form.side_rank)
+        for name, form in model.formats.items()
+        if form.pattern is not None or form.side_rank is not None
+    }
+    return artifact(model, out, "torch", formats, metrics)
 
 
 def refuse_unpackable(formats: Mapping[str, WeightFormat]) -> None:
