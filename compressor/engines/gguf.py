@@ -118,7 +118,9 @@ def _check_metadata(reader: Any, wanted: dict[str, Any]) -> None:
         found = None if field is None else field.contents()
         same = np.float32(right) == found if isinstance(right, float) else right == found
         if not same:
-            raise CompressError(f"{key} of {FILE} is {found}, and config.json makes it {right}", _HINT)
+            raise CompressError(
+                f"{key} of {FILE} is {found}, and config.json makes it {right}", _HINT
+            )
 
 
 def _fill(module: Any, family: Family, stored: dict[str, Any]) -> None:

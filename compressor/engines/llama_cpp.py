@@ -95,9 +95,7 @@ class LlamaCppEngine:
         """Logits [S, V] of each row, read from its first token into an empty context."""
         self.session.start(len(cache.rows), max(map(len, cache.rows)))
         self._current = cache
-        return [
-            torch.from_numpy(self.session.run(b, row, 0)) for b, row in enumerate(cache.rows)
-        ]
+        return [torch.from_numpy(self.session.run(b, row, 0)) for b, row in enumerate(cache.rows)]
 
     def close(self) -> None:
         """Give the model back."""

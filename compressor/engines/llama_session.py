@@ -33,7 +33,9 @@ def bindings() -> Any:
     try:
         llama_cpp = importlib.import_module("llama_cpp")
     except ImportError as error:
-        raise CompressError("llama.cpp runs through the package llama-cpp-python", INSTALL) from error
+        raise CompressError(
+            "llama.cpp runs through the package llama-cpp-python", INSTALL
+        ) from error
     if not _silent:
         callback = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(callback, None)

@@ -139,11 +139,10 @@ def _plans(model: Model, options: Options) -> dict[str, _Plan]:
     """{name in the file: how it is stored}, in the order of the file."""
     found = {}
     for name, place in places(model.module, model.family, model.config).items():
-        owner = model.module.get_submodule(place.owner)
+        owner: Any = model.module.get_submodule(place.owner)
         is_table = isinstance(owner, QuantTable) and place.part == "weight"
         shape = tuple((owner.codes_OI if is_table else getattr(owner, place.part)).shape)
         if is_table and not options.requantize and options.type not in FLOATS:
-            assert isinstance(owner, QuantTable)
             found[name] = _Plan(place, block_of(owner, options.type, name), shape, codes=True)
         else:
             found[name] = _Plan(place, _kind(model, options, name, shape), shape)

@@ -60,7 +60,9 @@ def _refuse(model: Model, name: str, form: WeightFormat, kind: str) -> None:
     inputs = _inputs(model, name)
     if inputs % BLOCK or (form.group or inputs) % BLOCK:
         found = f"groups of {form.group}" if inputs % BLOCK == 0 else f"{inputs} inputs"
-        raise CompressError(f"blocks of GGUF have {BLOCK} inputs, and '{name}' has {found}", _FITS + _DENSE)
+        raise CompressError(
+            f"blocks of GGUF have {BLOCK} inputs, and '{name}' has {found}", _FITS + _DENSE
+        )
     low, high = reach(form.bits, form.symmetric)
     allowed = FORMS if kind == "auto" else [BY_NAME[kind]]
     exact = [one.name for one in FORMS if one.low <= low and high <= one.high]

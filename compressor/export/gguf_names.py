@@ -9,6 +9,7 @@ combined, so codes and scales move with them:
 Norms of Gemma compute x (1 + w); the file holds 1 + w.
 """
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,10 +54,9 @@ def library() -> Any:
         CompressError: it is not installed.
     """
     try:
-        import gguf
+        return importlib.import_module("gguf")
     except ImportError as error:
         raise CompressError("GGUF files need the package gguf", INSTALL) from error
-    return gguf
 
 
 def arch_of(family: Family) -> Arch:
