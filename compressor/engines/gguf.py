@@ -83,7 +83,8 @@ def value(tensor: Any) -> Tensor:
     Raises:
         CompressError: it holds what is no number.
     """
-    found = library().quants.dequantize(tensor.data, tensor.tensor_type)
+    with np.errstate(invalid="ignore"):  # looked for below
+        found = library().quants.dequantize(tensor.data, tensor.tensor_type)
     result = torch.from_numpy(np.array(found, dtype=np.float32))
     if not bool(result.isfinite().all()):
         raise CompressError(f"'{tensor.name}' of {FILE} holds what is no number", _HINT)
@@ -126,8 +127,6 @@ def _check_metadata(reader: Any, wanted: dict[str, Any]) -> None:
 def _fill(module: Any, family: Family, stored: dict[str, Any]) -> None:
     """Give every parameter its tensor; all must be there, of the right shape, and no others."""
     head = family.head and module.get_submodule(family.head)
-    if head and "output.weight" in stored:  # a head of its own, whatever the config says of ties
-        head.weight = nn.Parameter(torch.empty_like(head.weight))
     expected = places(module, family, module.config)
     extra = extra_tensors(module.config, family.read_sizes(module.config)["head_dim"])
     if odd := sorted(stored.keys() ^ (expected.keys() | extra.keys())):

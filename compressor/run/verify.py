@@ -121,5 +121,8 @@ def _probe(directory: Path, manifest: Manifest) -> Check:
     except Exception as error:  # damage that only shows when the model runs, of whatever kind
         return {"name": "probe", "ok": False, "detail": f"it does not run: {first_line(error)}"}
     worst = max(found.errors.values())
+    if name == "llama.cpp":
+        served = max(found.served.values())
+        remark = f"; in llama.cpp {served:.1e}, allowed {found.served_tolerance:.0e}"
     agrees = f"relative error {worst:.1e}, allowed {found.tolerance:.0e}{remark}"
     return {"name": "probe", "ok": found.ok, "detail": found.failure or agrees}
