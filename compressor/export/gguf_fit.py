@@ -59,10 +59,11 @@ def _refuse(model: Model, name: str, form: WeightFormat, kind: str) -> None:
         )
     inputs = _inputs(model, name)
     if inputs % BLOCK or (form.group or inputs) % BLOCK:
-        found = f"groups of {form.group}" if inputs % BLOCK == 0 else f"{inputs} inputs"
-        raise CompressError(
-            f"blocks of GGUF have {BLOCK} inputs, and '{name}' has {found}", _FITS + _DENSE
-        )
+        found, held = f"groups of {form.group}", _FITS + _DENSE
+        if inputs % BLOCK:
+            found = f"{inputs} inputs"
+            held = f"--set requantize=q8_0 rounds the other layers and leaves it float, or {_DENSE}"
+        raise CompressError(f"blocks of GGUF have {BLOCK} inputs, and '{name}' has {found}", held)
     low, high = reach(form.bits, form.symmetric)
     allowed = FORMS if kind == "auto" else [BY_NAME[kind]]
     exact = [one.name for one in FORMS if one.low <= low and high <= one.high]
@@ -92,5 +93,6 @@ def block_of(table: QuantTable, kind: str, name: str) -> str:
             return form.name
     better = next(form.name for form in FORMS if holds(form, *parts))
     raise CompressError(
-        f"{kind} does not hold the weights of '{name}' bit for bit", f"--set type={better} does"
+        f"{kind} does not hold the weights of '{name}' bit for bit",
+        f"type=auto takes {better} there",
     )

@@ -8,6 +8,7 @@ from compressor.engines.generate import generate
 from compressor.engines.torch import TorchEngine
 from compressor.errors import CompressError, Refused
 from compressor.export import gguf as export
+from compressor.export import gguf_names
 from compressor.export.gguf_table import ARCHS
 from compressor.model.checkpoint import load_directory
 from compressor.model.model import Pooling
@@ -43,6 +44,15 @@ def test_outputs_are_those_of_torch(name, kind, tmp_path):
     assert found.ok and found.served_tolerance == HALF
     assert max(found.served.values()) < CLOSE[kind] and max(found.exact.values()) == 0
     engine.close()
+
+
+def test_rows_that_nobody_permuted_are_noticed(tmp_path, monkeypatch):
+    """Writer and reader agree with each other then: only llama.cpp can tell."""
+    monkeypatch.setattr(gguf_names, "_order", lambda *_: None)
+    artifact = exported(pico("llama"), tmp_path)
+    found = check_agreement(LlamaCppEngine(tmp_path), artifact.manifest.formats.values(), tmp_path)
+    assert max(found.exact.values()) == 0
+    assert not found.ok and max(found.served.values()) > 0.3
 
 
 @pytest.mark.parametrize("kind", ["llama3", "linear"])
@@ -131,7 +141,9 @@ def test_real_checkpoints_tokenizer_and_words(shared_data, tmp_path, name):
     text = (shared_data / "data" / "tinystories.txt").read_text(encoding="utf-8")[:20_000]
     for piece in [*text.split("\n\n"), *llama_text.TEXTS, " ", "a  b"]:
         if piece:
-            assert engine.session.tokenize(piece, special=True) == model.processor(piece)["input_ids"]
+            assert (
+                engine.session.tokenize(piece, special=True) == model.processor(piece)["input_ids"]
+            )
     found = llama_text.compare_text(engine, tmp_path)
     assert found["tokenized"] == 3 and found["greedy"] == {"same": 32, "of": 32}
 

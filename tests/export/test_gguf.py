@@ -60,7 +60,9 @@ def test_plain_transformers_reads_the_same_model(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["mistral", "gpt_neox", "bert"])
 def test_read_back_bit_for_bit(name, tmp_path):
-    model = pico(name, head=name != "bert", **({"sliding_window": None} if name == "mistral" else {}))
+    model = pico(
+        name, head=name != "bert", **({"sliding_window": None} if name == "mistral" else {})
+    )
     made(model, tmp_path)
     again = GgufEngine(tmp_path)
     for batch in probe_batches(model):
@@ -149,9 +151,7 @@ def test_requantized_is_what_the_library_makes_and_said(tmp_path, kind):
         ("nf4", {}, "'model.* has a codebook", "bits: 8 or 4"),
     ],
 )
-def test_what_no_block_holds_is_refused(
-    make_work, tmp_path, settings, options, what, hint
-):
+def test_what_no_block_holds_is_refused(make_work, tmp_path, settings, options, what, hint):
     model = pico("llama", intermediate_size=64)
     if settings == "nf4":
         nf4.run(model, nf4.Options(group=32), make_work())
@@ -272,7 +272,9 @@ def test_a_scale_that_is_no_number_is_named(artefact):
     reader = gguf.GGUFReader(artefact / FILE, "r+")
     tensors_of(reader)["blk.0.attn_v.weight"].data[0, :2] = (0, 0x7C)  # infinity
     reader.data.flush()
-    assert "'blk.0.attn_v.weight' of model.gguf holds what is no number" in failed(artefact)["probe"]
+    assert (
+        "'blk.0.attn_v.weight' of model.gguf holds what is no number" in failed(artefact)["probe"]
+    )
 
 
 @pytest.mark.parametrize("key", ["attention.head_count_kv", "rope.freq_base", "block_count"])
