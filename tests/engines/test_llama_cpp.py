@@ -1,4 +1,4 @@
-"""The engine llama.cpp against PyTorch: every family, its cache, its tokenizer, and its refusals."""
+"""The engine llama.cpp against PyTorch: every family, cache, tokenizer, and what it refuses."""
 
 import pytest
 import torch
