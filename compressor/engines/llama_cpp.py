@@ -30,7 +30,7 @@ class LlamaCppEngine:
 
     Args:
         path: the directory.
-        threads: threads of llama.cpp; None leaves the choice to it.
+        threads: threads of llama.cpp; as many as torch uses when None.
 
     Raises:
         CompressError: llama-cpp-python is not installed, or llama.cpp cannot load the file.
@@ -44,6 +44,7 @@ class LlamaCppEngine:
         self._pooling = read_pooling(self.path)
         if not (self.path / FILE).is_file():
             raise CompressError(f"'{self.path.name}' has no {FILE}", "export it again")
+        threads = torch.get_num_threads() if threads is None else threads
         self.session = Session(self.path / FILE, threads, self._states)
         self._current: _Cache | None = None
 

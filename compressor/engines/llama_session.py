@@ -4,6 +4,7 @@ One context serves several rows: row b is the sequence b of its key-value cache.
 a user gets: a cache of float16, flash attention where llama.cpp wants it.
 """
 
+import ctypes
 import importlib
 import importlib.util
 from collections.abc import Sequence
@@ -42,6 +43,31 @@ def bindings() -> Any:
         _silent.append(callback)
         llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+def k_quants(weight: np.ndarray, number: int) -> np.ndarray:
+    """Blocks that llama.cpp itself makes of a float32 matrix [O, I]: uint8 [O, bytes of a row].
+
+    Args:
+        weight: I is a multiple of the type's block.
+        number: of the type in GGUF.
+
+    Raises:
+        CompressError: llama-cpp-python is not installed.
+    """
+    bindings()
+    base = importlib.import_module("llama_cpp._ggml").libggml
+    size, make = base.ggml_row_size, base.ggml_quantize_chunk
+    size.argtypes, size.restype = [ctypes.c_int, ctypes.c_int64], ctypes.c_size_t
+    pointers = [ctypes.c_void_p, ctypes.c_void_p]
+    make.argtypes = [ctypes.c_int, *pointers, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    make.restype = ctypes.c_size_t
+    rows, inputs = weight.shape
+    found = np.empty((rows, size(number, inputs)), dtype=np.uint8)
+    source = np.ascontiguousarray(weight, dtype=np.float32)
+    written = make(number, source.ctypes.data, found.ctypes.data, 0, rows, inputs, None)
+    assert written == found.nbytes, "llama.cpp filled another number of bytes"
+    return found
 
 
 class Session:

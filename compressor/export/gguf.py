@@ -2,8 +2,8 @@
 
     w = (code - zero) * scale  =  q * d          numerics/ggml_blocks.py says what holds what
 
-Nothing is quantized again unless `requantize` asks for it. K-quants (q4_k, ...) cannot hold our
-scales: they round those to 6 bits of a scale of 256 weights. Rows are moved to where llama.cpp has
+Nothing is quantized again unless `requantize` asks for it. K-quants (q4_k) cannot hold our scales:
+they round those to 6 bits of a scale of 256 weights. Rows are moved to where llama.cpp has
 them (gguf_names.py), sizes become metadata (gguf_metadata.py), the tokenizer is written down in its
 terms (gguf_tokenizer.py). The finished file is read back and every tensor compared.
 """
@@ -27,7 +27,7 @@ from compressor.engines.gguf import (
     tensors_of,
     value,
 )
-from compressor.engines.llama_session import installed
+from compressor.engines.llama_session import bindings, installed, k_quants
 from compressor.errors import CompressError, Refused
 from compressor.export.files import artifact, write_side_files
 from compressor.export.gguf_fit import FLOATS, block_of, refuse_formats
@@ -44,13 +44,15 @@ from compressor.options import options
 
 # the number that GGUF has for files of mostly one type
 _FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9}
-_FILE_TYPES["bf16"] = 32
+_FILE_TYPES |= {"bf16": 32, "q4_k": 14}
 # what a requantized weight is, in our terms
 _REQUANTIZED = {
     "q8_0": WeightFormat(bits=8, group=BLOCK),
     "q5_0": WeightFormat(bits=5, group=BLOCK),
     "q4_0": WeightFormat(bits=4, group=BLOCK),
+    "q4_k": WeightFormat(bits=4, group=BLOCK, symmetric=False, scale_dtype="6 bits x float16"),
 }
+_SUPER = 256  # inputs of a block of q4_k
 _TABLES = ("position_embd.weight", "token_types.weight")  # llama.cpp adds them up in float32
 
 
@@ -63,8 +65,10 @@ class Options:
         description="auto: codes in the smallest block that holds them as they are, float weights "
         "in the checkpoint's dtype; a float type turns codes into floats",
     )
-    requantize: Literal["q8_0", "q5_0", "q4_0"] | None = Field(
-        None, description="round weights to blocks of this type, whatever they were before"
+    requantize: Literal["q8_0", "q5_0", "q4_0", "q4_k"] | None = Field(
+        None,
+        description="round weights to blocks of this type, whatever they were before; q4_k is made "
+        "by llama.cpp, which must be installed",
     )
     tokenizer: Literal["keep", "none"] = Field(
         "keep", description="none: a file for token ids only (no_vocab)"
@@ -120,6 +124,8 @@ def refuse(model: Model, options: Options) -> None:
     The model may lie on the meta device.
     """
     library()
+    if options.requantize == "q4_k":
+        bindings()
     refuse_config(model)
     places(model.module, model.family, model.config)
     _vocabulary(model, options)
@@ -153,7 +159,7 @@ def _kind(model: Model, options: Options, name: str, shape: tuple[int, ...]) -> 
     """How a tensor is stored that is not moved code by code."""
     if len(shape) != 2 or name in _TABLES:
         return "f32"
-    if options.requantize and shape[1] % BLOCK == 0:
+    if options.requantize and shape[1] % (_SUPER if options.requantize == "q4_k" else BLOCK) == 0:
         return options.requantize
     dtypes = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
     return options.type if options.type in FLOATS else dtypes[model.source_dtype]
@@ -215,6 +221,8 @@ def _bytes(model: Model, name: str, plan: _Plan) -> np.ndarray:
     tensor = _wanted(model, plan)
     if plan.kind == "f16" and float(tensor.abs().max()) > torch.finfo(torch.float16).max:
         raise CompressError(f"'{name}' has weights too large for float16", "--set type=bf16")
+    if plan.kind == "q4_k":
+        return k_quants(tensor.numpy(), int(_number("q4_k")))
     return library().quants.quantize(tensor.numpy(), _number(plan.kind)).view(np.uint8)
 
 
@@ -257,9 +265,10 @@ def _rounded(wanted: Tensor, plan: _Plan) -> tuple[Tensor, Tensor | float] | Non
         return wanted.to(torch.float16 if plan.kind == "f16" else torch.bfloat16).float(), 0.0
     if plan.codes or plan.kind == "f32":
         return None
-    # a step of the grid, for the extreme of the side that has one code less
-    form, blocks = BY_NAME[plan.kind], wanted.unflatten(1, (-1, BLOCK))
-    step = blocks.abs().amax(-1, keepdim=True) / form.high * 1.01
+    # a step of the grid, for the extreme of the side that has one code less; q4_k may clip
+    most = 3 if plan.kind == "q4_k" else BY_NAME[plan.kind].high
+    blocks = wanted.unflatten(1, (-1, _SUPER if plan.kind == "q4_k" else BLOCK))
+    step = blocks.abs().amax(-1, keepdim=True) / most * 1.01
     return wanted, step.expand_as(blocks).flatten(1)
 
 

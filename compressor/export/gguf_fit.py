@@ -15,7 +15,6 @@ from compressor.numerics.ggml_blocks import BLOCK, BY_NAME, FORMS, Form, holds, 
 FLOATS = ("f32", "f16", "bf16")
 _FITS = "quantize with bits: 8 or 4, symmetric: true and group: 32 (or a multiple), or "
 _DENSE = "--set type=f16 (in a profile type: f16) to write dense float weights"
-_K_QUANTS = "K-quants are made from a float file by llama-quantize of llama.cpp"
 
 
 def refuse_formats(model: Model, kind: str, requantize: str | None) -> None:
@@ -37,8 +36,8 @@ def refuse_formats(model: Model, kind: str, requantize: str | None) -> None:
     if kind != "auto" and not quantized(model.formats):
         raise CompressError(
             f"type {kind} holds codes, and none of this model is quantized",
-            f"put a quantize stage before it, or --set requantize={kind} rounds here "
-            f"(q8_0, q5_0, q4_0); {_K_QUANTS}",
+            f"put a quantize stage before it, or --set requantize={kind} rounds here (q8_0, q5_0, "
+            "q4_0, and q4_k with llama.cpp installed)",
         )
     for name, form in model.formats.items():
         if form.bits is not None:

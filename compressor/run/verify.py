@@ -7,6 +7,7 @@ from typing import Any
 from compressor.engines.gguf import FILE, GgufEngine, digests
 from compressor.engines.llama_session import installed
 from compressor.errors import CompressError, first_line
+from compressor.export.gguf_names import library
 from compressor.model.checkpoint import load_directory
 from compressor.model.manifest import Manifest, file_digest, read_manifest
 from compressor.model.model import Model
@@ -36,6 +37,8 @@ def verify(path: str | Path) -> dict[str, Any]:
             f"'{path}' only says what a run started from; it holds no weights",
             "verify a stage of the run, e.g. 01-...",
         )
+    if manifest.engine in GGUF:
+        library()  # whoever lacks it must install it: the artefact is not at fault
     checks = list(_files(directory, manifest))
     if manifest.metrics.get(WEIGHTS_REMOVED):
         checks.append({"name": "probe", "ok": True, "detail": "weights removed by keep: last"})

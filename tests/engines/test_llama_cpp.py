@@ -5,6 +5,7 @@ import torch
 
 import compressor
 from compressor.engines.generate import generate
+from compressor.engines.gguf import FILE, open_file, tensors_of, value
 from compressor.engines.torch import TorchEngine
 from compressor.errors import CompressError, Refused
 from compressor.export import gguf as export
@@ -89,6 +90,21 @@ def test_codes_serve(bits, kind, make_work, tmp_path):
     found = check_agreement(LlamaCppEngine(tmp_path), artifact.manifest.formats.values(), tmp_path)
     assert found.ok and found.served_tolerance == ROUNDED
     assert 1e-4 < max(found.served.values()) < 4e-2
+
+
+def test_k_quants_are_those_of_llama_cpp(tmp_path):
+    """Made by its own code; read by the library; no further off than four bits are."""
+    model = pico("llama", hidden_size=256, head_dim=64, initializer_range=0.05)
+    own = model.module.model.layers[0].mlp.up_proj.weight
+    artifact = exported(model, tmp_path, requantize="q4_k")
+    stored = tensors_of(open_file(tmp_path / FILE))
+    assert stored["blk.0.ffn_up.weight"].tensor_type.name == "Q4_K"
+    assert stored["blk.0.ffn_down.weight"].tensor_type.name == "F32"  # 48 inputs
+    error = (value(stored["blk.0.ffn_up.weight"]) - own).norm() / own.norm()
+    assert 0.02 < error < 0.1
+    assert artifact.manifest.formats["model.layers.0.mlp.up_proj"].scale_dtype != "float16"
+    found = check_agreement(LlamaCppEngine(tmp_path), artifact.manifest.formats.values(), tmp_path)
+    assert found.ok and found.served_tolerance == ROUNDED
 
 
 def test_a_prompt_and_steps_give_what_a_full_forward_gives(tmp_path):

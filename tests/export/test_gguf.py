@@ -211,6 +211,16 @@ def test_a_missing_library_is_named(monkeypatch, tmp_path):
     assert "pip install" in error.value.hint
 
 
+def test_k_quants_need_llama_cpp(monkeypatch):
+    def absent():
+        raise CompressError("llama.cpp runs through llama-cpp-python", "pip install")
+
+    monkeypatch.setattr(export, "bindings", absent)
+    with pytest.raises(CompressError, match="llama-cpp-python") as error:
+        export.refuse(pico("llama"), export.Options(requantize="q4_k"))
+    assert "pip install" in error.value.hint
+
+
 def test_tokenizer_that_llama_cpp_lacks(pico_llama, tmp_path):
     model = pico_llama()  # one token per character, without bytes
     with pytest.raises(CompressError, match="no tokenizer that cuts text") as error:
