@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import compressor
 from compressor.engines.generate import generate
@@ -11,11 +12,12 @@ from compressor.errors import CompressError, Refused
 from compressor.export import gguf as export
 from compressor.export import gguf_names
 from compressor.export.gguf_table import ARCHS
+from compressor.measure import footprint
 from compressor.model.checkpoint import load_directory
 from compressor.model.model import Pooling
 from compressor.model.probe import largest_difference, read_probe
 from compressor.quantize import rtn
-from compressor.run import llama_text
+from compressor.run import llama_text, verify
 from compressor.run.gate import HALF, ROUNDED, check_agreement
 from families import VOCABULARY, pico
 
@@ -162,6 +164,35 @@ def test_real_checkpoints_tokenizer_and_words(shared_data, tmp_path, name):
             )
     found = llama_text.compare_text(engine, tmp_path)
     assert found["tokenized"] == 3 and found["greedy"] == {"same": 32, "of": 32}
+
+
+def test_an_artefact_of_a_real_checkpoint(shared_data, tmp_path, monkeypatch):
+    """Exported, verified, loaded by the lines of its card, measured in a process of its own."""
+    out = tmp_path / "out"
+    source = shared_data / "checkpoints" / "stories260K"
+    artifact = compressor.export_checkpoint(str(source), "gguf", out, ["requantize=q8_0"])
+    assert artifact.manifest.metrics["greedy"]["of"] == 32 and artifact.engine == "llama.cpp"
+    card = (out / "README.md").read_text()
+    assert "rounded to q8_0 by this export" in card and "same tokens as the tokenizer" in card
+    code = (
+        card.partition("```python\n")[2]
+        .partition("```")[0]
+        .replace("max_tokens=60", "max_tokens=3")
+    )
+    assert len(code.strip().splitlines()) == 3
+    exec(code.replace("DIR", repr(str(out))), {"__name__": "card"})
+    save_file(
+        {"input_ids": torch.ones(1, 9).long(), "attention_mask": torch.ones(1, 9).long()},
+        tmp_path / "rows.safetensors",
+    )
+    job = {"engine": "llama.cpp", "path": str(out), "inputs": str(tmp_path / "rows.safetensors")}
+    found = footprint.main(job | {"threads": 1, "prefill": True})
+    assert found["peak_memory_bytes"] >= found["baseline_bytes"] > 0
+    checks = {c["name"]: c for c in compressor.verify(out)["checks"]}
+    assert all(c["ok"] for c in checks.values()) and "in llama.cpp" in checks["probe"]["detail"]
+    monkeypatch.setattr(verify, "installed", lambda: False)
+    checks = {c["name"]: c for c in compressor.verify(out)["checks"]}
+    assert all(c["ok"] for c in checks.values()) and "read back only" in checks["probe"]["detail"]
 
 
 def test_a_tokenizer_that_cuts_otherwise_is_refused(shared_data, tmp_path, monkeypatch):
