@@ -9,7 +9,7 @@ from .flags import Out
 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Directory or model.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="onnx or safetensors.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="onnx, safetensors, gguf, ...")],
     out: Out,
     set_: Annotated[
         list[str] | None,

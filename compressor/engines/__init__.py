@@ -29,7 +29,7 @@ class Engine(Protocol):
     CompressError on both.
     """
 
-    name: str  # "torch" | "transformers" | "onnxruntime"
+    name: str  # "torch" | "transformers" | "onnxruntime" | "gguf" | "llama.cpp"
     path: Path
 
     def outputs(self, batch: "dict[str, Tensor]") -> "dict[str, Tensor]": ...
@@ -94,7 +94,15 @@ def open_engine_of(
         from compressor.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(path, threads)
+    if name == "gguf":
+        from compressor.engines.gguf import GgufEngine
+
+        return GgufEngine(path, threads)
+    if name == "llama.cpp":
+        from compressor.engines.llama_cpp import LlamaCppEngine
+
+        return LlamaCppEngine(path, threads)
     raise CompressError(
         f"'{path.name}' asks for the engine '{name}', which is not here",
-        "engines: torch, transformers, onnxruntime",
+        "engines: torch, transformers, onnxruntime, gguf, llama.cpp",
     )

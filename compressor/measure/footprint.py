@@ -16,27 +16,43 @@ from typing import Any
 
 def main(job: dict[str, Any]) -> dict[str, int]:
     """Load, run, report; resident bytes are read from the system (Linux)."""
-    serve = _serve_onnxruntime if job["engine"] == "onnxruntime" else _serve_torch
+    serve = {"onnxruntime": _serve_onnxruntime, "llama.cpp": _serve_llama}.get(
+        job["engine"], _serve_torch
+    )
     known: dict[str, Any] = {key: value for key, value in job.items() if key != "engine"}
-    if job["engine"] == "transformers":
-        known["plain"] = True
+    if serve is _serve_torch:
+        known["engine"] = job["engine"]
     baseline = serve(**known)
     return {"peak_memory_bytes": _status("VmHWM"), "baseline_bytes": baseline}
 
 
-def _serve_torch(path: str, inputs: str, threads: int, prefill: bool, plain: bool = False) -> int:
+def _serve_torch(path: str, inputs: str, threads: int, prefill: bool, engine: str) -> int:
     import transformers
     from safetensors.torch import load_file
 
-    from compressor.engines.plain import TransformersEngine
-    from compressor.engines.torch import TorchEngine
+    from compressor.engines import open_engine_of
 
     # the classes of a family load when first named; they are code, not model
     _ = transformers.AutoModel, transformers.AutoModelForCausalLM
     batch = load_file(inputs)
     baseline = _status("VmRSS")
-    engine = (TransformersEngine if plain else TorchEngine)(Path(path), threads)
-    _ = engine.prefill(batch) if prefill else engine.outputs(batch)
+    served = open_engine_of(engine, Path(path), threads)
+    _ = served.prefill(batch) if prefill else served.outputs(batch)
+    return baseline
+
+
+def _serve_llama(path: str, inputs: str, threads: int, prefill: bool) -> int:
+    from safetensors.numpy import load_file
+
+    from compressor.engines.llama_session import Session, bindings
+
+    batch = load_file(inputs)
+    bindings()
+    baseline = _status("VmRSS")
+    session = Session(Path(path) / "model.gguf", threads, states=not prefill)
+    for tokens, real in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+        session.start(1, int(real.sum()))
+        session.run(0, tokens[real > 0].tolist(), 0)
     return baseline
 
 

@@ -169,7 +169,7 @@ def is_packed(files: list[Path]) -> bool:
 
 def model_files(path: Path) -> list[Path]:
     """The weight files of a checkpoint or an exported directory."""
-    return sorted(path.glob("*.onnx*")) or weight_files(path)
+    return sorted([*path.glob("*.onnx*"), *path.glob("*.gguf")]) or weight_files(path)
 
 
 def side_paths(path: Path) -> list[Path]:

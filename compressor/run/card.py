@@ -7,6 +7,7 @@ from compressor.model.families import find_family
 from compressor.model.manifest import Manifest, StageRecord
 from compressor.model.sources import SIDE
 from compressor.model.sparse import patterns_text
+from compressor.run.card_gguf import GGUF, gguf_lines
 
 # in metrics: {stage, with, without}, validation losses of the last stage that measured both
 SIDE_LOSSES = "side_losses"
@@ -78,6 +79,21 @@ from transformers import {auto}, AutoImageProcessor
 model, read = {auto}.from_pretrained(DIR), AutoImageProcessor.from_pretrained(DIR)
 print(model(**read(PIL.Image.new("RGB", (99, 99)), return_tensors="pt")))"""
 
+LLAMA_USAGE = """\
+import llama_cpp
+model = llama_cpp.Llama(DIR + "/model.gguf", verbose=False)
+print(model("Once upon a time", max_tokens=60)["choices"][0]["text"])"""
+
+LLAMA_IDS_USAGE = """\
+import compressor
+engine = compressor.open_engine(DIR)
+print(compressor.generate(engine, [1, 2, 3], 60))"""
+
+LLAMA_ENCODER_USAGE = """\
+import llama_cpp
+model = llama_cpp.Llama(DIR + "/model.gguf", embedding=True, verbose=False)
+print(model.embed("a sentence"))"""
+
 # task: (auto class, how an exported file is used, how plain transformers uses a checkpoint)
 _USAGES = {
     "causal-lm": ("AutoModelForCausalLM", DECODER_USAGE, TORCH_USAGE),
@@ -98,6 +114,8 @@ def usage(manifest: Manifest, task: str) -> str:
     auto, exported, plain = _USAGES[task]
     if find_family(manifest.family).sizes.vocabulary is None:  # also without a head
         exported, plain = IMAGE_USAGE, TORCH_IMAGE_USAGE
+    if manifest.engine in GGUF:
+        return _llama_usage(manifest, task)
     sided = any(form.side_rank is not None for form in manifest.formats.values())
     own = manifest.metrics.keys() & {"packed", "huffman"}
     if own or (sided and manifest.engine == "torch"):
@@ -107,6 +125,14 @@ def usage(manifest: Manifest, task: str) -> str:
         return plain.format(auto=auto, call=call)
     found = manifest.metrics["agreement"]
     return exported.format(output=next(name for name in OUTPUTS if name in found))
+
+
+def _llama_usage(manifest: Manifest, task: str) -> str:
+    if manifest.metrics["tokenizer"] == "none":
+        ids = "engine.outputs({'input_ids': torch.tensor([[1, 2, 3]])})"
+        encoder = f"import compressor, torch\nengine = compressor.open_engine(DIR)\nprint({ids})"
+        return LLAMA_IDS_USAGE if task == "causal-lm" else encoder
+    return LLAMA_USAGE if task == "causal-lm" else LLAMA_ENCODER_USAGE
 
 
 def model_card(
@@ -126,20 +152,20 @@ def model_card(
     base = manifest.base_model
     own = manifest.metrics.keys() & {"packed", "huffman"}
     library = "compress" if own else "transformers"
+    served = "gguf" if manifest.engine in GGUF else manifest.engine
     header = {
         "license": base.get("license") or "other",
         "base_model": base["id"],
-        "library_name": library if manifest.engine in _PLAIN else manifest.engine,
+        "library_name": library if manifest.engine in _PLAIN else served,
         "tags": ["compress", *[s.method for s in stages], method],
     }
     done = [f"1. `{s.method}` in {s.seconds:.0f} s" for s in stages] + [f"1. `{method}`"]
-    agreement = max(manifest.metrics["agreement"].values())
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {base['id']}, compressed",
         "What was done, in order:\n\n" + "\n".join(done),
-        f"{manifest.engine} agrees with the torch reference of the same arithmetic to a relative "
-        f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
+        _agreement(manifest),
+        *gguf_lines(manifest),
         *_sparsity(manifest),
         *_coding(manifest),
         *_fidelity(manifest.metrics["fidelity"]),
@@ -148,6 +174,18 @@ def model_card(
         "```python\n" + usage(manifest, task) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _agreement(manifest: Manifest) -> str:
+    """How far the engine that serves the artefact is from torch."""
+    error = max(manifest.metrics["agreement"].values())
+    allowed = f"(allowed: {manifest.metrics['tolerance']:.0e})"
+    if manifest.engine in GGUF:
+        return f"Read back into PyTorch, the file gives what it should to {error:.1e} {allowed}."
+    return (
+        f"{manifest.engine} agrees with the torch reference of the same arithmetic to a relative "
+        f"error of {error:.1e} {allowed}."
+    )
 
 
 def _saved(packed: dict[str, int]) -> float:
@@ -176,8 +214,9 @@ def _sparsity(manifest: Manifest) -> list[str]:
         return [f"{zeros} {PACKED_GAIN.format(**packed, saved=_saved(packed))}"]
     served, whose = "plain transformers", ""
     if manifest.engine not in _PLAIN:
-        served = "ONNX Runtime"
-        whose = " The zeros were counted in the checkpoint; `verify` does not count them here."
+        served = "llama.cpp" if manifest.engine in GGUF else "ONNX Runtime"
+        if manifest.engine not in GGUF:
+            whose = " The zeros were counted in the checkpoint; `verify` does not count them here."
     return [
         f"{zeros}{whose} They are stored like other weights: this file is not smaller and, in "
         f"{served}, not faster than the dense model's. Only a packed layout saves space and only "

@@ -5,6 +5,7 @@ Two comparisons, as relative errors (norm of the difference over the norm, worst
 
 exact   the same file with the engine's activations in float, where its kernels would round them
         to 8 bits: nothing may differ but the order of sums, so a wrong code, scale or node shows.
+        A GGUF file is read back into PyTorch for that.
 served  the file as it will be served: rounding of activations is allowed for, garbage is not.
 """
 
@@ -24,6 +25,9 @@ EXACT = 1e-4
 # per model, measured on encoders and decoders of 4 to 6 layers; the probe's random tokens are
 # harder than text.
 ROUNDED = 0.1
+# llama.cpp keeps keys and values in float16, and rounds activations to the type of the weights they
+# meet; quantized weights meet activations of 8 bits per block, as above. See docs/formats.md.
+HALF = 3e-2
 # One scale for a token or a tensor: 8 to 16 per cent on the probe of an encoder of 6 layers.
 ROUNDED_WHOLE = 0.4
 
@@ -80,6 +84,10 @@ def check_agreement(
         with closing(OnnxRuntimeEngine(directory, exact=True)) as twin:
             exact = disagreement(twin, directory)
     allowed = (ROUNDED_WHOLE if whole else ROUNDED) if rounds else EXACT
+    if engine.name == "llama.cpp":
+        with closing(open_engine_of("gguf", directory)) as twin:
+            exact = disagreement(twin, directory)
+        allowed = ROUNDED if quantized else HALF
     return Agreement(disagreement(engine, directory), allowed, exact)
 
 

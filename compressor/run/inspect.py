@@ -11,6 +11,7 @@ from compressor.model.manifest import NAME, Manifest, read_manifest
 from compressor.model.shapes import config_of
 from compressor.model.sources import deployed_bytes, read_config, resolve
 from compressor.run.candidates import refuse_run
+from compressor.run.card_gguf import GGUF
 from compressor.run.inspect_importance import inspect_importance
 
 
@@ -29,7 +30,7 @@ def inspect(path: str, importance: bool = False) -> dict[str, Any]:
     raw = read_config(source.path)
     family = find_family(raw["model_type"])
     manifest = read_manifest(source.path) if (source.path / NAME).is_file() else None
-    exported = manifest is not None and manifest.engine == "onnxruntime"
+    exported = manifest is not None and manifest.engine in ("onnxruntime", *GGUF)
     found = _artifact(manifest) if exported and manifest else _weights(source.path)
     return {
         "path": str(path),

@@ -19,6 +19,7 @@ PACKAGES = (
     *("compress", "torch", "transformers", "onnx", "onnxruntime", "safetensors"),
     *("compressed-tensors", "numpy"),
 )
+OPTIONAL = ("gguf", "llama_cpp_python")
 
 
 def machine() -> dict[str, Any]:
@@ -28,7 +29,8 @@ def machine() -> dict[str, Any]:
 
 def packages() -> dict[str, str]:
     """Versions of the packages that decide results, and of Python."""
-    return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
+    there = [*PACKAGES, *(p for p in OPTIONAL if list(metadata.distributions(name=p)))]
+    return {"python": platform.python_version()} | {p: metadata.version(p) for p in there}
 
 
 def _cpu() -> str:

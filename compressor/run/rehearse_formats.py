@@ -1,7 +1,9 @@
 """What a rehearsal says of weight formats: those of the source, of a quantizer and of exports."""
 
+from dataclasses import replace
+
 from compressor.errors import CompressError
-from compressor.export import compressed_tensors, huffman, onnx_formats, safetensors
+from compressor.export import compressed_tensors, gguf, huffman, onnx_formats, safetensors
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
@@ -67,3 +69,6 @@ def check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str
             compressed_tensors.refuse(made[-1].module, formats)
         if "huffman" in exports:
             huffman.refuse(formats)
+        for stage in stages:
+            if isinstance(stage.options, gguf.Options):
+                gguf.refuse(replace(made[-1], formats=dict(formats)), stage.options)
