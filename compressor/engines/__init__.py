@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # a process that serves ONNX and never touches a tensor of to
     from torch import Tensor
 
 
+ENGINES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "openvino")
+GRAPHS = ("onnxruntime", "onnxruntime-genai")  # those that serve our ONNX directories
 # what an engine may give; the first there is says the most about a model
 OUTPUTS = ("sentence_embedding", "last_hidden_state", "logits")
 
@@ -29,7 +31,7 @@ class Engine(Protocol):
     CompressError on both.
     """
 
-    name: str  # "torch" | "transformers" | "onnxruntime"
+    name: str  # one of ENGINES
     path: Path
 
     def outputs(self, batch: "dict[str, Tensor]") -> "dict[str, Tensor]": ...
@@ -94,7 +96,15 @@ def open_engine_of(
         from compressor.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(path, threads)
+    if name == "onnxruntime-genai":
+        from compressor.engines.genai import GenaiEngine
+
+        return GenaiEngine(path, threads)
+    if name == "openvino":
+        from compressor.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(path, threads)
     raise CompressError(
         f"'{path.name}' asks for the engine '{name}', which is not here",
-        "engines: torch, transformers, onnxruntime",
+        f"engines: {', '.join(ENGINES)}",
     )

@@ -39,7 +39,7 @@ class Session:
         settings.intra_op_num_threads = threads or 0
         # Idle threads that spin win nothing for one stream of requests and slow its neighbours.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = _load(_float_activations(file) if exact else str(file), file, settings)
+        self._session = _load(float_activations(file) if exact else str(file), file, settings)
         self.inputs: dict[str, list[Any]] = {i.name: i.shape for i in self._session.get_inputs()}
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -51,7 +51,7 @@ class Session:
         return dict(zip(names, self._session.run_with_ort_values(names, dict(feeds)), strict=True))
 
 
-def _float_activations(file: Path) -> bytes:
+def float_activations(file: Path) -> bytes:
     """The model with float activations; external data stays outside.
 
     Every MatMulNBits gets accuracy_level 1, and integer products become float ones of the inputs

@@ -17,14 +17,12 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from compressor.export.files import artifact, write_side_files
+from compressor.export.files import artifact, write_probe_of, write_side_files
 from compressor.export.onnx_forward import Graph, graphs
 from compressor.export.onnx_twin import make_twin
-from compressor.model.forward import outputs
 from compressor.model.layers import float_inputs
 from compressor.model.manifest import Artifact
 from compressor.model.model import Model
-from compressor.model.probe import probe_batches, write_probe
 from compressor.options import options
 
 _LARGEST_FILE = 1_900_000_000  # bytes; a protobuf ends at 2^31, and the graph needs room too
@@ -46,9 +44,8 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
             encoder-decoder has no head.
     """
     twin = make_twin(model)
-    batches = probe_batches(model)
     with float_inputs(model.module):
-        write_probe(out, [(batch, outputs(model, batch)) for batch in batches])
+        write_probe_of(model, out)
     for graph in graphs(twin):
         program = _export(graph, options)
         _name_axes(program, graph)

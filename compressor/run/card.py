@@ -27,6 +27,17 @@ import compressor, transformers
 engine, tokenizer = compressor.open_engine(DIR), transformers.AutoTokenizer.from_pretrained(DIR)
 print(tokenizer.decode(compressor.generate(engine, tokenizer("Once upon a time").input_ids, 60)))"""
 
+GENAI_USAGE = """\
+import numpy, onnxruntime_genai as og, transformers
+model, tokenizer = og.Model(DIR), transformers.AutoTokenizer.from_pretrained(DIR)
+settings = og.GeneratorParams(model)
+settings.set_search_options(max_length=64)
+writer = og.Generator(model, settings)
+writer.append_tokens(numpy.array([tokenizer("Once upon a time").input_ids], dtype=numpy.int32))
+while not writer.is_done():
+    writer.generate_next_token()
+print(tokenizer.decode(writer.get_sequence(0)))"""
+
 SEQ2SEQ_USAGE = """\
 import compressor, transformers
 engine, tokenizer = compressor.open_engine(DIR), transformers.AutoTokenizer.from_pretrained(DIR)
@@ -105,6 +116,8 @@ def usage(manifest: Manifest, task: str) -> str:
     if manifest.engine in _PLAIN:
         call = "model.generate" if task == "seq2seq-lm" else "model"
         return plain.format(auto=auto, call=call)
+    if manifest.engine == "onnxruntime-genai":
+        return GENAI_USAGE
     found = manifest.metrics["agreement"]
     return exported.format(output=next(name for name in OUTPUTS if name in found))
 
@@ -140,6 +153,8 @@ def model_card(
         "What was done, in order:\n\n" + "\n".join(done),
         f"{manifest.engine} agrees with the torch reference of the same arithmetic to a relative "
         f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
+        *_differences(manifest),
+        *_genai(manifest),
         *_sparsity(manifest),
         *_coding(manifest),
         *_fidelity(manifest.metrics["fidelity"]),
@@ -148,6 +163,37 @@ def model_card(
         "```python\n" + usage(manifest, task) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _differences(manifest: Manifest) -> list[str]:
+    """How far logits are off as served, and whether the text is the same."""
+    found = manifest.metrics.get("differences", {}).get("served", {})
+    said = []
+    if logits := found.get("logits"):
+        said.append(
+            f"As served, logits of the probe (random tokens) are off by {logits['mean']:.1e} on "
+            f"average and {logits['max']:.1e} at most; the most likely answer is that of PyTorch "
+            f"at {found['top1_agreement']:.1%} of the positions."
+        )
+    if greedy := found.get("greedy"):
+        said.append(
+            f"Token by token on its cache, {greedy['equal']} of {greedy['tokens']} greedy tokens "
+            "are those of PyTorch."
+        )
+    return [" ".join(said)] if said else []
+
+
+def _genai(manifest: Manifest) -> list[str]:
+    """Who ran an artefact of export.genai, and whether its tokenizer can be trusted."""
+    found = manifest.metrics.get("genai", {})
+    if why := found.get("not_run"):
+        return [f"onnxruntime-genai has not run this directory; ONNX Runtime has. {why}"]
+    if found.get("tokenizer") is False:
+        return [
+            "The tokenizer of onnxruntime-genai gives other ids than that of transformers for "
+            "these files: encode with transformers, as below."
+        ]
+    return []
 
 
 def _saved(packed: dict[str, int]) -> float:

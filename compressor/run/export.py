@@ -63,10 +63,8 @@ def export_into(
     metrics |= {
         "parameters": parameters,
         "nonzero_parameters": nonzero,
-        "agreement": agreement.errors,
-        "tolerance": agreement.tolerance,
-        "served": agreement.served,
         "fidelity": quality,
+        **agreement.metrics(),
     }
     manifest = replace(artifact.manifest, base_model=parent.manifest.base_model, metrics=metrics)
     card = model_card(manifest, stage.method, task, parent.manifest.stages)

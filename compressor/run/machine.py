@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ PACKAGES = (
     *("compress", "torch", "transformers", "onnx", "onnxruntime", "safetensors"),
     *("compressed-tensors", "numpy"),
 )
+EXTRAS = {"onnxruntime-genai": "onnxruntime_genai", "openvino": "openvino"}  # where installed
 
 
 def machine() -> dict[str, Any]:
@@ -28,7 +30,9 @@ def machine() -> dict[str, Any]:
 
 def packages() -> dict[str, str]:
     """Versions of the packages that decide results, and of Python."""
-    return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
+    there = (package for package, module in EXTRAS.items() if find_spec(module))
+    found = {package: metadata.version(package) for package in (*PACKAGES, *there)}
+    return {"python": platform.python_version()} | found
 
 
 def _cpu() -> str:

@@ -1,7 +1,7 @@
 """What a rehearsal says of weight formats: those of the source, of a quantizer and of exports."""
 
 from compressor.errors import CompressError
-from compressor.export import compressed_tensors, huffman, onnx_formats, safetensors
+from compressor.export import compressed_tensors, genai, huffman, onnx_formats, safetensors
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
@@ -60,8 +60,10 @@ def check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str
             if isinstance(own, GridOptions):
                 refuse_small(model, own)
             choices = planned(model, own).choices
+    if "genai" in exports:
+        genai.refuse(made[-1])
     for formats in choices:
-        if "onnx" in exports:
+        if {"onnx", "genai"} & set(exports):
             onnx_formats.refuse(formats)
         if "compressed_tensors" in exports:
             compressed_tensors.refuse(made[-1].module, formats)
