@@ -57,6 +57,23 @@ def engine_name(path: Path) -> str:
     return (manifest.engine or "torch") if manifest.kind == "artifact" else "torch"
 
 
+def serving(path: Path, asked: str | None) -> str:
+    """Name of the engine that is to run a directory: the one asked for, else the manifest's.
+
+    Raises:
+        CompressError: that engine cannot read such a directory, or see `engine_name`.
+    """
+    own = engine_name(path) if asked is None or (path / MANIFEST).is_file() else asked
+    if asked is None or asked == own:
+        return own
+    if own not in GRAPHS or asked not in (*GRAPHS, "openvino"):
+        raise CompressError(
+            f"'{path.name}' is for {own}; {asked} cannot run it",
+            "engines of a directory of export.onnx or export.genai: onnxruntime, genai, openvino",
+        )
+    return asked
+
+
 def open_engine(path: str | Path, threads: int | None = None) -> Engine:
     """Open a directory in the engine that serves it.
 
@@ -70,20 +87,32 @@ def open_engine(path: str | Path, threads: int | None = None) -> Engine:
     return open_engine_of(engine_name(Path(path)), Path(path), threads)
 
 
+def refuse_device(name: str, path: Path, device: str) -> None:
+    """Raise CompressError for an engine that runs on the CPU only."""
+    if device != "cpu" and name != "onnxruntime":
+        raise CompressError(
+            f"'{path.name}' runs in {name}, and --device {device} is for ONNX Runtime",
+            "leave --device out, or measure directories of export.onnx only",
+        )
+
+
 def open_engine_of(
     name: str,
     path: Path,
     threads: int | None = None,
     formats: dict[str, WeightFormat] | None = None,
+    device: str = "cpu",
 ) -> Engine:
     """Open a directory in a named engine, whether or not it has a manifest yet.
 
     Args:
         formats: what its manifest will say, where there is none yet.
+        device: "cpu", or the execution provider of ONNX Runtime, such as "cuda".
 
     Raises:
         CompressError: there is no engine of that name, or it cannot load the directory.
     """
+    refuse_device(name, path, device)
     if name == "torch":
         from compressor.engines.torch import TorchEngine
 
@@ -93,9 +122,10 @@ def open_engine_of(
 
         return TransformersEngine(path, threads)
     if name == "onnxruntime":
+        from compressor.engines.onnx_session import find_provider
         from compressor.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(path, threads)
+        return OnnxRuntimeEngine(path, threads, provider=find_provider(device))
     if name == "onnxruntime-genai":
         from compressor.engines.genai import GenaiEngine
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from onnxruntime import InferenceSession, OrtValue
+import numpy as np
+from onnxruntime import InferenceSession, OrtValue, get_available_providers
 from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
     InvalidArgument,
@@ -15,21 +16,36 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 
 from compressor.errors import CompressError, first_line
 
+CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3  # log_severity_level
+
+
+class Value(Protocol):
+    """A tensor where its engine keeps it."""
+
+    def numpy(self) -> np.ndarray: ...
 
 
 class Session:
     """A loaded file.
+
+    Args:
+        file: a graph.
+        threads: threads inside an operator; None leaves the choice to ONNX Runtime.
+        exact: see OnnxRuntimeEngine.
+        provider: the execution provider; what it does not know runs on the CPU.
 
     Attributes:
         inputs: {name: shape}; a free axis is its name.
         outputs: names.
 
     Raises:
-        CompressError: the file is missing, or ONNX Runtime cannot load it.
+        CompressError: the file or the provider is missing, or ONNX Runtime cannot load it.
     """
 
-    def __init__(self, file: Path, threads: int | None = None, exact: bool = False) -> None:
+    def __init__(
+        self, file: Path, threads: int | None = None, exact: bool = False, provider: str = CPU
+    ) -> None:
         if not file.is_file():
             raise CompressError(
                 f"'{file.parent.name}' has no {file.name}", "name a directory of export.onnx"
@@ -39,12 +55,17 @@ class Session:
         settings.intra_op_num_threads = threads or 0
         # Idle threads that spin win nothing for one stream of requests and slow its neighbours.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = _load(float_activations(file) if exact else str(file), file, settings)
+        model = float_activations(file) if exact else str(file)
+        self._session = _load(model, file, settings, provider)
         self.inputs: dict[str, list[Any]] = {i.name: i.shape for i in self._session.get_inputs()}
         self.outputs = [o.name for o in self._session.get_outputs()]
 
+    def value(self, array: np.ndarray) -> OrtValue:
+        """An array as `run` takes it."""
+        return OrtValue.ortvalue_from_numpy(array)
+
     def run(
-        self, feeds: Mapping[str, OrtValue], outputs: Sequence[str] | None = None
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
     ) -> dict[str, OrtValue]:
         """Run the graph for all outputs, or for those named, in their order."""
         names = list(outputs or self.outputs)
@@ -89,12 +110,29 @@ def _without_rounding(node: Any) -> list[Any]:
     return [node]
 
 
-def _load(model: str | bytes, file: Path, settings: SessionOptions) -> InferenceSession:
+def find_provider(device: str) -> str:
+    """The execution provider of a short name: cuda is CUDAExecutionProvider.
+
+    Raises:
+        CompressError: this installation of ONNX Runtime has none of that name.
+    """
+    there = {p.removesuffix("ExecutionProvider").lower(): p for p in get_available_providers()}
+    if device.lower() not in there:
+        raise CompressError(
+            f"--device {device}: the ONNX Runtime installed here has no such execution provider",
+            f"--device {' or '.join(sorted(there))}, or install the onnxruntime package that has it",
+        )
+    return there[device.lower()]
+
+
+def _load(
+    model: str | bytes, file: Path, settings: SessionOptions, provider: str
+) -> InferenceSession:
     if isinstance(model, bytes):
         folder = "session.model_external_initializers_file_folder_path"
         settings.add_session_config_entry(folder, str(file.parent))
     try:
-        return InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        return InferenceSession(model, settings, providers=list(dict.fromkeys((provider, CPU))))
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
         raise CompressError(
             f"ONNX Runtime cannot load {file.name} of '{file.parent.name}': {first_line(error)}",

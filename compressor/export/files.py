@@ -38,7 +38,7 @@ def artifact(
 
 
 def write_probe_of(model: Model, out: Path) -> None:
-    """Write what a model gives for the probe's batches and, if it writes text, says after the first.
+    """Write what a model gives for the probe's batches and, if it writes text, goes on to say.
 
     That continuation is found with the cache, so an engine that repeats it proves its own.
     """

@@ -98,8 +98,10 @@ def _special_tokens(model: Model) -> dict[str, Any]:
     places: tuple[Any, Any] = (model.module.generation_config, model.config)
     found: dict[str, Any] = {}
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        stated = [value for place in places if (value := getattr(place, key, None)) is not None]
-        found |= {key: value for value in stated[:1]}
+        stated = (getattr(place, key, None) for place in places)
+        first = next((value for value in stated if value is not None), None)
+        if first is not None:
+            found[key] = first
     last = found.get("eos_token_id", 0)  # the library wants a padding id; nothing is padded here
     found.setdefault("pad_token_id", last[0] if isinstance(last, list) else last)
     return found

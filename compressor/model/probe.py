@@ -68,7 +68,7 @@ def write_probe(
     """Store inputs and expected outputs as `<i>.in.<name>` and `<i>.out.<name>`.
 
     Args:
-        continuation: logits [1, T, V] of the greedy tokens after batch 0, stored as `greedy.logits`.
+        continuation: logits [1, T, V] of the greedy tokens after batch 0; `greedy.logits`.
     """
     tensors = {} if continuation is None else {_GREEDY: continuation.contiguous()}
     for index, (inputs, outputs) in enumerate(exchanges):
