@@ -1,5 +1,6 @@
 """Engines: what runs a model. Measures see only this, so torch and ONNX share their code."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:  # a process that serves ONNX and never touches a tensor of to
 
 ENGINES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "openvino")
 GRAPHS = ("onnxruntime", "onnxruntime-genai")  # those that serve our ONNX directories
+# engines that need more than `pip install compress`: the module they import, and the extra
+EXTRAS = {"onnxruntime-genai": ("onnxruntime_genai", "genai"), "openvino": ("openvino", "openvino")}
 # what an engine may give; the first there is says the most about a model
 OUTPUTS = ("sentence_embedding", "last_hidden_state", "logits")
 
@@ -43,6 +46,21 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+def installed(name: str) -> bool:
+    """Whether the library of an engine can be imported here; it is not imported."""
+    return name not in EXTRAS or find_spec(EXTRAS[name][0]) is not None
+
+
+def refuse_missing(name: str) -> None:
+    """Raise CompressError where the library of an engine is not installed."""
+    if not installed(name):
+        raise CompressError(
+            f"{name} is not installed",
+            f"pip install 'compress[{EXTRAS[name][1]}]', or write onnxruntime: in front of the "
+            "directory, which runs the same graph",
+        )
+
+
 def engine_name(path: Path) -> str:
     """Name of the engine that serves a directory: the manifest's for an artefact, else torch.
 
@@ -61,9 +79,11 @@ def serving(path: Path, asked: str | None) -> str:
     """Name of the engine that is to run a directory: the one asked for, else the manifest's.
 
     Raises:
-        CompressError: that engine cannot read such a directory, or see `engine_name`.
+        CompressError: that engine is not installed or cannot read such a directory, or see
+            `engine_name`.
     """
     own = engine_name(path) if asked is None or (path / MANIFEST).is_file() else asked
+    refuse_missing(asked or own)
     if asked is None or asked == own:
         return own
     if own not in GRAPHS or asked not in (*GRAPHS, "openvino"):

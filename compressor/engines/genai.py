@@ -8,7 +8,6 @@ padding id for padding.
 import json
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.engines import refuse_missing
 from compressor.errors import CompressError, first_line
 
 CONFIG = "genai_config.json"
-INSTALL = "pip install 'compress[genai]'"
 _GRAPH = "model.onnx"
 _ERRORS_ONLY = 3  # log_severity_level
 
@@ -29,11 +28,6 @@ class _Cache:
     """A generator for every row; each holds its keys and values."""
 
     rows: list[Any]
-
-
-def genai_installed() -> bool:
-    """Whether onnxruntime-genai can be imported here; it is not imported."""
-    return find_spec("onnxruntime_genai") is not None
 
 
 class GenaiEngine:
@@ -63,11 +57,7 @@ class GenaiEngine:
         stated = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))["model"]
         last = stated.get("eos_token_id", [])
         self.ends: list[int] = last if isinstance(last, list) else [last]
-        if not genai_installed():
-            raise CompressError(
-                f"onnxruntime-genai is not installed, and it alone can run '{self.path.name}' so",
-                f"{INSTALL}; compress bench onnxruntime:DIR runs the same graph without it",
-            )
+        refuse_missing(self.name)
         self._og: Any = import_module("onnxruntime_genai")
         self._og.disable_telemetry_events()
         try:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from onnxruntime import InferenceSession, OrtValue, get_available_providers
+from onnxruntime import InferenceSession, OrtValue
 from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
     InvalidArgument,
     InvalidGraph,
     InvalidProtobuf,
     SessionOptions,
+    get_available_providers,
 )
 
 from compressor.errors import CompressError, first_line
@@ -120,7 +121,7 @@ def find_provider(device: str) -> str:
     if device.lower() not in there:
         raise CompressError(
             f"--device {device}: the ONNX Runtime installed here has no such execution provider",
-            f"--device {' or '.join(sorted(there))}, or install the onnxruntime package that has it",
+            f"--device {' or '.join(sorted(there))}, or install an onnxruntime that has it",
         )
     return there[device.lower()]
 

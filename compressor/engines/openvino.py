@@ -8,21 +8,14 @@ same file would give other numbers on another machine.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compressor.engines import refuse_missing
 from compressor.engines.onnxruntime import OnnxRuntimeEngine
 from compressor.errors import CompressError, first_line
-
-INSTALL = "pip install 'compress[openvino]'"
-
-
-def openvino_installed() -> bool:
-    """Whether OpenVINO can be imported here; it is not imported."""
-    return find_spec("openvino") is not None
 
 
 class OpenVinoEngine(OnnxRuntimeEngine):
@@ -40,8 +33,7 @@ class OpenVinoEngine(OnnxRuntimeEngine):
     name = "openvino"
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        if not openvino_installed():
-            raise CompressError("openvino is not installed", INSTALL)
+        refuse_missing(self.name)
         self._open(Path(path), lambda file: _Session(file, threads))
 
 

@@ -15,7 +15,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from compressor.engines.genai import CONFIG, INSTALL, GenaiEngine, genai_installed
+from compressor.engines import installed
+from compressor.engines.genai import CONFIG, GenaiEngine
 from compressor.errors import CompressError
 from compressor.export import onnx
 from compressor.export.files import artifact
@@ -40,10 +41,10 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     refuse(model)
     onnx.run(model, options, out)
     (out / CONFIG).write_text(json.dumps(_config(model), indent=2) + "\n", encoding="utf-8")
-    if genai_installed():
+    if installed(GenaiEngine.name):
         said = {"tokenizer": _reads_like(model, out)}
         return artifact(model, out, GenaiEngine.name, model.formats, {"genai": said})
-    said = {"not_run": f"onnxruntime-genai is not installed here: {INSTALL}"}
+    said = {"not_run": "It was not installed: pip install 'compress[genai]'."}
     return artifact(model, out, "onnxruntime", model.formats, {"genai": said})
 
 

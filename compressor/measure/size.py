@@ -72,9 +72,13 @@ def _count_safetensors(files: list[Path]) -> int:
 def _count_openvino(file: Path) -> int:
     """Float constants with a shape."""
     core = import_module("openvino").Core()
-    constants = (op for op in core.read_model(str(file)).get_ops() if op.get_type_name() == "Constant")
+    constants = (
+        op for op in core.read_model(str(file)).get_ops() if op.get_type_name() == "Constant"
+    )
     kinds = ("f32", "f16", "bf16")
-    found = [op.output(0) for op in constants if op.output(0).get_element_type().to_string() in kinds]
+    found = [
+        op.output(0) for op in constants if op.output(0).get_element_type().to_string() in kinds
+    ]
     return sum(math.prod(output.get_shape()) for output in found if len(output.get_shape()))
 
 

@@ -10,17 +10,17 @@ import shutil
 import sys
 import time
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from compressor.engines import EXTRAS, installed
+
 PACKAGES = (
     *("compress", "torch", "transformers", "onnx", "onnxruntime", "safetensors"),
     *("compressed-tensors", "numpy"),
 )
-EXTRAS = {"onnxruntime-genai": "onnxruntime_genai", "openvino": "openvino"}  # where installed
 
 
 def machine() -> dict[str, Any]:
@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
 
 def packages() -> dict[str, str]:
     """Versions of the packages that decide results, and of Python."""
-    there = (package for package, module in EXTRAS.items() if find_spec(module))
+    there = filter(installed, EXTRAS)  # engines are called as their packages
     found = {package: metadata.version(package) for package in (*PACKAGES, *there)}
     return {"python": platform.python_version()} | found
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compressor.engines import openvino as library
+from compressor import engines
+from compressor.engines import installed
 from compressor.engines.generate import follow, generate
 from compressor.engines.onnxruntime import OnnxRuntimeEngine
 from compressor.engines.openvino import OpenVinoEngine
@@ -20,9 +21,7 @@ from compressor.quantize import rtn
 from compressor.screen import Silent
 from families import pico, random_inputs
 
-needs_openvino = pytest.mark.skipif(
-    not library.openvino_installed(), reason="openvino is not installed"
-)
+needs_openvino = pytest.mark.skipif(not installed("openvino"), reason="openvino is not installed")
 FLOAT = 1e-4  # MatMulNBits is served with float activations
 
 
@@ -92,7 +91,7 @@ def test_a_damaged_or_missing_graph(tmp_path):
 
 
 def test_without_the_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(library, "openvino_installed", lambda: False)
+    monkeypatch.setattr(engines, "find_spec", lambda module: None)
     with pytest.raises(CompressError, match="openvino is not installed") as error:
         OpenVinoEngine(tmp_path)
     assert "pip install" in error.value.hint

@@ -9,7 +9,9 @@ import onnx
 import pytest
 import torch
 
+from compressor import engines
 from compressor.engines import genai as library
+from compressor.engines import installed
 from compressor.engines.torch import TorchEngine
 from compressor.errors import CompressError
 from compressor.export import genai as export
@@ -20,8 +22,9 @@ from compressor.screen import Silent
 from conftest import character_tokenizer
 from families import pico
 
-INSTALLED = library.genai_installed()
-needs_genai = pytest.mark.skipif(not INSTALLED, reason="onnxruntime-genai is not installed")
+needs_genai = pytest.mark.skipif(
+    not installed("onnxruntime-genai"), reason="onnxruntime-genai is not installed"
+)
 
 
 def exported(model, out):
@@ -109,8 +112,7 @@ def test_the_lines_of_the_card_run(served, capsys):
 
 
 def test_without_the_library_onnx_runtime_proves_it(pico_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "genai_installed", lambda: False)
-    monkeypatch.setattr(library, "genai_installed", lambda: False)
+    monkeypatch.setattr(engines, "find_spec", lambda module: None)
     artifact = exported(pico_llama(num_hidden_layers=1), tmp_path / "out")
     assert artifact.engine == "onnxruntime"
     assert "pip install" in artifact.manifest.metrics["genai"]["not_run"]
