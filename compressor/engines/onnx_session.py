@@ -5,19 +5,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnxruntime
 from onnxruntime import InferenceSession, OrtValue
 from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
     InvalidArgument,
     InvalidGraph,
     InvalidProtobuf,
+    NoSuchFile,
+    NotImplemented,
+    RuntimeException,
     SessionOptions,
     get_available_providers,
 )
 
-from compressor.errors import CompressError, first_line
+from compressor.engines.onnx_files import refusal
+from compressor.errors import CompressError
 
 CPU = "CPUExecutionProvider"
+_FAILURES = (
+    *(Fail, InvalidArgument, InvalidGraph, InvalidProtobuf),
+    *(NoSuchFile, NotImplemented, RuntimeException),
+)
 _ERRORS_ONLY = 3  # log_severity_level
 
 
@@ -134,8 +143,5 @@ def _load(
         settings.add_session_config_entry(folder, str(file.parent))
     try:
         return InferenceSession(model, settings, providers=list(dict.fromkeys((provider, CPU))))
-    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
-        raise CompressError(
-            f"ONNX Runtime cannot load {file.name} of '{file.parent.name}': {first_line(error)}",
-            "export it again",
-        ) from error
+    except _FAILURES as error:
+        raise refusal(file, error, "ONNX Runtime", onnxruntime.__version__) from error

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from compressor.engines import refuse_missing
+from compressor.engines.onnx_files import refusal
 from compressor.engines.onnxruntime import OnnxRuntimeEngine
 from compressor.errors import CompressError, first_line
 
@@ -61,13 +62,12 @@ class _Session:
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            core = import_module("openvino").Core()
+            library = import_module("openvino")
+            core = library.Core()
             self._compiled = core.compile_model(core.read_model(str(found)), "CPU", settings)
         except RuntimeError as error:
-            raise CompressError(
-                f"OpenVINO cannot load {found.name} of '{file.parent.name}': {_reason(error)}",
-                "run it in ONNX Runtime",
-            ) from error
+            said = RuntimeError(_reason(error))
+            raise refusal(found, said, "OpenVINO", library.__version__) from error
         self._request = self._compiled.create_infer_request()
         self.inputs = {i.any_name: _shape(i) for i in self._compiled.inputs}
         self.outputs = [o.any_name for o in self._compiled.outputs]
