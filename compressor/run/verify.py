@@ -94,4 +94,6 @@ def _probe(directory: Path, manifest: Manifest) -> Check:
         return {"name": "probe", "ok": False, "detail": f"it does not run: {first_line(error)}"}
     worst = max(found.errors.values())
     agrees = f"relative error {worst:.1e}, allowed {found.tolerance:.0e}"
+    if greedy := found.tightest.greedy:
+        agrees += f"; {greedy.equal} of {greedy.tokens} greedy tokens"
     return {"name": "probe", "ok": found.ok, "detail": found.failure or agrees}
