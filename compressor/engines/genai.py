@@ -107,7 +107,7 @@ class GenaiEngine:
     def generate(self, prompt: list[int], tokens: int) -> list[int]:
         """Ids of at most `tokens` new tokens, from the library's own greedy loop.
 
-        It ends where the library does: behind an end-of-text token of genai_config.json.
+        It ends where the library does: before an end-of-text token of genai_config.json.
         """
         generator = self._generator()
         generator.append_tokens(np.array([prompt], dtype=np.int32))

@@ -11,6 +11,7 @@ than the tolerance times its largest logit: sums in another order may then choos
 """
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +119,17 @@ def _greedy(wanted_TV: Tensor, got_TV: Tensor, tolerance: float) -> Greedy:
     return Greedy(len(expected), int((expected == chosen).sum()), wrong)
 
 
+def _before(ends: list[int], text: list[int]) -> list[int]:
+    """A text up to the token that ends it, and without it."""
+    return list(takewhile(lambda token: token not in ends, text))
+
+
 def _loop(engine: Engine, prompt: dict[str, Tensor], count: int) -> str:
     """What an engine with a generate loop of its own writes, against our steps in that engine."""
     if not isinstance(engine, GenaiEngine):
         return ""
     found = engine.generate(prompt["input_ids"][0].tolist(), count)
     wanted = follow(engine, prompt, count).argmax(dim=-1)[0].tolist()
-    ends = [i + 1 for i, token in enumerate(wanted) if token in engine.ends]
-    if found == wanted[: min([count, *ends])]:
+    if found == _before(engine.ends, wanted):
         return ""
     return f"the loop of {engine.name} writes {found}, its single steps {wanted}"

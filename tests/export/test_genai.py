@@ -15,6 +15,7 @@ from compressor.engines import installed
 from compressor.engines.torch import TorchEngine
 from compressor.errors import CompressError
 from compressor.export import genai as export
+from compressor.model.probe import read_probe
 from compressor.quantize import rtn
 from compressor.run.card import usage
 from compressor.run.gate import check_agreement
@@ -132,3 +133,20 @@ def test_what_writes_no_text_alone_is_refused_by_name(name, tmp_path):
 def test_a_directory_without_the_config_is_refused(tmp_path):
     with pytest.raises(CompressError, match=r"no genai_config\.json"):
         library.GenaiEngine(tmp_path)
+
+
+@needs_genai
+def test_a_text_that_ends_early(served, tmp_path):
+    """The token that torch writes third is made the one that ends a text."""
+    model, artifact = served
+    out = tmp_path / "ends"
+    shutil.copytree(artifact.path, out)
+    exact = library.GenaiEngine(artifact.path, exact=True)
+    prompt = read_probe(out)[0][0]["input_ids"][0].tolist()
+    text = exact.generate(prompt, 16)
+    config = json.loads((out / library.CONFIG).read_text())
+    config["model"]["eos_token_id"] = [3, text[2]]
+    (out / library.CONFIG).write_text(json.dumps(config))
+    ending = library.GenaiEngine(out, exact=True)
+    assert ending.generate(prompt, 16) == text[: text.index(text[2])]
+    assert check_agreement(library.GenaiEngine(out), model.formats.values(), out).ok
