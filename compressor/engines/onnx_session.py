@@ -92,23 +92,34 @@ def float_activations(file: Path) -> bytes:
 
     model = onnx.load(file, load_external_data=False)
     nodes = []
+    rounded = {n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 1
-        nodes.extend(_without_rounding(node))
+        nodes.extend(_without_rounding(node, rounded))
     del model.graph.node[:], model.graph.value_info[:]  # which tell the types of codes
     model.graph.node.extend(nodes)
     return model.SerializeToString()
 
 
-def _without_rounding(node: Any) -> list[Any]:
-    """What stands for a node of an integer product; any other node itself."""
+def _without_rounding(node: Any, rounded: set[str]) -> list[Any]:
+    """What stands for a node of an integer product; any other node itself.
+
+    Args:
+        rounded: names of the activations' codes.
+    """
     from onnx import TensorProto
     from onnx.helper import make_node
 
     if node.op_type == "QuantizeLinear":
         return [make_node("Div", node.input[:2], node.output)]
+    if node.op_type == "DequantizeLinear" and node.input[0] in rounded:
+        return [make_node("Mul", node.input[:2], node.output)]
+    if node.op_type == "DequantizeLinear":  # of a weight; left as it is, its product would round
+        codes = f"{node.output[0]}.codes"
+        cast = make_node("Cast", [node.input[0]], [codes], to=TensorProto.FLOAT)
+        return [cast, make_node("Mul", [codes, node.input[1]], node.output)]
     if node.op_type == "DynamicQuantizeLinear":
         codes, step, _ = node.output
         node.output[0] = f"{codes}.rounded"

@@ -1,10 +1,11 @@
 """ONNX for ONNX Runtime, from the model's own codes, through torch.export.
 
 Weights of 8, 4 and 2 bits become MatMulNBits with int8 activations per block and
-GatherBlockQuantized; formats with an activation become MatMulInteger, after QuantizeLinear or
-DynamicQuantizeLinear; codebooks become Gather and float products (onnx_codebook.py). Precision is
-what `model.formats` says; nothing is quantized here. A table shared by embedding and head is
-stored once. Decoders get a KV cache (onnx_forward.py has the inputs and outputs).
+GatherBlockQuantized; formats with an activation become integer products, MatMulInteger or, on a
+static grid, MatMul of DequantizeLinear; codebooks become Gather and float products
+(onnx_codebook.py). Precision is what `model.formats` says; nothing is quantized here. A table
+shared by embedding and head is stored once. Decoders get a KV cache (onnx_forward.py has the
+inputs and outputs).
 
 The scales in the file are our float16 values as float32. The probe holds the outputs of the
 model in torch, with float activations.
