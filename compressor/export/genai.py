@@ -39,13 +39,13 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
         CompressError: the model is no decoder, or export.onnx refuses it.
     """
     refuse(model)
-    onnx.run(model, options, out)
+    metrics = onnx.run(model, options, out).manifest.metrics
     (out / CONFIG).write_text(json.dumps(_config(model), indent=2) + "\n", encoding="utf-8")
     if installed(GenaiEngine.name):
         said = {"tokenizer": _reads_like(model, out)}
-        return artifact(model, out, GenaiEngine.name, model.formats, {"genai": said})
+        return artifact(model, out, GenaiEngine.name, model.formats, metrics | {"genai": said})
     said = {"not_run": "It was not installed: pip install 'compress[genai]'."}
-    return artifact(model, out, "onnxruntime", model.formats, {"genai": said})
+    return artifact(model, out, "onnxruntime", model.formats, metrics | {"genai": said})
 
 
 def _reads_like(model: Model, out: Path) -> bool | None:

@@ -12,14 +12,16 @@ model in torch, with float activations.
 """
 
 import warnings
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
 from compressor.export.files import artifact, write_probe_of, write_side_files
 from compressor.export.onnx_forward import Graph, graphs
+from compressor.export.onnx_half import store_half
 from compressor.export.onnx_twin import make_twin
 from compressor.model.layers import float_inputs
 from compressor.model.manifest import Artifact
@@ -31,9 +33,12 @@ _LARGEST_FILE = 1_900_000_000  # bytes; a protobuf ends at 2^31, and the graph n
 
 @options
 class Options:
-    """How to write the graph; its precision comes from the quantize stage."""
+    """How to write the graph; what is quantized comes from the quantize stage."""
 
     opset: int = Field(20, ge=20, le=22, description="version of the ONNX operator set")
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="how float weights are stored; products are float32"
+    )
 
 
 def run(model: Model, options: Options, out: Path) -> Artifact:
@@ -47,14 +52,18 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     twin = make_twin(model)
     with float_inputs(model.module):
         write_probe_of(model, out)
+    halved: Counter[str] = Counter()
     for graph in graphs(twin):
         program = _export(graph, options)
         _name_axes(program, graph)
         _strip(program.model)
+        if options.dtype == "float16":
+            halved.update(store_half(program, graph.module))
         size = sum(v.const_value.nbytes for v in program.model.graph.initializers.values())
         program.save(str(out / graph.file), external_data=size > _LARGEST_FILE)
     write_side_files(model, out)
-    return artifact(model, out, "onnxruntime", model.formats)
+    metrics = {"float16": dict(halved)} if halved else {}
+    return artifact(model, out, "onnxruntime", model.formats, metrics)
 
 
 def _export(graph: Graph, options: Options) -> Any:

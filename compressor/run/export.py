@@ -51,7 +51,7 @@ def export_into(
     del model
     stated = dict(artifact.manifest.formats)
     with closing(open_engine_of(artifact.engine, directory, formats=stated)) as engine:
-        agreement = check_agreement(engine, formats, directory)
+        agreement = check_agreement(engine, formats, directory, artifact.manifest.metrics)
         if not agreement.ok:
             raise Refused(
                 f"{artifact.engine} disagrees with torch on the exported file: {agreement.failure}",

@@ -87,7 +87,8 @@ def _sparsity(directory: Path, manifest: Manifest) -> Iterator[Check]:
 def _probe(directory: Path, manifest: Manifest) -> Check:
     """Load in the serving engine and compare with the probe's outputs."""
     try:
-        found = open_and_check(manifest.engine or "torch", directory, manifest.formats.values())
+        name, formats = manifest.engine or "torch", manifest.formats.values()
+        found = open_and_check(name, directory, formats, manifest.metrics)
     except CompressError as error:
         return {"name": "probe", "ok": False, "detail": error.what}
     except Exception as error:  # damage that only shows when the model runs, of whatever kind
