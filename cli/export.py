@@ -9,7 +9,9 @@ from .flags import Out
 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Directory or model.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="onnx, genai, safetensors, ...")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="onnx, genai, safetensors, ...")
+    ],
     out: Out,
     set_: Annotated[
         list[str] | None,

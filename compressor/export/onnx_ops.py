@@ -126,8 +126,8 @@ def static_int8(
     if not is_in_onnx_export():
         return static_int8_linear(x_TI, w_IO, scale_O, input_scale, input_zero, bias_O)
     codes = _quantize_linear(x_TI, input_scale, input_zero)
-    rounded_TI = _dequantize_linear(codes, input_scale, input_zero, {})
-    y = rounded_TI @ _dequantize_linear(w_IO, scale_O, None, {"axis": 1})
+    rounded_TI = _dequantize_linear(codes, input_scale, input_zero)
+    y = rounded_TI @ _dequantize_linear(w_IO, scale_O, None)
     return y if bias_O is None else y + bias_O
 
 
@@ -157,12 +157,15 @@ def _quantize_linear(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return symbolic("::QuantizeLinear", (x, scale, zero), dtype=torch.uint8, shape=x.shape)
 
 
-def _dequantize_linear(
-    codes: Tensor, scale: Tensor, zero: Tensor | None, attributes: dict[str, int]
-) -> Tensor:
-    given = _trimmed(codes, scale, zero)
-    name = "::DequantizeLinear"
-    return symbolic(name, given, attributes, dtype=scale.dtype, shape=codes.shape)
+def _dequantize_linear(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """With one scale for all codes, or one for each of the last axis."""
+    return symbolic(
+        "::DequantizeLinear",
+        _trimmed(codes, scale, zero),
+        {"axis": codes.dim() - 1},
+        dtype=scale.dtype,
+        shape=codes.shape,
+    )
 
 
 def _int8_product(
