@@ -10,7 +10,10 @@ from .flags import Data, Json, OptionalOut
 def bench(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="A [B ...]", help="Directories, hub ids or package:NAME[/subdir]."),
+        typer.Argument(
+            metavar="A [B ...]",
+            help="Directories, hub ids, package:NAME[/subdir], openvino:DIR, genai:DIR.",
+        ),
     ],
     data: Data = None,
     measure: Annotated[
@@ -23,7 +26,10 @@ def bench(
         int, typer.Option("--threads", metavar="N", help="Threads of speed and memory.")
     ] = 1,
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", help="Turns per candidate.")] = 7,
-    device: Annotated[str, typer.Option("--device", metavar="D", help="cpu.")] = "cpu",
+    device: Annotated[
+        str,
+        typer.Option("--device", metavar="D", help="cpu, or an ONNX Runtime provider, e.g. cuda."),
+    ] = "cpu",
     out: OptionalOut = None,
     json: Json = False,
 ) -> None:

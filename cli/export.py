@@ -9,7 +9,9 @@ from .flags import Out
 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Directory or model.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="onnx, safetensors, gguf, ...")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="onnx, genai, gguf, safetensors, ...")
+    ],
     out: Out,
     set_: Annotated[
         list[str] | None,
@@ -28,3 +30,5 @@ def export(
     with quiet():
         artifact = compressor.export_checkpoint(checkpoint, to=to, out=out, set=tuple(set_ or ()))
     show_lines(str(artifact.path))
+    if why := artifact.manifest.metrics.get("genai", {}).get("not_run"):
+        typer.echo(f"proven in ONNX Runtime; onnxruntime-genai has not run it. {why}", err=True)

@@ -1,4 +1,4 @@
-"""Greedy text generation through any engine with a key-value cache."""
+"""Greedy text through any engine with a key-value cache."""
 
 from collections.abc import Mapping, Sequence
 
@@ -43,3 +43,26 @@ def generate(
             break
         logits, cache = engine.decode(torch.tensor([[found[-1]]]), cache)
     return found
+
+
+def follow(
+    engine: Engine, prompt: dict[str, Tensor], count: int, text: Tensor | None = None
+) -> Tensor:
+    """Logits of the next `count` tokens behind a prompt, one step at a time on the cache.
+
+    Args:
+        engine: as for `generate`.
+        prompt: a batch of unpadded prompts, as for `Engine.prefill`.
+        text: token ids [B, count] that are taken as said, whatever is likely; None takes the most
+            likely one each time.
+
+    Returns:
+        [B, count, V]; where text is None, the greedy tokens are their argmax.
+    """
+    logits, cache = engine.prefill(prompt)
+    found = [logits[:, -1:]]
+    for i in range(count - 1):
+        token = found[-1].argmax(dim=-1) if text is None else text[:, i : i + 1]
+        logits, cache = engine.decode(token, cache)
+        found.append(logits)
+    return torch.cat(found, dim=1)

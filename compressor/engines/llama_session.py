@@ -6,7 +6,6 @@ a user gets: a cache of float16, flash attention where llama.cpp wants it.
 
 import ctypes
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,6 @@ from compressor.errors import CompressError
 INSTALL = "python -m pip install 'compress[llama-cpp]'"
 _ROOM = 256  # tokens that a row may still get before its context must grow
 _silent: list[Any] = []  # the log callback, which the library only points to
-
-
-def installed() -> bool:
-    """Whether llama-cpp-python is there; nothing is imported."""
-    return importlib.util.find_spec("llama_cpp") is not None
 
 
 def bindings() -> Any:

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from compressor.engines import installed
 from compressor.engines.gguf import (
     FILE,
     GgufEngine,
@@ -27,17 +28,15 @@ from compressor.engines.gguf import (
     tensors_of,
     value,
 )
-from compressor.engines.llama_session import bindings, installed, k_quants
+from compressor.engines.llama_session import bindings, k_quants
 from compressor.errors import CompressError, Refused
-from compressor.export.files import artifact, write_side_files
+from compressor.export.files import artifact, write_probe_of, write_side_files
 from compressor.export.gguf_fit import FLOATS, block_of, refuse_formats
 from compressor.export.gguf_metadata import extra_tensors, metadata, pooling, refuse_config
 from compressor.export.gguf_names import Place, library, places
 from compressor.export.gguf_tokenizer import NONE, vocabulary
-from compressor.model.forward import outputs
 from compressor.model.manifest import Artifact, WeightFormat
 from compressor.model.model import Model
-from compressor.model.probe import probe_batches, write_probe
 from compressor.model.tables import QuantTable
 from compressor.numerics.ggml_blocks import BLOCK, BY_NAME, pack
 from compressor.options import options
@@ -105,7 +104,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     _write(out / FILE, model, plans, _fields(model, options, plans))
     changed = _read_back(out / FILE, model, plans)
     reference = GgufEngine(out).model if changed else model
-    write_probe(out, [(batch, outputs(reference, batch)) for batch in probe_batches(model)])
+    write_probe_of(reference, out)
     metrics: dict[str, Any] = {
         "stored": dict(Counter(plan.kind for plan in plans.values())),
         "rounded_tensors": changed,
@@ -114,7 +113,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
         "context": metadata(model.family, model.config)[f"{_arch(model)}.context_length"],
         "tensors": digests(out / FILE),
     }
-    engine = "llama.cpp" if installed() else "gguf"
+    engine = "llama.cpp" if installed("llama.cpp") else "gguf"
     return artifact(model, out, engine, _formats(model, plans), metrics)
 
 

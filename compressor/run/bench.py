@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from compressor.engines import engine_name, open_engine
 from compressor.errors import CompressError
 from compressor.model.checkpoint import load_processor, read_task
 from compressor.model.manifest import NAME as MANIFEST
@@ -129,7 +128,7 @@ def _refuse_mixture(candidates: Sequence[Candidate]) -> str | None:
     """
     tasks, known = {}, {}
     for candidate in candidates:
-        engine_name(candidate.path)
+        _ = candidate.engine  # refused here, before anything is measured
         tasks[candidate.name] = read_task(candidate.path)
         processor = load_processor(candidate.path)
         if processor is not None:
@@ -162,12 +161,12 @@ def _quality(
     with work.progress("measuring quality and size", len(candidates) * len(names)) as advance:
         for candidate in candidates:
             numbers: dict[str, float] = {}
-            with closing(open_engine(candidate.path)) as engine:
+            with closing(candidate.open()) as engine:
                 # the first candidate leaves its outputs in scratch, so it is not opened again
                 first = candidate is candidates[0]
                 reference = engine if first else None
                 local = dataclasses.replace(
-                    work, _reference=lambda e=reference: e or open_engine(candidates[0].path)
+                    work, _reference=lambda e=reference: e or candidates[0].open()
                 )
                 for name in names:
                     measure = load_method(f"measure.{name}")
@@ -190,7 +189,7 @@ def _entry(
     return {
         "name": candidate.name,
         "path": path.name if path.is_absolute() else str(path),
-        "engine": engine_name(path),
+        "engine": candidate.engine,
         "fingerprint": fingerprint(path),
         **{key: numbers.get(key) for key in OWN_COLUMNS},
         "latency_ms": times | {"rounds": [r["p50"] for r in rounds]} if rounds else None,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from compressor.engines import refuse_device
+from compressor.engines.onnx_session import find_provider
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint, load_processor, read_task
 from compressor.model.manifest import Manifest
@@ -52,7 +54,8 @@ def bench(
             first, and what fits the task: perplexity, accuracy (labelled data), batch sensitivity.
         threads: threads of speed and memory; at most the processors of this machine.
         rounds: turns per candidate.
-        device: "cpu", the only one that an engine here runs on.
+        device: "cpu", or an execution provider of the ONNX Runtime that is installed, such as
+            "cuda"; then all models are directories of export.onnx, and memory is not measured.
         out: directory for bench.json and a report; it holds nothing else.
         screen: where progress is shown; nowhere by default.
 
@@ -65,15 +68,17 @@ def bench(
     """
     begin, show = time.perf_counter(), screen or Silent()
     _refuse_settings(threads, rounds, device, measures)
-    candidates = find_candidates([str(m) for m in models])
+    candidates = find_candidates([str(m) for m in models], device)
     if not candidates:
         raise CompressError("nothing to measure", "compress bench MODEL [MODEL ...]")
+    for candidate in candidates:
+        refuse_device(candidate.engine, candidate.path, device)
     if out is not None:
         claim(Path(out), (RESULT, *REPORT))
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as home:
         setting = _setting(candidates[0], data, Path(home), show)
         domain = _domain(setting, data)
-        chosen = measures or _defaults(setting, len(candidates))
+        chosen = measures or _defaults(setting, candidates)
         show.say("measuring " + ", ".join(c.name for c in candidates))
         found = measure_candidates(candidates, setting.measuring(), chosen, threads, rounds)
     found |= {"data": setting.data_record, "domain": domain}
@@ -88,10 +93,12 @@ def bench(
 
 def _refuse_settings(threads: int, rounds: int, device: str, measures: Sequence[str]) -> None:
     if device != "cpu":
-        raise CompressError(
-            f"--device {device}: bench measures on the CPU; no engine here runs on another device",
-            "leave --device out",
-        )
+        find_provider(device)
+        if "memory" in measures:
+            raise CompressError(
+                f"--measure memory is of the CPU, and --device {device} is another",
+                "leave one of the two out",
+            )
     cores = processors()
     if threads < 1:
         raise CompressError(f"--threads {threads}: at least one is needed", "--threads 1")
@@ -139,9 +146,11 @@ def _setting(first: Candidate, data: str | None, home: Path, screen: Screen) -> 
     return Setting(profile, Checkpoint(first.path, manifest), home, screen, screen.say)
 
 
-def _defaults(setting: Setting, candidates: int) -> list[str]:
-    """Measures by task; a model alone is not compared with itself."""
-    chosen = [name for name in MEASURES if name != "fidelity" or candidates > 1]
+def _defaults(setting: Setting, candidates: Sequence[Candidate]) -> list[str]:
+    """Measures by task; a model alone is not compared with itself, nor a device's memory read."""
+    chosen = [name for name in MEASURES if name != "fidelity" or len(candidates) > 1]
+    if candidates[0].device != "cpu":
+        chosen.remove("memory")
     if setting.task == "text-classification":
         sample = setting.measuring().batches("heldout", 1)
         return chosen + (["accuracy"] if len(sample) and "labels" in sample[0] else [])

@@ -2,12 +2,12 @@
 
 import yaml
 
-from compressor.engines import OUTPUTS
+from compressor.engines import GGUF, OUTPUTS
 from compressor.model.families import find_family
 from compressor.model.manifest import Manifest, StageRecord
 from compressor.model.sources import SIDE
 from compressor.model.sparse import patterns_text
-from compressor.run.card_gguf import GGUF, gguf_lines
+from compressor.run.card_gguf import gguf_lines
 
 # in metrics: {stage, with, without}, validation losses of the last stage that measured both
 SIDE_LOSSES = "side_losses"
@@ -27,6 +27,17 @@ DECODER_USAGE = """\
 import compressor, transformers
 engine, tokenizer = compressor.open_engine(DIR), transformers.AutoTokenizer.from_pretrained(DIR)
 print(tokenizer.decode(compressor.generate(engine, tokenizer("Once upon a time").input_ids, 60)))"""
+
+GENAI_USAGE = """\
+import numpy, onnxruntime_genai as og, transformers
+model, tokenizer = og.Model(DIR), transformers.AutoTokenizer.from_pretrained(DIR)
+settings = og.GeneratorParams(model)
+settings.set_search_options(max_length=64)
+writer = og.Generator(model, settings)
+writer.append_tokens(numpy.array([tokenizer("Once upon a time").input_ids], dtype=numpy.int32))
+while not writer.is_done():
+    writer.generate_next_token()
+print(tokenizer.decode(writer.get_sequence(0)))"""
 
 SEQ2SEQ_USAGE = """\
 import compressor, transformers
@@ -123,6 +134,8 @@ def usage(manifest: Manifest, task: str) -> str:
     if manifest.engine in _PLAIN:
         call = "model.generate" if task == "seq2seq-lm" else "model"
         return plain.format(auto=auto, call=call)
+    if manifest.engine == "onnxruntime-genai":
+        return GENAI_USAGE
     found = manifest.metrics["agreement"]
     return exported.format(output=next(name for name in OUTPUTS if name in found))
 
@@ -165,6 +178,8 @@ def model_card(
         f"# {base['id']}, compressed",
         "What was done, in order:\n\n" + "\n".join(done),
         _agreement(manifest),
+        *_differences(manifest),
+        *_genai(manifest),
         *gguf_lines(manifest),
         *_sparsity(manifest),
         *_coding(manifest),
@@ -186,6 +201,37 @@ def _agreement(manifest: Manifest) -> str:
         f"{manifest.engine} agrees with the torch reference of the same arithmetic to a relative "
         f"error of {error:.1e} {allowed}."
     )
+
+
+def _differences(manifest: Manifest) -> list[str]:
+    """How far logits are off as served, and whether the text is the same."""
+    found = manifest.metrics.get("differences", {}).get("served", {})
+    said = []
+    if logits := found.get("logits"):
+        said.append(
+            f"As served, logits of the probe (random tokens) are off by {logits['mean']:.1e} on "
+            f"average and {logits['max']:.1e} at most; the most likely answer is that of PyTorch "
+            f"at {found['top1_agreement']:.1%} of the positions."
+        )
+    if greedy := found.get("greedy"):
+        said.append(
+            f"Token by token on its cache, {greedy['equal']} of {greedy['tokens']} greedy tokens "
+            "are those of PyTorch."
+        )
+    return [" ".join(said)] if said else []
+
+
+def _genai(manifest: Manifest) -> list[str]:
+    """Who ran an artefact of export.genai, and whether its tokenizer can be trusted."""
+    found = manifest.metrics.get("genai", {})
+    if why := found.get("not_run"):
+        return [f"onnxruntime-genai has not run this directory; ONNX Runtime has. {why}"]
+    if found.get("tokenizer") is False:
+        return [
+            "The tokenizer of onnxruntime-genai gives other ids than that of transformers for "
+            "these files: encode with transformers, as below."
+        ]
+    return []
 
 
 def _saved(packed: dict[str, int]) -> float:

@@ -1,8 +1,7 @@
 """What the model card of a GGUF file says besides: how weights are stored, what llama.cpp gave."""
 
+from compressor.engines import GGUF
 from compressor.model.manifest import Manifest
-
-GGUF = ("gguf", "llama.cpp")  # engines of artefacts with a model.gguf
 
 
 def gguf_lines(manifest: Manifest) -> list[str]:
@@ -41,11 +40,6 @@ def _ran(manifest: Manifest) -> str:
         "llama.cpp, which rounds activations and its cache, gives the model's outputs to "
         f"{served:.1e}."
     )
-    if greedy := metrics.get("greedy"):
-        said += (
-            f" Of {greedy['of']} tokens after a prompt of random tokens, each the most likely, the "
-            f"first {greedy['same']} are those of PyTorch."
-        )
     if "tokenized" in metrics:
         said += " It cuts test texts into the same tokens as the tokenizer beside it."
     return said

@@ -52,7 +52,7 @@ def export_into(
     del model
     stated = dict(artifact.manifest.formats)
     with closing(open_engine_of(artifact.engine, directory, formats=stated)) as engine:
-        agreement = check_agreement(engine, stated.values(), directory)
+        agreement = check_agreement(engine, stated.values(), directory, artifact.manifest.metrics)
         if not agreement.ok:
             raise Refused(
                 f"{artifact.engine} disagrees with torch on the exported file: {agreement.failure}",
@@ -65,10 +65,8 @@ def export_into(
     metrics |= {
         "parameters": parameters,
         "nonzero_parameters": nonzero,
-        "agreement": agreement.errors,
-        "tolerance": agreement.tolerance,
-        "served": agreement.served,
         "fidelity": quality,
+        **agreement.metrics(),
     }
     manifest = replace(artifact.manifest, base_model=parent.manifest.base_model, metrics=metrics)
     card = model_card(manifest, stage.method, task, parent.manifest.stages)

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from compressor.engines import GGUF, GRAPHS
 from compressor.model.checkpoint import load_directory
 from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.families import find_family
@@ -11,7 +12,6 @@ from compressor.model.manifest import NAME, Manifest, read_manifest
 from compressor.model.shapes import config_of
 from compressor.model.sources import deployed_bytes, read_config, resolve
 from compressor.run.candidates import refuse_run
-from compressor.run.card_gguf import GGUF
 from compressor.run.inspect_importance import inspect_importance
 
 
@@ -30,7 +30,7 @@ def inspect(path: str, importance: bool = False) -> dict[str, Any]:
     raw = read_config(source.path)
     family = find_family(raw["model_type"])
     manifest = read_manifest(source.path) if (source.path / NAME).is_file() else None
-    exported = manifest is not None and manifest.engine in ("onnxruntime", *GGUF)
+    exported = manifest is not None and manifest.engine in (*GRAPHS, *GGUF)
     found = _artifact(manifest) if exported and manifest else _weights(source.path)
     return {
         "path": str(path),

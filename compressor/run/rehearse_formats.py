@@ -3,7 +3,14 @@
 from dataclasses import replace
 
 from compressor.errors import CompressError
-from compressor.export import compressed_tensors, gguf, huffman, onnx_formats, safetensors
+from compressor.export import (
+    compressed_tensors,
+    genai,
+    gguf,
+    huffman,
+    onnx_formats,
+    safetensors,
+)
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
@@ -62,8 +69,10 @@ def check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str
             if isinstance(own, GridOptions):
                 refuse_small(model, own)
             choices = planned(model, own).choices
+    if "genai" in exports:
+        genai.refuse(made[-1])
     for formats in choices:
-        if "onnx" in exports:
+        if {"onnx", "genai"} & set(exports):
             onnx_formats.refuse(formats)
         if "compressed_tensors" in exports:
             compressed_tensors.refuse(made[-1].module, formats)

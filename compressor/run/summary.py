@@ -68,7 +68,7 @@ def _stage(name: str, manifest: Manifest, planned: dict[str, Any] | None) -> dic
 
 def _gate(name: str, manifest: Manifest) -> dict[str, Any]:
     return {"name": name, "ok": True} | {
-        key: manifest.metrics[key] for key in ("agreement", "tolerance", "fidelity")
+        key: manifest.metrics[key] for key in ("agreement", "tolerance", "differences", "fidelity")
     }
 
 

@@ -11,7 +11,7 @@ FIDELITY = ("cosine", "top1_agreement", "accuracy", "spearman", "kl", "perplexit
 FIDELITY += ("batch_cosine",)
 LOWER_IS_BETTER = ("kl", "perplexity", "bits_per_byte")
 MISSING = "-"
-ENGINES = {"onnxruntime": "onnx"}  # how a narrow column calls them
+ENGINES = {"onnxruntime": "onnx", "onnxruntime-genai": "genai"}  # how a narrow column calls them
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from compressor.engines import GGUF, GRAPHS, installed
 from compressor.engines.gguf import FILE, GgufEngine, digests
-from compressor.engines.llama_session import installed
 from compressor.errors import CompressError, first_line
 from compressor.export.gguf_names import library
 from compressor.model.checkpoint import load_directory
@@ -13,7 +13,6 @@ from compressor.model.manifest import Manifest, file_digest, read_manifest
 from compressor.model.model import Model
 from compressor.model.sparse import broken_promise, patterns_text
 from compressor.run.candidates import refuse_run
-from compressor.run.card_gguf import GGUF
 from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.gate import open_and_check
 
@@ -95,7 +94,7 @@ def _sparsity(directory: Path, manifest: Manifest) -> Iterator[Check]:
     promised = patterns_text(manifest.formats)
     if not promised:
         return
-    if manifest.engine == "onnxruntime":
+    if manifest.engine in GRAPHS:
         yield {"name": "sparsity", "ok": True, "detail": "not checked in ONNX files"}
         return
     try:
@@ -115,17 +114,19 @@ def _model(directory: Path, manifest: Manifest) -> Model:
 def _probe(directory: Path, manifest: Manifest) -> Check:
     """Load in the serving engine and compare with the probe's outputs."""
     name, remark = manifest.engine or "torch", ""
-    if name == "llama.cpp" and not installed():
+    if name == "llama.cpp" and not installed(name):
         name, remark = "gguf", "; read back only, llama-cpp-python is not installed here"
     try:
-        found = open_and_check(name, directory, manifest.formats.values())
+        found = open_and_check(name, directory, manifest.formats.values(), manifest.metrics)
     except CompressError as error:
         return {"name": "probe", "ok": False, "detail": error.what}
     except Exception as error:  # damage that only shows when the model runs, of whatever kind
         return {"name": "probe", "ok": False, "detail": f"it does not run: {first_line(error)}"}
     worst = max(found.errors.values())
     if name == "llama.cpp":
-        served = max(found.served.values())
+        served = max(found.served.errors.values())
         remark = f"; in llama.cpp {served:.1e}, allowed {found.served_tolerance:.0e}"
     agrees = f"relative error {worst:.1e}, allowed {found.tolerance:.0e}{remark}"
+    if greedy := found.tightest.greedy:
+        agrees += f"; {greedy.equal} of {greedy.tokens} greedy tokens"
     return {"name": "probe", "ok": found.ok, "detail": found.failure or agrees}

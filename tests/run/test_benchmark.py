@@ -5,7 +5,9 @@ import json
 import pytest
 
 import compressor
+from compressor import engines
 from compressor.errors import CompressError
+from compressor.model.manifest import Manifest, write_manifest
 from compressor.run import benchmark
 from compressor.run.candidates import find_candidates, short_names
 
@@ -108,7 +110,7 @@ def test_mistakes_end_before_anything_is_measured(decoders, measured, tmp_path):
     refused(f"--threads {cores + 1}: this machine gives {cores}", *decoders, threads=cores + 1)
     refused("--threads 0", *decoders, threads=0)
     refused("--rounds 0", *decoders, rounds=0)
-    refused("--device cuda: bench measures on the CPU", *decoders, device="cuda")
+    refused("--device tpu: the ONNX Runtime installed here has no such", *decoders, device="tpu")
     refused("data file 'absent.txt' does not exist", *decoders, data="absent.txt")
     refused("nothing to measure")
     (tmp_path / "mine").mkdir()
@@ -117,6 +119,32 @@ def test_mistakes_end_before_anything_is_measured(decoders, measured, tmp_path):
     refused("is a file", *decoders, out=tmp_path / "mine" / "thesis.tex")
     (tmp_path / "models" / "a" / "model.onnx").write_text("")
     refused("no finished export", *decoders)
+
+
+def test_an_engine_in_front_of_a_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda module: module)
+    for name, engine in (("a", "onnxruntime-genai"), ("b", "transformers")):
+        (tmp_path / name).mkdir()
+        write_manifest(tmp_path / name, Manifest("artifact", "llama", {}, engine=engine))
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    names = [a, f"onnxruntime:{a}", f"openvino:{a}", f"openvino:{a}", b, f"genai:{b}"]
+    *fine, other = find_candidates(names)
+    assert [c.name for c in fine] == [
+        "a",
+        "a, onnxruntime",
+        *(f"a, openvino ({i})" for i in "12"),
+        "b",
+    ]
+    asked = ["onnxruntime-genai", "onnxruntime", "openvino", "openvino", "transformers"]
+    assert [c.engine for c in fine] == asked
+    with pytest.raises(CompressError, match="'b' is for transformers; onnxruntime-genai cannot"):
+        _ = other.engine
+    with pytest.raises(CompressError, match="'a' runs in openvino, and --device cuda is for ONNX"):
+        engines.open_engine_of("openvino", tmp_path / "a", device="cuda")
+    monkeypatch.setattr(engines, "find_spec", lambda module: None)
+    with pytest.raises(CompressError, match="openvino is not installed") as error:
+        _ = fine[2].engine
+    assert "onnxruntime:" in error.value.hint
 
 
 def test_a_run_that_finished_nothing_is_explained(tmp_path):
