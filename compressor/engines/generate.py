@@ -63,10 +63,12 @@ def greedy_tokens(
         int64 [B]. Rows that have ended are for the caller to cut.
     """
     logits, cache = engine.prefill(batch)
+    avoided = [*never, *never_first]
     for step in range(tokens):
-        if step:
-            logits, cache = engine.decode(token[:, None], cache)
         last_BV = logits[:, -1].clone()
-        last_BV[:, [*never, *(never_first if step == 0 else ())]] = -torch.inf
-        token = last_BV.argmax(dim=-1)
-        yield token
+        last_BV[:, avoided] = -torch.inf
+        token_B = last_BV.argmax(dim=-1)
+        yield token_B
+        if step + 1 < tokens:
+            logits, cache = engine.decode(token_B[:, None], cache)
+        avoided = list(never)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressError
+from compressor.measure.gold import CLASSIFIERS
 from compressor.model.checkpoint import Checkpoint, load_processor, read_task
 from compressor.model.manifest import Manifest
 from compressor.model.sources import read_config
@@ -16,6 +17,7 @@ from compressor.options import nearest
 from compressor.run.bench import MEASURES, fingerprint, measure_candidates
 from compressor.run.candidates import Candidate, find_candidates
 from compressor.run.machine import machine, packages
+from compressor.run.measuring import measure_options, refuse_unfit
 from compressor.run.methods import method_names
 from compressor.run.outputs import claim, write_files
 from compressor.run.page import html
@@ -29,7 +31,11 @@ RESULT = "bench.json"
 REPORT = ("report.md", "report.html")
 DEFAULT_TEXT = "stdlib:pydoc_data.topics"
 TEXT_TASKS = ("causal-lm", "feature-extraction", "fill-mask", "text-classification")
-BY_TASK = {"causal-lm": ("perplexity",), "feature-extraction": ("batch_sensitivity",)}
+BY_TASK = {
+    "causal-lm": ("perplexity",),
+    "feature-extraction": ("batch_sensitivity",),
+    "speech-seq2seq": ("wer",),
+}
 
 
 def bench(
@@ -41,6 +47,7 @@ def bench(
     device: str = "cpu",
     out: str | Path | None = None,
     screen: Screen | None = None,
+    set: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure models side by side: size, speed, memory and quality of each, against the first.
 
@@ -49,12 +56,14 @@ def bench(
         data: what quality is measured on: its held-out part, exactly that of a run with this
             data. Text models take Python's help topics when it is not given.
         measures: exactly these (size always); by default size, latency, memory, fidelity to the
-            first, and what fits the task: perplexity, accuracy (labelled data), batch sensitivity.
+            first, and what fits the task: perplexity, accuracy (labelled data), batch
+            sensitivity, word error rate.
         threads: threads of speed and memory; at most the processors of this machine.
         rounds: turns per candidate.
         device: "cpu", the only one that an engine here runs on.
         out: directory for bench.json and a report; it holds nothing else.
         screen: where progress is shown; nowhere by default.
+        set: "MEASURE.OPTION=VALUE", options of the measures.
 
     Returns:
         The `bench --json` form, see `run.bench.measure_candidates`; `data` {name, sha256} and
@@ -73,7 +82,8 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as home:
         setting = _setting(candidates[0], data, Path(home), show)
         domain = _domain(setting, data)
-        chosen = measures or _defaults(setting, len(candidates))
+        chosen = measure_options(measures or _defaults(setting, len(candidates)), set)
+        refuse_unfit(chosen, candidates[0].path)
         show.say("measuring " + ", ".join(c.name for c in candidates))
         found = measure_candidates(candidates, setting.measuring(), chosen, threads, rounds)
     found |= {"data": setting.data_record, "domain": domain}
@@ -142,7 +152,7 @@ def _setting(first: Candidate, data: str | None, home: Path, screen: Screen) -> 
 def _defaults(setting: Setting, candidates: int) -> list[str]:
     """Measures by task; a model alone is not compared with itself."""
     chosen = [name for name in MEASURES if name != "fidelity" or candidates > 1]
-    if setting.task == "text-classification":
+    if setting.task in CLASSIFIERS:
         sample = setting.measuring().batches("heldout", 1)
         return chosen + (["accuracy"] if len(sample) and "labels" in sample[0] else [])
     return chosen + list(BY_TASK.get(setting.task, ()))
