@@ -17,7 +17,7 @@ from compressor.options import nearest
 from compressor.run.bench import MEASURES, fingerprint, measure_candidates
 from compressor.run.candidates import Candidate, find_candidates
 from compressor.run.machine import machine, packages
-from compressor.run.measuring import measure_options, refuse_unfit
+from compressor.run.measuring import measure_options, own_data, refuse_unfit
 from compressor.run.methods import method_names
 from compressor.run.outputs import claim, write_files
 from compressor.run.page import html
@@ -86,6 +86,7 @@ def bench(
         refuse_unfit(chosen, candidates[0].path)
         show.say("measuring " + ", ".join(c.name for c in candidates))
         found = measure_candidates(candidates, setting.measuring(), chosen, threads, rounds)
+    domain = f"{domain} {own_data(found.get('measures', {}))}".strip()
     found |= {"data": setting.data_record, "domain": domain}
     found = presentable(found)
     if out is not None:

@@ -99,6 +99,24 @@ def plain_options(options: Any) -> dict[str, Any]:
     return found
 
 
+def own_data(measures: Mapping[str, Mapping[str, Any]]) -> str:
+    """What measures read instead of held-out documents, in a sentence; "" where none does.
+
+    Args:
+        measures: {name: plain options}, as `bench --json` has them.
+    """
+    said = []
+    for name, options in measures.items():
+        files = [value["name"] for value in options.values() if _is_file(value)]
+        if found := options.get("tasks") or files:
+            said.append(f"{name} is measured on {', '.join(found)}")
+    return f"{'; '.join(said)}, not on these documents." if said else ""
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"name", "sha256"}
+
+
 def _digest(path: Path) -> str:
     """Of a file, or of the names and contents of all files below a folder."""
     if path.is_file():
