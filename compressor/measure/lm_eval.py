@@ -62,7 +62,7 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
             what an engine here cannot do; the model has no tokenizer.
     """
     _need_library()
-    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+    from lm_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
 
     from compressor.measure.lm_eval_model import EngineLM
 

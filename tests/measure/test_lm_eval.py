@@ -14,11 +14,6 @@ from compressor.measure.interval import estimate
 from compressor.model.checkpoint import load_processor
 
 library = pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
-pytestmark = [  # of lm-eval and what it imports; none is about our calls
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
 
 CHOICE = """\
 task: pico_choice
