@@ -8,9 +8,9 @@ one clip beside the others in a batch, through `prefill` and `decode`, from the 
 tokenizer puts before every text; tokens that generation_config.json suppresses are never taken.
 Timestamps are no text.
 
-Both texts pass Whisper's basic normalizer first (arXiv 2212.04356): lower case, no
-punctuation, nothing in brackets. Its English one, with rules for spelling and numbers, is not used. `normalize: none` compares words as they stand. Intervals are over clips
-(interval.py).
+Both texts pass Whisper's basic normalizer first (arXiv 2212.04356): lower case, no punctuation,
+nothing in brackets. Its English one, with rules for spelling and numbers, is not used. `normalize:
+none` compares words as they stand. Intervals are over clips (interval.py).
 """
 
 import json
