@@ -11,14 +11,17 @@ over documents (interval.py).
 import torch
 from pydantic import Field
 
+from compressor.distill.predictions import PREDICTING
 from compressor.engines import Engine
 from compressor.errors import CompressError
-from compressor.measure.gold import TASKS, answered
+from compressor.measure.gold import answered
 from compressor.measure.inputs import documents, fitting_length, heldout, refuse_nan
 from compressor.measure.interval import estimate
 from compressor.model.checkpoint import read_task
 from compressor.options import options
 from compressor.training.workbench import Workbench
+
+TASKS = PREDICTING
 
 
 @options

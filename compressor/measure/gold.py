@@ -1,22 +1,15 @@
-"""What the right answers of a batch are, and where a model gives its own.
+"""Where a model answers, and what the right answers are.
 
-    causal-lm                       the next token, wherever it and the one before it are real
-    fill-mask                       the hidden tokens (labels [B, S], -100 elsewhere)
-    seq2seq-lm, speech-seq2seq      the tokens of the answer (labels [B, T], -100 at padding)
-    text-, image-classification     the class of the row (labels [B]), one position per row
+They are those that training learns (distill/predictions.py): the next token of a causal language
+model, hidden tokens, the tokens of an answer, or the class of a row, which is one position.
 
 Legend: B rows, S or T tokens, P positions, V answers to choose from.
 """
 
-import torch
 from torch import Tensor
 
-from compressor.training.pairs import IGNORED
+from compressor.distill.predictions import CLASSIFIERS, PREDICTING, answers
 from compressor.training.workbench import Batch
-
-LABELLED_TOKENS = ("fill-mask", "seq2seq-lm", "speech-seq2seq")
-CLASSIFIERS = ("text-classification", "image-classification")
-TASKS = ("causal-lm", *LABELLED_TOKENS, *CLASSIFIERS)
 
 
 def answered(task: str, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -30,12 +23,12 @@ def answered(task: str, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, T
     Returns:
         The three, or None where the rows have no labels, or the task has no right answers.
     """
-    if task == "causal-lm":
-        mask = batch["attention_mask"].bool()
-        return logits[:, :-1], batch["input_ids"][:, 1:], mask[:, 1:] & mask[:, :-1]
-    if task not in TASKS or "labels" not in batch:
+    if task not in PREDICTING or (task != "causal-lm" and "labels" not in batch):
         return None
-    labels = batch["labels"]
+    mask, targets = answers(task, batch)
+    assert targets is not None
+    if task == "causal-lm":
+        return logits[:, :-1], targets, mask
     if task in CLASSIFIERS:
-        return logits[:, None], labels[:, None], torch.ones_like(labels[:, None], dtype=torch.bool)
-    return logits, labels, labels != IGNORED
+        return logits[:, None], targets[:, None], mask[:, None]
+    return logits, targets, mask

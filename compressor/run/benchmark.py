@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from compressor.distill.predictions import CLASSIFIERS
 from compressor.errors import CompressError
-from compressor.measure.gold import CLASSIFIERS
 from compressor.model.checkpoint import Checkpoint, load_processor, read_task
 from compressor.model.manifest import Manifest
 from compressor.model.sources import read_config
