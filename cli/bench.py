@@ -22,6 +22,10 @@ def bench(
             "--measure", metavar="NAME", help="Only these (size, latency, memory, fidelity, ...)."
         ),
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME.KEY=V", help="Option of a measure, e.g. wer.rows=64."),
+    ] = None,
     threads: Annotated[
         int, typer.Option("--threads", metavar="N", help="Threads of speed and memory.")
     ] = 1,
@@ -51,6 +55,7 @@ def bench(
             models,
             data=data,
             measures=tuple(measure or ()),
+            set=tuple(set_ or ()),
             threads=threads,
             rounds=rounds,
             device=device,

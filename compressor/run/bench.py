@@ -13,8 +13,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from compressor.errors import CompressError
 from compressor.model.checkpoint import load_processor, read_task
 from compressor.model.manifest import NAME as MANIFEST
@@ -22,6 +20,7 @@ from compressor.model.manifest import read_manifest
 from compressor.model.sources import Source, describe_source
 from compressor.run.candidates import Candidate
 from compressor.run.machine import machine
+from compressor.run.measuring import measure_options, plain_options
 from compressor.run.methods import load_method
 from compressor.run.rounds import Round, Turns, median, no_turns, take_turns
 from compressor.training.workbench import Workbench
@@ -52,7 +51,8 @@ def measure_candidates(
         candidates: checkpoints and artefacts of one task and, where they have one, one tokenizer.
         work: held-out data, progress and scratch; its reference is replaced by the first
             candidate.
-        measures: names, or {name: options}. Size is always measured: ratios need it.
+        measures: names, or {name: options}, None being its defaults. Size is always measured:
+            ratios need it.
         threads: threads of speed and memory; quality runs with what this process uses.
         rounds: turns per candidate.
 
@@ -94,10 +94,7 @@ def measure_candidates(
         "noise": turns.noise,
         "task": task,
         "tokenizer": tokenizer,
-        "measures": {
-            name: TypeAdapter(type(options)).dump_python(options, mode="json")
-            for name, options in chosen.items()
-        },
+        "measures": {name: plain_options(options) for name, options in chosen.items()},
         "candidates": entries,
     }
 
@@ -112,10 +109,8 @@ def fingerprint(path: Path) -> str:
 def _options(measures: Sequence[str] | Mapping[str, Any], threads: int) -> dict[str, Any]:
     """{name: validated options}; the number of threads is the bench's, not a measure's."""
     given = measures if isinstance(measures, Mapping) else dict.fromkeys(measures)
-    found: dict[str, Any] = {}
-    for name in dict.fromkeys(("size", *given)):
-        options = given.get(name)
-        found[name] = load_method(f"measure.{name}").Options() if options is None else options
+    defaults = [name for name in dict.fromkeys(("size", *given)) if given.get(name) is None]
+    found = measure_options(defaults) | {k: v for k, v in given.items() if v is not None}
     if "memory" in found:
         found["memory"] = dataclasses.replace(found["memory"], threads=threads)
     return found

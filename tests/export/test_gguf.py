@@ -31,7 +31,7 @@ PEERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2")
 @pytest.fixture(autouse=True)
 def read_back_only(monkeypatch):
     """llama.cpp has tests of its own; here files are read back, wherever it is installed."""
-    monkeypatch.setattr(export, "installed", lambda: False)
+    monkeypatch.setattr(export, "installed", lambda name: False)
 
 
 def made(model, out, **options):

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import compressor
 from compressor import engines
@@ -10,6 +12,8 @@ from compressor.errors import CompressError
 from compressor.model.manifest import Manifest, write_manifest
 from compressor.run import benchmark
 from compressor.run.candidates import find_candidates, short_names
+from conftest import character_tokenizer
+from families import pico
 
 
 def saved(model, path):
@@ -91,6 +95,41 @@ def test_defaults_go_by_task(decoders, pico_bert, measured, tmp_path):
         [*own, "accuracy"],
     ]
     assert measured[2]["names"] == ["c (1)", "c (2)"]
+
+
+@pytest.fixture
+def speech(tmp_path):
+    """A pico Whisper of random weights, and a table of 24 clips of noise."""
+    soundfile = pytest.importorskip("soundfile", reason="reading sound needs soundfile")
+    draw, lines = np.random.default_rng(0), ["audio,text"]
+    for i in range(24):
+        soundfile.write(tmp_path / f"{i}.wav", draw.normal(0, 0.1, 4800), 16000)
+        lines.append(f"{i}.wav,this is clip {i}")
+    (tmp_path / "clips.csv").write_text("\n".join(lines))
+    pico("whisper").module.save_pretrained(tmp_path / "whisper")
+    character_tokenizer().save_pretrained(tmp_path / "whisper")
+    return {"models": [str(tmp_path / "whisper")], "data": str(tmp_path / "clips.csv")}
+
+
+def test_images_and_speech_have_theirs(measured, speech, tmp_path):
+    draw = np.random.default_rng(0)
+    for i in range(24):
+        (tmp_path / "images" / f"{i % 3}").mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i % 3}" / f"{i}.png")
+    pico("vit", num_labels=3).module.save_pretrained(tmp_path / "vit")
+    compressor.bench([str(tmp_path / "vit")], data=str(tmp_path / "images"))
+    compressor.bench(**speech)
+    own = ["size", "latency", "memory"]
+    assert [asked["measures"] for asked in measured] == [[*own, "accuracy"], [*own, "wer"]]
+
+
+def test_the_rate_of_clips_in_a_table(speech):
+    """Random weights write no word of it: two held-out clips of four words each, all wrong."""
+    found = compressor.bench(**speech, measures=["wer"], set=["wer.batch=1"])
+    rate = found["candidates"][0]["quality"]["wer"]
+    assert rate["value"] == pytest.approx(1) and rate["n"] == 2
+    assert found["measures"]["wer"]["batch"] == 1
 
 
 def test_built_in_text_is_said(decoders, measured):
