@@ -32,8 +32,8 @@ from compressor.engines.llama_session import bindings, k_quants
 from compressor.errors import CompressError, Refused
 from compressor.export.files import artifact, write_probe_of, write_side_files
 from compressor.export.gguf_fit import FLOATS, block_of, refuse_formats
-from compressor.export.gguf_metadata import extra_tensors, metadata, pooling, refuse_config
-from compressor.export.gguf_names import Place, library, places
+from compressor.export.gguf_metadata import context, extra_tensors, metadata, pooling, refuse_config
+from compressor.export.gguf_names import Place, arch_of, library, places
 from compressor.export.gguf_tokenizer import NONE, vocabulary
 from compressor.model.manifest import Artifact, WeightFormat
 from compressor.model.model import Model
@@ -103,14 +103,16 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     write_side_files(model, out)
     _write(out / FILE, model, plans, _fields(model, options, plans))
     changed = _read_back(out / FILE, model, plans)
-    reference = GgufEngine(out).model if changed else model
+    rounds = [name for name, form in model.formats.items() if form.activation is not None]
+    reference = GgufEngine(out).model if changed or rounds else model
     write_probe_of(reference, out)
     metrics: dict[str, Any] = {
         "stored": dict(Counter(plan.kind for plan in plans.values())),
         "rounded_tensors": changed,
         "requantized": options.requantize,
+        "float_activations": len(rounds),
         "tokenizer": "none" if _vocabulary(model, options) == NONE else "kept",
-        "context": metadata(model.family, model.config)[f"{_arch(model)}.context_length"],
+        "context": context(arch_of(model.family), model.config),
         "tensors": digests(out / FILE),
     }
     engine = "llama.cpp" if installed("llama.cpp") else "gguf"
@@ -134,10 +136,6 @@ def refuse(model: Model, options: Options) -> None:
 def _vocabulary(model: Model, options: Options) -> dict[str, Any]:
     processor = model.processor if options.tokenizer == "keep" else None
     return vocabulary(processor, model.sizes["vocabulary"])
-
-
-def _arch(model: Model) -> str:
-    return next(iter(metadata(model.family, model.config))).partition(".")[0]
 
 
 def _plans(model: Model, options: Options) -> dict[str, _Plan]:
@@ -182,7 +180,7 @@ def _fields(model: Model, options: Options, plans: Mapping[str, _Plan]) -> dict[
 def _write(file: Path, model: Model, plans: Mapping[str, _Plan], fields: dict[str, Any]) -> None:
     """The file, one tensor at a time."""
     gguf = library()
-    writer = gguf.GGUFWriter(file, _arch(model))
+    writer = gguf.GGUFWriter(file, arch_of(model.family).name)
     for key, entry in fields.items():
         kind = gguf.GGUFValueType.get_type(entry)
         if kind == gguf.GGUFValueType.INT32:

@@ -9,7 +9,6 @@ is none of them is refused: it would cut texts differently without a word.
 """
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from compressor.errors import CompressError
@@ -166,17 +165,15 @@ def _phantom(token: str, kind: int) -> str:
 
 def _special(processor: Any) -> dict[str, Any]:
     """Ids of special tokens, and which of them a text gets by itself."""
-    number: Callable[[str], int | None] = lambda kind: getattr(processor, f"{kind}_token_id", None)  # noqa: E731
+    ids = {kind: getattr(processor, f"{kind}_token_id", None) for kind in _SPECIAL}
     found: dict[str, Any] = {
-        f"{name}_token_id": number(kind)
-        for kind, name in _SPECIAL.items()
-        if number(kind) is not None
+        f"{name}_token_id": ids[kind] for kind, name in _SPECIAL.items() if ids[kind] is not None
     }
-    first, last = number("bos"), number("eos")
+    first, last = ids["bos"], ids["eos"]
     if processor.cls_token_id is not None and processor.sep_token_id is not None:
         first, last = processor.cls_token_id, processor.sep_token_id
         found |= {"bos_token_id": first, "seperator_token_id": last}  # spelt so in the format
-    ids = processor("a")["input_ids"]
-    found["add_bos_token"] = first is not None and len(ids) > 1 and ids[0] == first
-    found["add_eos_token"] = last is not None and len(ids) > 1 and ids[-1] == last
+    text = processor("a")["input_ids"]
+    found["add_bos_token"] = first is not None and len(text) > 1 and text[0] == first
+    found["add_eos_token"] = last is not None and len(text) > 1 and text[-1] == last
     return found

@@ -23,6 +23,11 @@ def _stored(manifest: Manifest) -> str:
         said += f" {metrics['rounded_tensors']} of them were rounded to that float type."
     else:
         said += " All hold the weights of the checkpoint bit for bit; nothing was rounded again."
+    if metrics["float_activations"]:
+        said += (
+            f" {metrics['float_activations']} layers of the checkpoint round their activations; "
+            "nothing in this file says so."
+        )
     if metrics["tokenizer"] == "none":
         said += " There is no tokenizer in it: it takes token ids."
     return f"{said} Texts may have {metrics['context']:,} tokens."

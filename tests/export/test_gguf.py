@@ -125,6 +125,16 @@ def test_float_types_round_as_torch_does(make_work, tmp_path, kind, dtype):
     assert artifact.manifest.formats == {} and artifact.manifest.metrics["rounded_tensors"]
 
 
+def test_float_weights_of_layers_that_round_activations(make_work, tmp_path):
+    model = quantized(pico("llama"), make_work, bits=8, group=None, activation="token")
+    artifact = made(model, tmp_path / "out", type="f32")
+    assert artifact.manifest.metrics["float_activations"] == 22
+    assert open_and_check("gguf", tmp_path / "out", artifact.manifest.formats.values()).ok
+    again = GgufEngine(tmp_path / "out").model.module
+    wanted = model.module.model.layers[2].mlp.down_proj.weight
+    assert torch.equal(again.model.layers[2].mlp.down_proj.weight, wanted)
+
+
 @pytest.mark.parametrize("kind", ["q8_0", "q5_0", "q4_0"])
 def test_requantized_is_what_the_library_makes_and_said(tmp_path, kind):
     model = pico("llama")  # 48 inputs of down_proj are no whole blocks
