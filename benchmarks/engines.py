@@ -5,7 +5,8 @@
 Needs the extras genai, openvino and demo. MiniLM (22.7M) as an encoder and novels-llama as a
 decoder, one thread, all in one process. Forms take turns, call by call; a time is the median of
 the turns. `cosine` is between sentence embeddings and those of the float32 file, mean over 64
-paragraphs of Python's help topics.
+paragraphs of Python's help topics. Other programs ran beside it: compare lines of one column, and
+no column of one table with the other table.
 """
 
 import argparse
