@@ -120,8 +120,8 @@ def static_int8(
 ) -> Tensor:
     """`static_int8_linear` as a product between DequantizeLinear nodes (QDQ).
 
-    Engines fuse these into one integer product with the same codes: ONNX Runtime's is faster than
-    MatMulInteger, and OpenVINO knows no other (docs/formats.md).
+    Engines fuse these into one integer product with the same codes. In ONNX Runtime it is as fast
+    as MatMulInteger, which OpenVINO runs at the speed of floats (docs/results/engines.md).
     """
     if not is_in_onnx_export():
         return static_int8_linear(x_TI, w_IO, scale_O, input_scale, input_zero, bias_O)
