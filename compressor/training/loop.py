@@ -29,6 +29,7 @@ from compressor.training.snapshot import (
     read_snapshot,
     remove_snapshots,
     set_random_state,
+    without_trace,
     write_snapshot,
 )
 from compressor.training.workbench import Batch, Workbench
@@ -84,8 +85,9 @@ def train(
     Args:
         model: on `work.device`, float32; it is left in eval mode.
         batches: `steps * accumulate` of them.
-        objective: batch -> scalar loss. Its parameters are trained with the model's, its buffers
-            are part of a snapshot; it must not register the student or the teacher as submodules.
+        objective: batch -> scalar loss. Its parameters are trained with the model's, the buffers
+            of both are part of a snapshot; it must not register the student or the teacher as
+            submodules.
         optimizer: over the same parameters; AdamW when None. Its learning rates are the highest.
         after_step: called with the number of finished steps.
         identity: whatever else makes this run this run; a snapshot of another one is not used.
@@ -105,14 +107,17 @@ def train(
     highest = [group["lr"] for group in optimizer.param_groups]
     start = {**module.state_dict(), **objective.state_dict(), "ids": row_inputs(batches[0])}
     identity = f"{identity} {options} {work.seed} {digest(start)}"
-    state = weights | {f"objective.{k}": v for k, v in objective.named_buffers()}
+    state = weights | {
+        **{f"objective.{k}": v for k, v in objective.named_buffers()},
+        **{f"student.{k}": v for k, v in module.named_buffers()},  # batch norms learn in theirs
+    }
     peers = team()
     batches = peers.share(batches)
     with peers.leader_first():  # it decides and writes, the others read
         done = _resume(state, optimizer, identity, work)
-        precision = choose_precision(
-            objective, on_device(batches[0], work.device), list(weights.values()), options, work
-        )
+        first = on_device(batches[0], work.device)
+        with without_trace(module):
+            precision = choose_precision(objective, first, list(weights.values()), options, work)
 
     def snapshot() -> None:
         facts = {"identity": identity, "progress": asdict(done)}
