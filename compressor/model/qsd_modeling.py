@@ -45,7 +45,7 @@ class Patches(nn.Module):
         cut = pixels.unflatten(3, (-1, self.wide)).unflatten(2, (-1, self.high))
         patches_BNI = cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         x = project_pixels(self.projection, patches_BNI, self.config.input_step)
-        first = self.cls_token.expand(len(x), -1, -1)
+        first = self.cls_token.expand(x.shape[0], -1, -1)
         return torch.cat([first, x], dim=1) + self.position_embeddings
 
 

@@ -28,6 +28,7 @@ from compressor.prune import ast, minitron, squarehead
 from compressor.prune.damage import BY_ANSWERS
 from compressor.prune.scores import by_removal, removable
 from compressor.prune.sparsity import SparseOptions, targets
+from compressor.quantize import qsd
 from compressor.quantize.trained import TrainedOptions
 from compressor.quantize.weights import GridOptions, Mixed, WeightOptions
 from compressor.run.data_needs import check_calibration, refuse_missing_data, refuse_unranked
@@ -184,6 +185,8 @@ def _after(outline: Outline, stage: Stage) -> Outline:
     if isinstance(options, ast.Options) and options.side is not None:
         side = sum(_side_parameters(linear, options) for linear in _masked(outline, options))
         return replace(outline, parameters=outline.parameters + side, sided=True)
+    if isinstance(options, qsd.Options):
+        return replace(outline, weight_bytes=options.bits / 8)
     if isinstance(options, WeightOptions):
         exact = _quantized_bytes(outline, options)
         if exact is not None:
@@ -320,7 +323,7 @@ def _training(
     if isinstance(stage.options, ast.Options):
         masked = sum(linear.weight.numel() for linear in _masked(before, stage.options))
         memory += MASKED_BYTES * masked
-    if isinstance(stage.options, TrainedOptions):
+    if isinstance(stage.options, TrainedOptions | qsd.Options):
         memory += MASKED_BYTES * after.parameters
     positions = train.batch * setting.reading.positions(train.length)
     for trained in (after, teacher) if corrects else (after,):
