@@ -34,7 +34,11 @@ def relation_modules(model: Model) -> list[nn.Module]:
 def outputs_kept(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """What modules give, in the order in which they run, until the block ends."""
     found: list[Tensor] = []
-    hooks = [m.register_forward_hook(lambda _m, _x, y: found.append(y)) for m in modules]
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        found.append(output)
+
+    hooks = [module.register_forward_hook(keep) for module in modules]
     try:
         yield found
     finally:

@@ -43,7 +43,7 @@ def obstacle(module: nn.Module, formats: Mapping[str, WeightFormat]) -> Compress
     Decided by names, shapes and formats: the module may lie on the meta device, with Quant modules
     or still without them.
     """
-    if module.config.model_type == "qsd_transformer":
+    if type(module).__name__.startswith("QsdTransformer"):
         return CompressError(
             "transformers' layers of compressed-tensors do not sum integers, as spikes need",
             "use export.onnx, or export.safetensors, which transformers loads once "

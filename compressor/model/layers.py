@@ -79,7 +79,11 @@ class QuantLinear(QuantTable):
 
     def integer_sums(self, levels: Tensor) -> Tensor:
         """sum_i (code - zero) level over inputs that are integers: exact, to be scaled outside."""
-        return linear(levels, self.codes_OI.float() - self.zero_OG.float())
+        return linear(levels, self.integer_weight())
+
+    def integer_weight(self) -> Tensor:
+        """code - zero, float32 [O, I], where there is one zero point for every output."""
+        return self.codes_OI.float() - self.zero_OG.float()
 
     @property
     def scale_O(self) -> Tensor:

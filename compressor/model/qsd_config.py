@@ -46,6 +46,8 @@ class QsdTransformerConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.backbone == "stages" and self.widths:
+            self.hidden_size, self.patch_size = self.widths[-1], 16
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)
@@ -58,8 +60,14 @@ class QsdTransformerConfig(PreTrainedConfig):
             raise ValueError("unrolled needs levels: what does not round has no binary spikes")
         if self.backbone not in ("vit", "stages"):
             raise ValueError(f"backbone '{self.backbone}': vit or stages")
-        if self.backbone == "stages" and len(self.widths or ()) != 4:
-            raise ValueError("backbone stages needs four widths")
+        if self.backbone == "stages":
+            widths, heads = self.widths or [], self.num_attention_heads
+            if len(widths) != 4 or widths[0] % 2 or any(width % heads for width in widths[2:]):
+                raise ValueError(
+                    f"widths {widths}: four, the first even, the last two divided by {heads} heads"
+                )
+            if self.num_hidden_layers < 2:
+                raise ValueError("backbone stages needs two attention blocks or more")
 
     @property
     def edges(self) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -81,12 +81,13 @@ def _copy_vit(old: Any, new: Any) -> None:
 
 def settle(model: Model, batches: Iterable[dict[str, Tensor]]) -> None:
     """Give norms the mean statistics of some images, and pixels their grid, before training."""
-    from compressor.model.qsd_layers import MOMENTUM, SpikeNorm
+    from compressor.model.qsd_layers import MOMENTUM, norms_of
 
-    norms = [m for m in model.module.modules() if isinstance(m, SpikeNorm)]
+    norms = norms_of(model.module)
     device = next(model.module.parameters()).device
     largest = 0.0
-    model.module.requires_grad_(True)
+    for norm in norms:
+        norm.train()
     for number, batch in enumerate(batches, start=1):
         pixels = batch["pixel_values"].to(device)
         largest = max(largest, float(pixels.abs().max()))
@@ -96,6 +97,7 @@ def settle(model: Model, batches: Iterable[dict[str, Tensor]]) -> None:
             model.module(pixel_values=pixels)
     for norm in norms:
         norm.momentum = MOMENTUM
+        norm.eval()
     model.config.input_step = (largest or 1.0) / 127
 
 

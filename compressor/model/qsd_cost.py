@@ -30,10 +30,11 @@ FORMULA = f"E = {MAC_PJ} pJ x MAC + {AC_PJ} pJ x AC"
 
 @torch.no_grad()
 def spike_cost(model: Model, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
-    """Means for one image: {firing_rate, ac, mac, energy_nj, entropy, layers, formula}.
+    """Means for one image: {firing_rate, ac, mac, energy_nj, float_mac, entropy, layers, formula}.
 
-    firing_rate is the share of all neurons and of their T x D steps that fire; layers is
-    {neuron: {firing_rate, ac}}; entropy is {q, k, v}, means over blocks.
+    firing_rate is the share of all neurons and of their T x D steps that fire; float_mac what the
+    same layers take in MACs when no input is a spike; entropy is {q, k, v}, means over blocks;
+    layers is {neuron: {firing_rate, ac}}.
     """
     neurons = {name: m for name, m in model.module.named_modules() if isinstance(m, Neuron)}
     top, images = model.config.levels, 0
@@ -58,11 +59,13 @@ def spike_cost(model: Model, batches: Iterable[dict[str, Tensor]]) -> dict[str, 
         for name, neuron in neurons.items()
     }
     ac, mac = sum(layer["ac"] for layer in layers.values()), first_layer_products(model.config)
+    dense = sum(places[name] * neuron.fan_out for name, neuron in neurons.items())
     return {
         "firing_rate": sum(fired.values()) / (sum(places.values()) * top),
         "ac": ac,
         "mac": mac,
         "energy_nj": (MAC_PJ * mac + AC_PJ * ac) / 1000,
+        "float_mac": mac + dense / (images * model.config.time_steps),
         "entropy": {kind: sum(found) / max(1, len(found)) for kind, found in bits.items()},
         "layers": layers,
         "formula": FORMULA,
@@ -85,8 +88,11 @@ def _levels_kept(neurons: dict[str, Neuron]) -> Iterator[dict[str, Tensor]]:
 
 
 def first_layer_products(config: Any) -> int:
-    """Products of the patch projection for one image."""
+    """Products of the layer that reads pixels, for one image."""
     size, patch = _edges(config)
+    if getattr(config, "backbone", "vit") == "stages":
+        places = -(-size[0] // 2) * -(-size[1] // 2)
+        return places * config.num_channels * 7 * 7 * config.widths[0] // 2
     tokens = (size[0] // patch[0]) * (size[1] // patch[1])
     return tokens * config.num_channels * patch[0] * patch[1] * config.hidden_size
 

@@ -6,8 +6,8 @@
 
 Every neuron has a batch norm in front. It is a line for every channel, so it folds exactly: a
 neuron that compares x with D thresholds a channel, (l - 1/2 - D shift) / (D gain), needs neither
-the norm nor the product. A norm learns while gradients are recorded for it: it then uses the
-statistics of the batch and moves its own; otherwise it uses its own.
+the norm nor the product. A norm in training mode uses the statistics of the batch where gradients
+are recorded, and moves its own; the training loop puts norms, and nothing else, into that mode.
 
 A quantized projection sums codes over levels, integers both, before it multiplies by its scales:
 the sum is exact in any order and in every engine. Unrolled, the same sum is taken over D binary
@@ -43,14 +43,14 @@ class SpikeNorm(nn.Module):
         super().__init__()
         self.eps, self.momentum = eps, MOMENTUM
         self.weight, self.bias = (
-            nn.Parameter(torch.ones(channels)),
+            nn.Parameter(torch.full((channels,), GAIN)),
             nn.Parameter(torch.zeros(channels)),
         )
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+        if not (self.training and torch.is_grad_enabled()):
             gain_C, shift_C = self.line()
             return x * gain_C + shift_C
         flat = x.flatten(0, -2).float()
@@ -61,6 +61,11 @@ class SpikeNorm(nn.Module):
         """(gain, shift) of every channel, as its own statistics make them."""
         gain_C = self.weight * (self.running_var + self.eps).rsqrt()
         return gain_C, self.bias - self.running_mean * gain_C
+
+
+def norms_of(module: nn.Module) -> list[SpikeNorm]:
+    """The norms that are not folded yet."""
+    return [m for m in module.modules() if isinstance(m, SpikeNorm)]
 
 
 class Line(nn.Module):
@@ -117,18 +122,29 @@ def project(layer: Any, levels: Tensor, config: Any) -> Tensor:
 
 def project_pixels(layer: Any, pixels: Tensor, step: float | None) -> Tensor:
     """W x + b of what is no spike, rounded to a grid of 8 bits where there is one."""
+    codes, factor = on_grid(pixels, step)
+    return _scaled(layer, codes.unsqueeze(0), factor)
+
+
+def on_grid(pixels: Tensor, step: float | None) -> tuple[Tensor, float]:
+    """(signed 8-bit codes as float32, their step); pixels themselves and 1 without a grid."""
     if step is None:
-        return _scaled(layer, pixels.unsqueeze(0), 1.0)
-    codes = (pixels * (1 / step)).round().clamp(-127, 127)
-    return _scaled(layer, codes.unsqueeze(0), step)
+        return pixels, 1.0
+    return (pixels * (1 / step)).round().clamp(-127, 127), step
 
 
 def _scaled(layer: Any, passes: Tensor, factor: float) -> Tensor:
     if isinstance(layer, nn.Linear):
-        y = linear(passes, layer.weight).sum(dim=0) * factor
-    else:  # quantized: integers first
-        y = layer.integer_sums(passes).sum(dim=0) * (layer.scale_O * factor)
-    return y if layer.bias is None else y + layer.bias
+        return scaled_sum(linear(passes, layer.weight), None, factor, layer.bias)
+    return scaled_sum(layer.integer_sums(passes), layer.scale_O, factor, layer.bias)
+
+
+def scaled_sum(
+    sums: Tensor, scale_O: Tensor | None, factor: float, bias_O: Tensor | None
+) -> Tensor:
+    """Sums [passes, ..., O] added up, then scaled: those of codes and levels are exact."""
+    y = sums.sum(dim=0) * (factor if scale_O is None else scale_O * factor)
+    return y if bias_O is None else y + bias_O
 
 
 def spike_attention(q: Tensor, k: Tensor, v: Tensor, config: Any) -> Tensor:

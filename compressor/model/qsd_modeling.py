@@ -27,6 +27,7 @@ from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from compressor.errors import CompressError
 from compressor.model.qsd_config import QsdTransformerConfig
 from compressor.model.qsd_layers import GAIN, Neuron, SpikeBlock, SpikeNorm, project, project_pixels
+from compressor.model.qsd_stages import Fired, Stem, attention_blocks, early_blocks
 
 
 class Patches(nn.Module):
@@ -55,7 +56,6 @@ class QsdPreTrainedModel(PreTrainedModel):
     config_class = QsdTransformerConfig
     base_model_prefix = "qsd"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
@@ -88,15 +88,31 @@ class QsdTransformerModel(QsdPreTrainedModel):
                 SpikeBlock(config.hidden_size, config.intermediate_size, config)
                 for _ in range(config.num_hidden_layers)
             )
+        else:
+            self.embeddings, self.layers = Stem(config), attention_blocks(config)
+            third, fourth = (config.widths or [])[2:]
+            self.widening = Fired(config, third, fourth, 3)
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
         self._refuse_other_images(pixel_values)
         x = self.embeddings(pixel_values)
+        if self.config.backbone == "stages":
+            return BaseModelOutput(last_hidden_state=self._two_stages(x))
         x = x.repeat(self.config.time_steps, 1, 1)
         for layer in self.layers:
             x = layer(x)
         return BaseModelOutput(last_hidden_state=x)
+
+    def _two_stages(self, x: Tensor) -> Tensor:
+        """Attention stages over [T * B, height, width, C3]; tokens [T * B, N, C4]."""
+        shape, early = x.shape[1:3], early_blocks(self.config)
+        x = x.flatten(1, 2)
+        for index, layer in enumerate(self.layers):
+            if index == early:
+                x = self.widening(x.unflatten(1, shape)).flatten(1, 2)
+            x = layer(x)
+        return x
 
     def _refuse_other_images(self, pixels: Tensor) -> None:
         wanted = (self.config.num_channels, *self.config.edges[0])
@@ -109,20 +125,25 @@ class QsdTransformerModel(QsdPreTrainedModel):
 
 
 class QsdTransformerForImageClassification(QsdPreTrainedModel):
-    """A backbone, and the neurons of its class token that a head reads: logits [B, classes]."""
+    """A backbone, and a head that reads neurons of its class token, or of the mean of its tokens.
+
+    logits are float32 [B, classes].
+    """
 
     def __init__(self, config: QsdTransformerConfig) -> None:
         super().__init__(config)
         self.qsd = QsdTransformerModel(config)
-        self.neuron = Neuron(config.hidden_size, config.num_labels, config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        classes = int(config.num_labels or 0)
+        self.neuron = Neuron(config.hidden_size, classes, config)
+        self.classifier = nn.Linear(config.hidden_size, classes)
         self.post_init()
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
         x = self.qsd(pixel_values).last_hidden_state
-        levels = self.neuron(x[:, :1]).flatten(1)
+        whole = self.config.backbone == "stages"
+        levels = self.neuron(x.mean(dim=1) if whole else x[:, 0])
         read = project(self.classifier, levels, self.config)
         logits = read.unflatten(0, (self.config.time_steps, -1)).mean(dim=0)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)

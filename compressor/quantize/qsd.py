@@ -38,7 +38,8 @@ from compressor.model.forward import accepted
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.model.qsd_convert import fold, make_spiking, settle
-from compressor.numerics.projection import LearnedGrid
+from compressor.model.qsd_cost import FORMULA, MAC_PJ, spike_cost, vit_products
+from compressor.numerics.projection import LearnedGrid, Projection
 from compressor.options import options
 from compressor.quantize.targets import quantizable
 from compressor.quantize.trained import place_all, stepping, users
@@ -178,11 +179,12 @@ def run(model: Model, options: Options, work: Workbench) -> None:
         CompressError: see objective; or the loss is not finite.
     """
     objective(options, model, work.teacher)
+    before = model.config
     make_spiking(model, options.time_steps, options.levels, options.unrolled)
     model.module.to(work.device)
     train = options.train
     settle(model, work.batches("train", _SETTLING, batch=train.batch, length=train.length))
-    layers = [
+    layers: list[tuple[Target, Projection]] = [
         (t, LearnedGrid(weight_of(model, t.name), t.bits, None)) for t in targets(model, options)
     ]
     loss = _Loss(options, model, work.teacher)
@@ -191,7 +193,15 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     runner.run(model, projected, options, work, optimizer)
     fold(model)
     place_all(model, layers)
-    model.notes["spikes"] = _counted(model, train, work)
+    model.notes["spikes"] = spikes = _counted(model, train, work)
+    products = vit_products(before) if before.model_type == "vit" else spikes["float_mac"]
+    spikes["float_energy_nj"] = MAC_PJ * products / 1000
+    size = model.notes["size"]  # real numbers; what papers print for parameters are equivalents
+    size["bit_equivalents"] = round(size["weights"] * size["bits"] / 32 + size["float"])
+    work.log(
+        f"{FORMULA}: {spikes['energy_nj']:.0f} nJ an image with {spikes['mac']:.0f} MAC and "
+        f"{spikes['ac']:.0f} AC; {spikes['float_energy_nj']:.0f} nJ in float"
+    )
 
 
 def targets(model: Model, options: Options) -> list[Target]:
@@ -209,8 +219,6 @@ def formats(model: Model, options: Options) -> dict[str, WeightFormat]:
 
 
 def _counted(model: Model, train: Train, work: Workbench) -> dict[str, Any]:
-    from compressor.model.qsd_cost import spike_cost
-
     found = work.batches("validation", _COUNTED, batch=train.batch, length=train.length)
     if not found:
         found = work.batches("train", _COUNTED, batch=train.batch, length=train.length)

@@ -18,6 +18,7 @@ from torch.optim import AdamW, Optimizer
 
 from compressor.errors import CompressError
 from compressor.model.model import Model
+from compressor.model.qsd_layers import norms_of
 from compressor.training import metrics
 from compressor.training.batches import on_device, row_inputs
 from compressor.training.options import Train, lr_factor
@@ -100,6 +101,8 @@ def train(
     """
     module = model.module if isinstance(model, Model) else model
     module.eval()
+    for norm in norms_of(module):
+        norm.train()
     objective.to(work.device)
     weights = _trained(module, objective)
     learners = _learners(weights, objective, options)
@@ -146,6 +149,7 @@ def train(
             if due and peers.leads:
                 snapshot()
                 saved = time.perf_counter()
+    module.eval()
     facts = {"steps": done.step, "tokens": done.tokens, "seconds": round(done.seconds, 2)}
     return facts | {"loss": done.loss, "precision": precision}
 
