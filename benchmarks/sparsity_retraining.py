@@ -68,7 +68,12 @@ def cell(model, pattern, arm, seed, lr=None):
     """Losses after an arm."""
     student, facts = lab.original(model), {}
     options = Train(
-        **{"steps": SHORTER.get(model, STEPS), "batch": lab.BATCH, "length": lab.LENGTH, "lr": lr or 1e-3},
+        **{
+            "steps": SHORTER.get(model, STEPS),
+            "batch": lab.BATCH,
+            "length": lab.LENGTH,
+            "lr": lr or 1e-3,
+        },
         **{"precision": "float32", "snapshot_seconds": 1e6},
     )
     with lab.workbench(model, seed, calibration="train") as work:
