@@ -1,7 +1,6 @@
 """The spike-driven transformer: conversion, folding, unrolling, loading, what it refuses, costs."""
 
 import copy
-import dataclasses
 
 import pytest
 import torch
@@ -11,55 +10,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import load_directory
-from compressor.model.families import find_family
 from compressor.model.forward import outputs
-from compressor.model.model import Model
 from compressor.model.qsd_config import QsdTransformerConfig
-from compressor.model.qsd_convert import fold, make_spiking, settle
+from compressor.model.qsd_convert import fold, make_spiking
 from compressor.model.qsd_cost import spike_cost, vit_products
 from compressor.model.qsd_layers import Neuron, SpikeNorm
-from compressor.model.qsd_modeling import QsdTransformerForImageClassification
 from compressor.model.shapes import config_of
-from compressor.quantize.qsd import Options, targets
-from compressor.quantize.weights import round_to_nearest
-from families import pico, roughen
-
-STAGES = {
-    **{"backbone": "stages", "widths": [4, 8, 16, 24], "num_hidden_layers": 3},
-    **{"num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "num_channels": 3},
-}
-SHAPES = {"vit": {"hidden_size": 32, "image_size": 16, "patch_size": 4, "num_channels": 3}}
-SHAPES["stages"] = STAGES
-
-
-def spiking(backbone="vit", **changes):
-    config = QsdTransformerConfig(**SHAPES[backbone] | {"num_labels": 5} | changes)
-    torch.manual_seed(0)
-    module = QsdTransformerForImageClassification(config).eval()
-    roughen(module)
-    model = Model(module, find_family("qsd_transformer"), None)
-    settle(model, [images(model, seed=s) for s in range(3)])
-    return model
-
-
-def images(model, rows=6, seed=9):
-    (high, wide), _ = model.config.edges
-    shape = (rows, model.config.num_channels, high, wide)
-    return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
-
-
-def quantized(backbone="vit", bits=4, **changes):
-    model = spiking(backbone, **changes)
-    fold(model)
-    model.module.requires_grad_(False)
-    chosen = Options(bits=bits)
-    for target in targets(model, chosen):
-        round_to_nearest(model, dataclasses.replace(target), _Symmetric)
-    return model
-
-
-class _Symmetric:
-    symmetric = True
+from families import pico
+from spiking import images, quantized, spiking
 
 
 @pytest.mark.parametrize("levels", [1, 3, 4])
@@ -158,7 +116,7 @@ def test_transformers_saves_and_loads_it(backbone, tmp_path):
     assert (tmp_path / "model.safetensors").is_file()
     assert isinstance(AutoConfig.from_pretrained(tmp_path), QsdTransformerConfig)
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
-    batch = images(model)
+    batch = {"pixel_values": images(model)["pixel_values"]}
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, outputs(model, batch)["logits"])
     bare = AutoModel.from_pretrained(tmp_path)
