@@ -2,12 +2,11 @@
 
 All arms that train take the same batches, 500 steps of 8 rows of 128 tokens (100 steps for
 novels-llama), and the same grid of three learning rates; the best on validation text with seed 0 is
-run with the other seeds. Where a
-teacher is asked, the loss is the paper's 0.67 KL (temperature 2) + 0.33 cross entropy. Seeds choose
-calibration text and batches. *Gap closed* is the share of SparseGPT's loss of perplexity that an
-arm wins back, against the original and against the original trained further with the same loss
-(the fair bound). 2 to 60 seconds a cell on stories260K, 30 to 120
-on novels-llama.
+run with the other seeds. Where a teacher is asked, the loss is the paper's 0.67 KL (temperature 2)
++ 0.33 cross entropy. Seeds choose calibration text and batches. *Gap closed* is the share of
+SparseGPT's loss of perplexity that an arm wins back, against the original and against the original
+trained further with the same loss (the fair bound). 2 to 60 seconds a cell on stories260K, 30 to
+120 on novels-llama.
 
 *AST* pulls masked weights with 0.1, a thousand times the paper's decay, as the experiment above
 says; it alone has such a setting, and *paper's decay* shows what it is worth. *AST + SLoRB* has a

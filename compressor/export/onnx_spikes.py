@@ -4,7 +4,8 @@ MatMulNBits gets our packed codes with all scales 1 and float activations, so wh
 integers: exact, in whatever order. The scale of every output is multiplied afterwards, as in
 model/qsd_layers.py, and the file gives what torch gives, bit for bit. Activations rounded by block,
 which serve other models, would move a level here and there. Kernels of convolutions are looked up
-from our packed codes when the file is loaded; those of less than 8 kB the exporter stores as floats.
+from our packed codes when the file is loaded; the exporter stores those of less than 8 kB as
+floats.
 """
 
 import torch
