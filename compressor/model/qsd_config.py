@@ -68,10 +68,3 @@ class QsdTransformerConfig(PreTrainedConfig):
                 )
             if self.num_hidden_layers < 2:
                 raise ValueError("backbone stages needs two attention blocks or more")
-
-    @property
-    def edges(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(height, width) of an image and of a patch."""
-        sizes = (self.image_size, self.patch_size)
-        image, patch = ((s, s) if isinstance(s, int) else (s[0], s[1]) for s in sizes)
-        return image, patch

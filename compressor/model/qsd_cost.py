@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from compressor.model.model import Model
-from compressor.model.qsd_layers import Neuron
+from compressor.model.qsd_layers import Neuron, edges
 from compressor.numerics.spikes import entropy
 
 MAC_PJ, AC_PJ = 4.6, 0.9  # of one operation on float32 at 45 nm
@@ -89,7 +89,7 @@ def _levels_kept(neurons: dict[str, Neuron]) -> Iterator[dict[str, Tensor]]:
 
 def first_layer_products(config: Any) -> int:
     """Products of the layer that reads pixels, for one image."""
-    size, patch = _edges(config)
+    size, patch = edges(config)
     if getattr(config, "backbone", "vit") == "stages":
         places = -(-size[0] // 2) * -(-size[1] // 2)
         return places * config.num_channels * 7 * 7 * config.widths[0] // 2
@@ -99,7 +99,7 @@ def first_layer_products(config: Any) -> int:
 
 def vit_products(config: Any) -> int:
     """MACs of a float ViT with these sizes for one image, softmax attention included."""
-    size, patch = _edges(config)
+    size, patch = edges(config)
     tokens = (size[0] // patch[0]) * (size[1] // patch[1]) + 1
     hidden, inner = config.hidden_size, config.intermediate_size
     head_dim = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
@@ -107,8 +107,3 @@ def vit_products(config: Any) -> int:
     block = tokens * (4 * hidden * width + 2 * hidden * inner) + 2 * tokens**2 * width
     head = hidden * config.num_labels
     return first_layer_products(config) + config.num_hidden_layers * block + head
-
-
-def _edges(config: Any) -> list[tuple[int, int]]:
-    sizes = (config.image_size, config.patch_size)
-    return [(s, s) if isinstance(s, int) else (s[0], s[1]) for s in sizes]

@@ -33,6 +33,13 @@ SCALE = 0.125  # of attention, as in SDT-V2; the norm of the neuron behind it ma
 MOMENTUM = 0.1  # with which a norm follows the batches
 
 
+def edges(config: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) of an image and of a patch."""
+    sizes = (config.image_size, config.patch_size)
+    image, patch = ((s, s) if isinstance(s, int) else (s[0], s[1]) for s in sizes)
+    return image, patch
+
+
 class SpikeNorm(nn.Module):
     """Batch norm over the last axis: float32 [..., C] -> [..., C]."""
 

@@ -26,7 +26,15 @@ from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 
 from compressor.errors import CompressError
 from compressor.model.qsd_config import QsdTransformerConfig
-from compressor.model.qsd_layers import GAIN, Neuron, SpikeBlock, SpikeNorm, project, project_pixels
+from compressor.model.qsd_layers import (
+    GAIN,
+    Neuron,
+    SpikeBlock,
+    SpikeNorm,
+    edges,
+    project,
+    project_pixels,
+)
 from compressor.model.qsd_stages import Fired, Stem, attention_blocks, early_blocks
 
 
@@ -35,7 +43,7 @@ class Patches(nn.Module):
 
     def __init__(self, config: QsdTransformerConfig) -> None:
         super().__init__()
-        (high, wide), (self.high, self.wide) = config.edges
+        (high, wide), (self.high, self.wide) = edges(config)
         self.config, tokens = config, (high // self.high) * (wide // self.wide)
         pixels = config.num_channels * self.high * self.wide
         self.projection = nn.Linear(pixels, config.hidden_size)
@@ -115,7 +123,7 @@ class QsdTransformerModel(QsdPreTrainedModel):
         return x
 
     def _refuse_other_images(self, pixels: Tensor) -> None:
-        wanted = (self.config.num_channels, *self.config.edges[0])
+        wanted = (self.config.num_channels, *edges(self.config)[0])
         if tuple(pixels.shape[1:]) != wanted:
             given, own = (" x ".join(map(str, shape)) for shape in (pixels.shape[1:], wanted))
             raise CompressError(

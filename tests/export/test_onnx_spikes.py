@@ -1,11 +1,13 @@
-"""Spike-driven transformers in ONNX Runtime: the very numbers of torch, weights packed."""
+"""Spike-driven transformers outside of compressor: ONNX Runtime, and transformers itself."""
 
 import onnx
 import pytest
 import torch
+from transformers import AutoModelForImageClassification
 
 from compressor.engines.onnxruntime import OnnxRuntimeEngine
 from compressor.export import onnx as export
+from compressor.export import safetensors
 from compressor.model.forward import outputs
 from spiking import images, quantized
 
@@ -23,6 +25,17 @@ def test_the_file_answers_as_torch_does(backbone, bits, unrolled, tmp_path):
             assert torch.equal(got, wanted)
         else:  # means over tokens are floats
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["vit", "stages"])
+def test_transformers_loads_the_float_export(backbone, tmp_path):
+    model = quantized(backbone)
+    batch = images(model)
+    safetensors.run(model, safetensors.Options(), tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        got = loaded(pixel_values=batch["pixel_values"]).logits
+    torch.testing.assert_close(got, outputs(model, batch)["logits"], rtol=1e-4, atol=1e-4)
 
 
 def test_codes_are_packed(tmp_path):
