@@ -8,6 +8,7 @@ Every neuron has a batch norm in front. It is a line for every channel, so it fo
 neuron that compares x with D thresholds a channel, (l - 1/2 - D shift) / (D gain), needs neither
 the norm nor the product. A norm in training mode uses the statistics of the batch where gradients
 are recorded, and moves its own; the training loop puts norms, and nothing else, into that mode.
+Under torchrun each process normalizes by its own rows, and the statistics kept are the leader's.
 
 A quantized projection sums codes over levels, integers both, before it multiplies by its scales:
 the sum is exact in any order and in every engine. Unrolled, the same sum is taken over D binary

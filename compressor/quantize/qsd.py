@@ -15,7 +15,7 @@ training loop; nothing alternates.
 The float network is a ViT, converted weight by weight (model/qsd_convert.py), or a spike-driven
 transformer whose neurons do not round (levels: null), of either backbone. Every weight matrix is
 quantized, first layer and head included; biases, positions and norms stay float. Afterwards norms
-are folded into neurons and biases into their shifts. The classifier must have labelled images.
+are folded into neurons. Cross entropy needs labelled images; ce: 0 does without.
 
 Where we differ. FGD is reconstructed: its code is not public. A batch norm stands in front of every
 neuron, also behind attention, where the paper halves a threshold; it replaces LayerNorm, which has
