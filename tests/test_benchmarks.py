@@ -7,7 +7,10 @@ import pytest
 
 from conftest import ROOT
 
-PAGES = {"minitron": "Minitron", "sparsity": "Sparsity", "quantization": "Quantization"}
+PAGES = {
+    **{"minitron": "Minitron", "sparsity": "Sparsity", "quantization": "Quantization"},
+    "qsd": "Quantized spike-driven transformers",
+}
 
 
 @pytest.fixture(autouse=True)

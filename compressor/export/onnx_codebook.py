@@ -37,7 +37,7 @@ class Codebook(nn.Module):
         whole = 8 % table.bits == 0
         bits = table.bits if whole else 8
         self.register_buffer("packed", pack(table.codes_OI, bits))  # [O, P]
-        self.register_buffer("byte_points", _byte_points(table.points_P, bits))
+        self.register_buffer("byte_points", byte_points(table.points_P, bits))
         self.register_buffer("scale", table.scale.float())
         offset = None if table.offset is None else table.offset.float()
         self.register_buffer("offset", offset)
@@ -79,7 +79,7 @@ class Codebook(nn.Module):
         return found.flatten(-2)
 
 
-def _byte_points(points_P: Tensor, bits: int) -> Tensor:
+def byte_points(points_P: Tensor, bits: int) -> Tensor:
     """[256, 8 / bits]: the points that each byte stands for; codes without a point stand for 0."""
     points = pad(points_P.float(), (0, 2**bits - len(points_P)))
     bytes_ = torch.arange(256)

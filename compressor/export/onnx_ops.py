@@ -23,7 +23,8 @@ from compressor.numerics.ops import (
 from compressor.numerics.packing import unpack
 from compressor.numerics.quantizer import dequantize
 
-_INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits; any other is several times slower
+# accuracy_level of MatMulNBits; with int8 activations it is several times faster
+_INT8_ACTIVATIONS, _FLOAT_ACTIVATIONS = 4, 1
 
 
 def matmul_nbits(
@@ -33,6 +34,7 @@ def matmul_nbits(
     zero: Tensor | None,
     bias_N: Tensor | None,
     bits: int,
+    rounds: bool = True,
 ) -> Tensor:
     """com.microsoft.MatMulNBits with accuracy_level 4: activations are rounded to 8 bits too.
 
@@ -43,6 +45,7 @@ def matmul_nbits(
         x_TK: float32. packed_NGP: uint8. scale_NG, bias_N: float32.
         zero: packed zero points, uint8 [N, ceil(G * bits / 8)]; None means 2^(bits-1).
         bits: 2, 4 or 8.
+        rounds: false for accuracy_level 1, which leaves activations float.
     """
     count, groups, size = packed_NGP.shape
     inputs, block = x_TK.shape[-1], size * 8 // bits
@@ -55,7 +58,7 @@ def matmul_nbits(
                 "N": count,
                 "bits": bits,
                 "block_size": block,
-                "accuracy_level": _INT8_ACTIVATIONS,
+                "accuracy_level": _INT8_ACTIVATIONS if rounds else _FLOAT_ACTIVATIONS,
             },
             dtype=x_TK.dtype,
             shape=(*x_TK.shape[:-1], count),
@@ -65,6 +68,7 @@ def matmul_nbits(
     step_TG1 = x_TGb.abs().amax(-1, keepdim=True) / 127
     step_TG1 = step_TG1.masked_fill(step_TG1 == 0, 1.0)
     rounded_TK = ((x_TGb / step_TG1).round() * step_TG1).flatten(-2)[..., :inputs]
+    rounded_TK = rounded_TK if rounds else x_TK
     middle = torch.full_like(scale_NG, 2 ** (bits - 1), dtype=torch.uint8)
     zero_NG = middle if zero is None else unpack(zero, bits, groups)
     codes_NK = unpack(packed_NGP, bits, block).flatten(1)

@@ -23,6 +23,7 @@ from compressor.export.onnx_ops import (
     static_int8,
     token_int8,
 )
+from compressor.export.onnx_spikes import SpikeKernel, SpikeLinear
 from compressor.model.layers import QuantEmbedding, QuantLinear
 from compressor.model.model import Model
 from compressor.model.side import beside
@@ -154,7 +155,11 @@ def make_twin(model: Model) -> Model:
     module.set_attn_implementation("eager")  # type: ignore[operator]  # fewest nodes, fastest
     made: dict[int, _Blocks | Codebook] = {}
     for name, found in list(module.named_modules()):
-        if isinstance(found, QuantTable):
+        if isinstance(found, QuantLinear) and model.family.model_type == "qsd_transformer":
+            kernel = name.endswith(".kernel")
+            twin = SpikeKernel(found) if kernel else SpikeLinear(found, _Blocks(found).packed)
+            module.set_submodule(name, twin.eval())
+        elif isinstance(found, QuantTable):
             module.set_submodule(name, _twin_of(found, made).eval())
     return Model(module, model.family, model.processor, pooling=model.pooling)
 

@@ -68,7 +68,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     tables = {n: m for n, m in model.module.named_modules() if isinstance(m, QuantTable)}
     _round(model.module, dtype)
     for name, table in tables.items():
-        model.module.set_submodule(name, _Dense(table, dtype))
+        model.module.set_submodule(name, _stand_in(model, table, dtype))
     write_probe_of(model, out)
     for name, table in tables.items():
         model.module.set_submodule(name, table)
@@ -137,6 +137,17 @@ def _round(module: nn.Module, dtype: torch.dtype) -> None:
     """Give every float parameter a value that `dtype` can hold exactly."""
     for tensor in module.parameters():
         tensor.copy_(tensor.to(dtype))
+
+
+def _stand_in(model: Model, table: QuantTable, dtype: torch.dtype) -> nn.Module:
+    """What computes as the float file will; spiking layers read the weights themselves."""
+    if model.family.model_type != "qsd_transformer":
+        return _Dense(table, dtype)
+    assert isinstance(table, QuantLinear)
+    layer = nn.Linear(table.in_features, table.out_features, bias=False, device="meta")
+    layer.weight = nn.Parameter(table.weight.to(dtype).float(), requires_grad=False)
+    layer.register_parameter("bias", table.bias)
+    return layer
 
 
 class _Dense(nn.Module):

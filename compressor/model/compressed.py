@@ -43,6 +43,12 @@ def obstacle(module: nn.Module, formats: Mapping[str, WeightFormat]) -> Compress
     Decided by names, shapes and formats: the module may lie on the meta device, with Quant modules
     or still without them.
     """
+    if type(module).__name__.startswith("QsdTransformer"):
+        return CompressError(
+            "transformers' layers of compressed-tensors do not sum integers, as spikes need",
+            "use export.onnx, or export.safetensors, which transformers loads once "
+            "compressor.model.qsd_modeling is imported",
+        )
     if turned_names(type(module), module.config):
         return CompressError(
             f"compressed-tensors has no layer like those of {type(module).__name__}, which are "

@@ -84,6 +84,7 @@ class Family:
             embeddings (by its root) or the input of a tied head (by one over its root).
         extras: other Linears on the residual stream, e.g. a pooler.
         fixed: modules that are never trained, e.g. a table of sinusoids.
+        methods: the only stages, exports aside, that know the architecture; empty: all do.
     """
 
     model_type: str
@@ -100,6 +101,7 @@ class Family:
     hidden_scale: Literal["none", "embeddings", "tied head"] = "none"
     extras: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
 
     def read_sizes(self, config: Any) -> dict[str, int]:
         """Sizes of a config: {hidden, layers, heads, kv_heads, head_dim, mlp, vocabulary}.

@@ -306,8 +306,17 @@ VIT = Family(
 )
 DEIT = VIT.named("deit")
 
+QSD_TRANSFORMER = VIT.named(  # compressor's own (qsd_modeling.py); its norms belong to neurons
+    "qsd_transformer",
+    stacks=(replace(VIT.stacks[0], norms=(), readers=()),),
+    norms=(),
+    extras=(),
+    methods=("distill.ce", "distill.kd", "quantize.qsd"),
+)
+
 _ROWS = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT2, OPT, GPT_NEOX),
     *(BERT, ROBERTA, DISTILBERT, T5, WHISPER, VIT, DEIT),
+    QSD_TRANSFORMER,
 )
 FAMILIES = {family.model_type: family for family in _ROWS}

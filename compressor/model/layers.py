@@ -77,6 +77,20 @@ class QuantLinear(QuantTable):
         """Signed codes with inputs first, w_IO int8: what integer matrix products take."""
         return (self.codes_OI.to(torch.int16) - 128).to(torch.int8).t()
 
+    def integer_sums(self, levels: Tensor) -> Tensor:
+        """sum_i (code - zero) level over inputs that are integers: exact, to be scaled outside."""
+        return linear(levels, self.integer_weight())
+
+    def integer_weight(self) -> Tensor:
+        """code - zero, float32 [O, I], where there is one zero point for every output."""
+        return self.codes_OI.float() - self.zero_OG.float()
+
+    @property
+    def scale_O(self) -> Tensor:
+        """The one scale of every output, float32."""
+        assert self.format.group is None and self.format.codebook is None
+        return self.scale_OG[:, 0].float()
+
     def forward(self, x: Tensor) -> Tensor:
         return beside(self._quantized(x), self.side, x)
 

@@ -84,6 +84,8 @@ def config_of(raw: dict[str, Any]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    import compressor.model.qsd_modeling  # noqa: F401  # registers what transformers does not ship
+
     try:
         config = AutoConfig.for_model(**{k: v for k, v in raw.items() if k != "auto_map"})
     # some values are validated by transformers, over others its code trips
@@ -119,10 +121,12 @@ def model_class(family: Family, config: Any) -> Any:
     """
     import transformers  # seconds to import, and this module is read by `compress methods`
 
+    from compressor.model.qsd_modeling import CLASSES
+
     if not config.architectures:
         return getattr(transformers, family.auto_class)._model_mapping[type(config)]
     name = config.architectures[0]
-    found = getattr(transformers, name, None)
+    found = CLASSES.get(name, getattr(transformers, name, None))
     if found is None:
         raise CompressError(
             f"transformers has no class '{name}', which config.json asks for",
@@ -132,7 +136,7 @@ def model_class(family: Family, config: Any) -> Any:
     bare = auto._model_mapping[type(config)].__name__
     stem = bare.removesuffix("Model").removesuffix("Text")
     heads = [stem + suffix for suffix, task in TASKS if _takes(family, task)]
-    supported = [bare, *(head for head in heads if hasattr(transformers, head))]
+    supported = [bare, *(h for h in heads if h in CLASSES or hasattr(transformers, h))]
     if name not in supported:
         raise CompressError(
             f"models of the class {name} are not supported, only {', '.join(supported)}",

@@ -30,7 +30,6 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import nn
-from torch.optim import AdamW, Optimizer
 
 from compressor.distill import runner
 from compressor.model.model import Model
@@ -42,11 +41,11 @@ from compressor.quantize.trained import (
     TrainedOptions,
     distillation,
     place_all,
+    stepping,
     trained_targets,
     users,
 )
 from compressor.quantize.weights import Target, weight_of
-from compressor.training.loop import parameter_groups
 from compressor.training.projected import Projected
 from compressor.training.workbench import Workbench
 
@@ -111,7 +110,9 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     found = trained_targets(model, options)
     layers = [(target, _projection(model, target, options)) for target in found]
     projected = Projected(loss, [(users(model, target), p) for target, p in layers])
-    runner.run(model, projected, options, work, _optimizer(model, projected, options))
+    learned = options.steps == "learned"
+    optimizer = stepping(model, projected, options.train, options.step_lr) if learned else None
+    runner.run(model, projected, options, work, optimizer)
     place_all(model, layers)
 
 
@@ -124,15 +125,3 @@ def _projection(model: Model, target: Target, options: Options) -> Projection:
         weight = weight_of(model, target.name)
         return LearnedGrid(weight, bits, target.group, options.symmetric)
     return Grid(bits, target.group, options.symmetric, rounding, backward)
-
-
-def _optimizer(model: Model, projected: Projected, options: Options) -> Optimizer | None:
-    """AdamW whose learned steps have rates of their own; None where none are learned."""
-    if options.steps != "learned":
-        return None
-    train = options.train
-    groups = parameter_groups(model.module.parameters(), train.weight_decay, train.lr)
-    for step in projected.projections.parameters():
-        rate = options.step_lr * float(step.detach().mean())
-        groups.append({"params": [step], "weight_decay": 0.0, "lr": rate})
-    return AdamW(groups, lr=train.lr, betas=train.betas, eps=1e-8)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from compressor.distill.logits import LogitsLoss, refuse_unlike
 from compressor.distill.predictions import CLASSIFIERS
@@ -29,7 +30,9 @@ from compressor.numerics.projection import Projection
 from compressor.options import options
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.quantize.weights import Target, WeightOptions, place, targets, weight_of
+from compressor.training.loop import parameter_groups
 from compressor.training.options import Train
+from compressor.training.projected import Projected
 
 _LARGEST = torch.finfo(torch.float16).max / 2  # the spread of a bucket is twice that at most
 
@@ -161,6 +164,19 @@ def has_zeros(model: Model, name: str) -> bool:
 def users(model: Model, target: Target) -> list[nn.Module]:
     """The modules of a target."""
     return [model.module.get_submodule(name) for name in target.names]
+
+
+def stepping(model: Model, projected: Projected, train: Train, step_lr: float) -> Optimizer:
+    """AdamW of the weights of a model and of learned steps, which have rates of their own.
+
+    Args:
+        step_lr: highest rate of steps, in mean steps of the layer.
+    """
+    groups = parameter_groups(model.module.parameters(), train.weight_decay, train.lr)
+    for step in projected.projections.parameters():
+        rate = step_lr * float(step.detach().mean())
+        groups.append({"params": [step], "weight_decay": 0.0, "lr": rate})
+    return AdamW(groups, lr=train.lr, betas=train.betas, eps=1e-8)
 
 
 def place_all(model: Model, layers: list[tuple[Target, Projection]]) -> None:

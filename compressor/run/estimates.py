@@ -18,6 +18,7 @@ from compressor.model.shapes import axes_of
 from compressor.prune import ast, minitron, squarehead
 from compressor.prune.damage import BY_ANSWERS
 from compressor.prune.scores import by_removal, removable
+from compressor.quantize import qsd
 from compressor.quantize.trained import TrainedOptions
 from compressor.run.methods import learns
 from compressor.run.oneshot_needs import oneshot_needs
@@ -174,7 +175,7 @@ def _training(
     if isinstance(stage.options, ast.Options):
         masked = sum(linear.weight.numel() for linear in masked_layers(before, stage.options))
         memory += MASKED_BYTES * masked
-    if isinstance(stage.options, TrainedOptions):
+    if isinstance(stage.options, TrainedOptions | qsd.Options):
         memory += MASKED_BYTES * after.parameters
     positions = train.batch * setting.reading.positions(train.length)
     for trained in (after, teacher) if corrects else (after,):

@@ -27,6 +27,7 @@ WITH_TEACHER = (
     "prune.squarehead",
     "quantize.distilled",
     "quantize.differentiable",
+    "quantize.qsd",
 )
 
 

@@ -17,6 +17,7 @@ from compressor.model.sources import read_config, weight_files
 from compressor.model.stream import open_tensors
 from compressor.prune import ast, minitron
 from compressor.prune.sparsity import SparseOptions, targets
+from compressor.quantize import qsd
 from compressor.quantize.weights import GridOptions, Mixed, WeightOptions
 from compressor.run.methods import learns
 from compressor.run.profile import Stage
@@ -80,6 +81,8 @@ def after_stage(outline: Outline, stage: Stage) -> Outline:
     if isinstance(options, ast.Options) and options.side is not None:
         side = sum(_side_parameters(linear, options) for linear in masked_layers(outline, options))
         return replace(outline, parameters=outline.parameters + side, sided=True)
+    if isinstance(options, qsd.Options):
+        return replace(outline, weight_bytes=options.bits / 8)
     if isinstance(options, WeightOptions):
         exact = _quantized_bytes(outline, options)
         if exact is not None:

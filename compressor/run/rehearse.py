@@ -170,6 +170,7 @@ def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: 
     job.remarks.extend(
         f"{stage.method}: {said}" for said in _remarks(job, place, stage, made, model)
     )
+    _check_known(place, stage, model)
     _check_length(place, stage, model)
     _check_sparse(place, stage, model)
     with _named(f"{place} ({stage.method})"):
@@ -229,6 +230,16 @@ def _check_teacher(profile: Profile, stage: Stage, end: int) -> None:
     if not earlier.isdigit() or not 1 <= int(earlier) < end:
         raise CompressError(
             f"teacher '{name}' is no earlier stage", "teacher: input, or an earlier stage:N"
+        )
+
+
+def _check_known(where: str, stage: Stage, model: Model) -> None:
+    """Refuse a stage that does not know an architecture of ours."""
+    known, kind = model.family.methods, model.family.model_type
+    if known and stage.kind != "export" and stage.method not in known:
+        raise CompressError(
+            f"{where} ({stage.method}) does not know the layers of a {kind}",
+            f"what does: {', '.join(known)}, and exports",
         )
 
 

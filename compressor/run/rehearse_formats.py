@@ -15,6 +15,7 @@ from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.prune.sparsity import SparseOptions, targets
+from compressor.quantize import qsd
 from compressor.quantize.mixed import refuse_small
 from compressor.quantize.planned import planned
 from compressor.quantize.targets import quantizable, refuse_uneven
@@ -69,6 +70,8 @@ def check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str
             if isinstance(own, GridOptions):
                 refuse_small(model, own)
             choices = planned(model, own).choices
+        elif isinstance(stage.options, qsd.Options):
+            choices = [qsd.formats(model, stage.options)]
     if "genai" in exports:
         genai.refuse(made[-1])
     for formats in choices:

@@ -18,6 +18,7 @@ from torch.optim import AdamW, Optimizer
 
 from compressor.errors import CompressError
 from compressor.model.model import Model
+from compressor.model.qsd_layers import norms_of
 from compressor.training import metrics
 from compressor.training.batches import on_device, row_inputs
 from compressor.training.options import Train, lr_factor
@@ -29,6 +30,7 @@ from compressor.training.snapshot import (
     read_snapshot,
     remove_snapshots,
     set_random_state,
+    without_trace,
     write_snapshot,
 )
 from compressor.training.workbench import Batch, Workbench
@@ -84,8 +86,9 @@ def train(
     Args:
         model: on `work.device`, float32; it is left in eval mode.
         batches: `steps * accumulate` of them.
-        objective: batch -> scalar loss. Its parameters are trained with the model's, its buffers
-            are part of a snapshot; it must not register the student or the teacher as submodules.
+        objective: batch -> scalar loss. Its parameters are trained with the model's, the buffers
+            of both are part of a snapshot; it must not register the student or the teacher as
+            submodules.
         optimizer: over the same parameters; AdamW when None. Its learning rates are the highest.
         after_step: called with the number of finished steps.
         identity: whatever else makes this run this run; a snapshot of another one is not used.
@@ -98,6 +101,8 @@ def train(
     """
     module = model.module if isinstance(model, Model) else model
     module.eval()
+    for norm in norms_of(module):
+        norm.train()
     objective.to(work.device)
     weights = _trained(module, objective)
     learners = _learners(weights, objective, options)
@@ -105,14 +110,17 @@ def train(
     highest = [group["lr"] for group in optimizer.param_groups]
     start = {**module.state_dict(), **objective.state_dict(), "ids": row_inputs(batches[0])}
     identity = f"{identity} {options} {work.seed} {digest(start)}"
-    state = weights | {f"objective.{k}": v for k, v in objective.named_buffers()}
+    state = weights | {
+        **{f"objective.{k}": v for k, v in objective.named_buffers()},
+        **{f"student.{k}": v for k, v in module.named_buffers()},  # batch norms learn in theirs
+    }
     peers = team()
     batches = peers.share(batches)
     with peers.leader_first():  # it decides and writes, the others read
         done = _resume(state, optimizer, identity, work)
-        precision = choose_precision(
-            objective, on_device(batches[0], work.device), list(weights.values()), options, work
-        )
+        first = on_device(batches[0], work.device)
+        with without_trace(module):
+            precision = choose_precision(objective, first, list(weights.values()), options, work)
 
     def snapshot() -> None:
         facts = {"identity": identity, "progress": asdict(done)}
@@ -141,6 +149,7 @@ def train(
             if due and peers.leads:
                 snapshot()
                 saved = time.perf_counter()
+    module.eval()
     facts = {"steps": done.step, "tokens": done.tokens, "seconds": round(done.seconds, 2)}
     return facts | {"loss": done.loss, "precision": precision}
 

@@ -57,10 +57,10 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def without_trace(objective: nn.Module) -> Iterator[None]:
-    """Inside, an objective may be called; its buffers and the random state are put back after."""
+def without_trace(module: nn.Module) -> Iterator[None]:
+    """Inside, a module may be called; its buffers and the random state are put back after."""
     random = random_state()
-    buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     yield
     with torch.no_grad():
         for buffer, before in buffers:
