@@ -72,7 +72,7 @@ def test_what_cannot_be_opened_says_why(pico_llama, tmp_path):
     with pytest.raises(CompressError, match="no checkpoint"):
         open_engine(tmp_path)
     path = saved(pico_llama(), tmp_path / "foreign")
-    write_manifest(path, Manifest("artifact", "llama", {}, engine="gguf"))
-    with pytest.raises(CompressError, match="asks for the engine 'gguf'"):
+    write_manifest(path, Manifest("artifact", "llama", {}, engine="tensorrt"))
+    with pytest.raises(CompressError, match="asks for the engine 'tensorrt'"):
         open_engine(path)
     assert open_engine_of("torch", path).name == "torch"
