@@ -174,8 +174,8 @@ def check_quantized(name, check):
             found = check_agreement(engine, model.formats.values(), Path(out))
     return {
         "modules": len(model.formats),
-        "exact": None if found.exact is None else max(found.exact.values()),
-        "served": max(found.served.values()),
+        "exact": None if found.exact is None else max(found.exact.errors.values()),
+        "served": max(found.served.errors.values()),
         "ok": found.ok,
     }
 

@@ -28,7 +28,7 @@ from compressor.training.workbench import Workbench
 TITLE = "Cost beside llm-compressor"
 MODELS = ("random",)
 LAYERS = {"50M": 4, "100M": 8}
-ROWS, LENGTH, BATCH = 32, 512, 8
+ROWS, LENGTH = 32, 512
 TOKENIZER = DATA / "checkpoints" / "stories260K"
 GRID = {"bits": 4, "group": 128, "symmetric": True, "embeddings": False, "head": False}
 METHODS = {"RTN": (rtn, "rtn"), "GPTQ": (gptq, "gptq"), "AWQ": (awq, "awq")}
@@ -44,9 +44,11 @@ def ours(folder, arm):
     """Quantize a loaded model; what it took."""
     method, _ = METHODS[arm]
     model, given = load_directory(Path(folder)), rows()
-    batches = [{k: v[i : i + BATCH] for k, v in given.items()} for i in range(0, ROWS, BATCH)]
     data = {} if method is rtn else {"samples": ROWS, "length": LENGTH}
-    read = lambda split, n, **shape: batches  # noqa: E731
+
+    def read(split, n, batch, length):
+        return [{k: v[i : i + batch] for k, v in given.items()} for i in range(0, ROWS, batch)]
+
     with tempfile.TemporaryDirectory() as scratch:
         surroundings = (0, torch.device("cpu"), Path(scratch), Silent(), lambda line: None)
         work = Workbench(*surroundings, read, None, None)

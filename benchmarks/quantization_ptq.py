@@ -5,7 +5,8 @@ layers that a group does not divide get one scale per output channel. llm-compre
 environment of its own (benchmarks/peer_llm_compressor.py has the commands) and scores the same
 held-out rows with its own quantized model. Decoders: nats per token. all-MiniLM-L6-v2: one minus
 the mean cosine of sentence embeddings to the original's, on the dev part of STS-B. Seconds to a
-minute a cell.
+minute a cell. ONNX Runtime's own quantizers (benchmarks/peer_onnxruntime.py) need no data, so they
+have one cell each: rounding to nearest, HQQ, and dynamic int8. It has no 3 bits.
 
 *GPTQ* orders columns by activation in both programs, with the grid of the extreme values; *GPTQ,
 clipped* searches the grid as well. *AWQ* cannot fold scales into the norms of a post-norm encoder.
@@ -16,6 +17,7 @@ from functools import cache, partial
 
 import lab
 import minitron_encoder as encoder
+import peer_onnxruntime as runtime
 import torch
 from cells import DATA, table
 from peers import PEER, ask, together
@@ -51,6 +53,7 @@ OURS_W8A8 = {
 }
 THEIRS = {"RTN": "rtn", "GPTQ": "gptq", "AWQ": "awq"}
 THEIRS_W8A8 = {"W8A8 RTN": "rtn", "W8A8 SmoothQuant": "smoothquant"}
+RUNTIME = {"RTN": "RTN", "HQQ": "HQQ", "W8A8 RTN": "dynamic"}
 
 
 def settings(model):
@@ -137,9 +140,30 @@ def theirs(model, options, method, seed):
     return {"heldout": value, "cpu_seconds": facts["cpu_seconds"]}
 
 
+def runtimes(setting, options):
+    """Arms that ONNX Runtime has at a setting."""
+    if setting == "W8A8":
+        return ["W8A8 RTN"]
+    if options["bits"] == 3:
+        return []
+    return ["RTN", "HQQ"] if options["bits"] == 4 and not options["symmetric"] else ["RTN"]
+
+
+def theirs_runtime(model, options, arm):
+    """A quantizer of ONNX Runtime."""
+    found = runtime.outputs(original, model, RUNTIME[arm], options, heldout(model))
+    if model == ENCODER:
+        return {"heldout": away(runtime.embeddings(found))}
+    return {"heldout": runtime.loss(found, heldout(model))}
+
+
 def run(cells, model, seeds):
-    """Every setting, ours and the peer's."""
+    """Every setting, ours and the peers'."""
     cells.run(f"ptq {model} float", lambda: {"heldout": score(model, original(model))})
+    for setting, options, *_ in settings(model):
+        for arm in runtimes(setting, options):
+            name = f"ptq {model} {setting} ONNX Runtime {arm}"
+            cells.run(name, partial(theirs_runtime, model, options, arm))
     for seed in seeds:
         for setting, options, mine, peers in settings(model):
             for arm in mine:
@@ -164,16 +188,22 @@ def section(cells):
 
 def _table(cells, model):
     rows = []
-    for setting, _, mine, peers in settings(model):
-        for arm in mine:
+    for setting, options, mine, peers in settings(model):
+        known = runtimes(setting, options)
+        for arm in [*mine, *(arm for arm in known if arm not in mine)]:
             own = _values(cells, f"ptq {model} {setting} {arm}")
             other = _values(cells, f"ptq {model} {setting} llm-compressor {arm}")
             apart = f"{mean(own) - mean(other):+.4f}" if own and other else ""
-            rows.append([f"{setting}, {arm}", *shown(own, 4), *shown(other, 4)[:2], apart])
+            row = [*shown(own, 4), *shown(other, 4)[:2], apart]
+            if arm not in mine:
+                row[:3] = ["", "", ""]
             if arm not in peers:
-                rows[-1][4:6] = ["", ""]
+                row[3:5] = ["", ""]
+            third = cells.found.get(f"ptq {model} {setting} ONNX Runtime {arm}")
+            said = f"{third['heldout']:.4f}" if third else NOT_RUN
+            rows.append([f"{setting}, {arm}", *row, said if arm in known else ""])
     header = ["arm", "ours", "over seeds", "seeds", "llm-compressor", "over seeds", "ours minus"]
-    return table(header, rows)
+    return table([*header, "ONNX Runtime"], rows)
 
 
 def _values(cells, name):

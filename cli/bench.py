@@ -10,7 +10,10 @@ from .flags import Data, Json, OptionalOut
 def bench(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="A [B ...]", help="Directories, hub ids or package:NAME[/subdir]."),
+        typer.Argument(
+            metavar="A [B ...]",
+            help="Directories, hub ids, package:NAME[/subdir], openvino:DIR, genai:DIR.",
+        ),
     ],
     data: Data = None,
     measure: Annotated[
@@ -19,11 +22,18 @@ def bench(
             "--measure", metavar="NAME", help="Only these (size, latency, memory, fidelity, ...)."
         ),
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME.KEY=V", help="Option of a measure, e.g. wer.rows=64."),
+    ] = None,
     threads: Annotated[
         int, typer.Option("--threads", metavar="N", help="Threads of speed and memory.")
     ] = 1,
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", help="Turns per candidate.")] = 7,
-    device: Annotated[str, typer.Option("--device", metavar="D", help="cpu.")] = "cpu",
+    device: Annotated[
+        str,
+        typer.Option("--device", metavar="D", help="cpu, or an ONNX Runtime provider, e.g. cuda."),
+    ] = "cpu",
     out: OptionalOut = None,
     json: Json = False,
 ) -> None:
@@ -45,6 +55,7 @@ def bench(
             models,
             data=data,
             measures=tuple(measure or ()),
+            set=tuple(set_ or ()),
             threads=threads,
             rounds=rounds,
             device=device,

@@ -1,6 +1,6 @@
 """`compress export`: write a finished checkpoint in the form another engine serves."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,7 +9,9 @@ from .flags import Out
 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Directory or model.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="onnx or safetensors.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="onnx, genai, gguf, safetensors, ...")
+    ],
     out: Out,
     set_: Annotated[
         list[str] | None,
@@ -28,3 +30,15 @@ def export(
     with quiet():
         artifact = compressor.export_checkpoint(checkpoint, to=to, out=out, set=tuple(set_ or ()))
     show_lines(str(artifact.path))
+    if remark := _unproven(artifact.manifest.engine, artifact.manifest.metrics):
+        typer.echo(remark, err=True)
+
+
+def _unproven(engine: str | None, metrics: dict[str, Any]) -> str:
+    """What has not run the artefact, for want of a library; "" where all have."""
+    if why := metrics.get("genai", {}).get("not_run"):
+        return f"proven in ONNX Runtime; onnxruntime-genai has not run it. {why}"
+    if engine == "gguf":
+        install = "python -m pip install 'compress[llama-cpp]'"
+        return f"read back into PyTorch and compared; llama.cpp has not run it. {install}"
+    return ""

@@ -1,19 +1,19 @@
-"""ONNX Runtime on the CPU: encoders, decoders with their KV cache, and encoder-decoders.
+"""ONNX Runtime: encoders, decoders with their KV cache, and encoder-decoders.
 
 An encoder-decoder is two graphs (export/onnx_pair.py): the encoder runs once for a source and
 leaves the keys and values of cross attention, which every step of the decoder then takes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from onnxruntime import OrtValue
 from torch import Tensor
 
-from compressor.engines.onnx_session import Session
+from compressor.engines.onnx_session import CPU, Session, Value
 from compressor.errors import CompressError
 
 _ONE, _ENCODER, _DECODER = "model.onnx", "encoder_model.onnx", "decoder_model.onnx"
@@ -22,21 +22,22 @@ _PAST, _CROSS = "past_key_values.", "cross."
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of every token so far, owned by ONNX Runtime, and which tokens are real."""
+    """Keys and values of every token so far, owned by the engine, and which tokens are real."""
 
-    values: dict[str, OrtValue]  # past_key_values.L.key|value [batch, kv_heads, past, head_dim]
+    values: dict[str, Value]  # past_key_values.L.key|value [batch, kv_heads, past, head_dim]
     mask: np.ndarray  # [batch, past] int64
-    source: dict[str, OrtValue]  # cross.L.key|value and the source's mask; empty for decoders
+    source: dict[str, Value]  # cross.L.key|value and the source's mask; empty for decoders
 
 
 class OnnxRuntimeEngine:
-    """An exported directory, run by ONNX Runtime's CPU provider.
+    """An exported directory, run by a provider of ONNX Runtime.
 
     Args:
         path: directory with model.onnx, or with encoder_model.onnx and decoder_model.onnx.
         threads: threads inside an operator; None leaves the choice to ONNX Runtime.
         exact: compute with float activations where the file asks for 8-bit ones. Slow; it shows
             that codes, scales and graph are right, apart from the rounding of activations.
+        provider: what runs the operators; those it does not know run on the CPU.
 
     Raises:
         CompressError: a graph is missing, or ONNX Runtime cannot load it.
@@ -44,13 +45,23 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, threads: int | None = None, exact: bool = False) -> None:
-        self.path = Path(path)
-        self._encoder, main = None, self.path / _ONE
-        if (self.path / _ENCODER).is_file():
-            self._encoder = Session(self.path / _ENCODER, threads, exact)
-            main = self.path / _DECODER
-        self._main = Session(main, threads, exact)
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        exact: bool = False,
+        provider: str = CPU,
+    ) -> None:
+        self._open(Path(path), lambda file: Session(file, threads, exact, provider))
+
+    def _open(self, path: Path, load: Callable[[Path], Any]) -> None:
+        """Load the graphs of a directory."""
+        self.path = path
+        self._encoder, main = None, path / _ONE
+        if (path / _ENCODER).is_file():
+            self._encoder = load(path / _ENCODER)
+            main = path / _DECODER
+        self._main = load(main)
         self._past = [name for name in self._main.inputs if name.startswith(_PAST)]
         self._prefix = "decoder_" if self._encoder else ""
 
@@ -75,7 +86,7 @@ class OnnxRuntimeEngine:
         for name in self._past:
             _, heads, _, width = self._main.inputs[name]
             zeros = np.zeros((len(ids), heads, 0, width), np.float32)
-            empty[name] = OrtValue.ortvalue_from_numpy(zeros)
+            empty[name] = self._main.value(zeros)
         return self._step(ids, Cache(empty, mask[:, :0], self._read_source(batch)), mask)
 
     def decode(self, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
@@ -84,7 +95,7 @@ class OnnxRuntimeEngine:
         ids = _array(token)
         return self._step(ids, cache, np.ones_like(ids))
 
-    def _read_source(self, batch: dict[str, Tensor]) -> dict[str, OrtValue]:
+    def _read_source(self, batch: dict[str, Tensor]) -> dict[str, Value]:
         if self._encoder is None:
             return {}
         given = _given(batch, self._encoder)
@@ -98,7 +109,7 @@ class OnnxRuntimeEngine:
         positions = (whole.cumsum(axis=1) - 1).clip(min=0)[:, -ids.shape[1] :]
         arrays = {"input_ids": ids, "attention_mask": whole, "position_ids": positions}
         feeds = {
-            f"{self._prefix}{name}": OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a))
+            f"{self._prefix}{name}": self._main.value(np.ascontiguousarray(a))
             for name, a in arrays.items()
             if f"{self._prefix}{name}" in self._main.inputs
         }
@@ -117,19 +128,19 @@ class OnnxRuntimeEngine:
         del self._main, self._encoder
 
 
-def _given(batch: dict[str, Tensor], graph: Session) -> dict[str, OrtValue]:
+def _given(batch: dict[str, Tensor], graph: Any) -> dict[str, Value]:
     """The inputs of a graph that reads whole rows; masks and token types may be left out."""
     found = {name: t for name, t in batch.items() if name in graph.inputs}
     if "token_type_ids" in graph.inputs:
         found.setdefault("token_type_ids", torch.zeros_like(batch["input_ids"]))
     if "attention_mask" in graph.inputs:
         found.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
-    return {name: OrtValue.ortvalue_from_numpy(_array(t)) for name, t in found.items()}
+    return {name: graph.value(_array(t)) for name, t in found.items()}
 
 
 def _array(tensor: Tensor) -> Any:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
-def _tensor(value: OrtValue) -> Tensor:
+def _tensor(value: Value) -> Tensor:
     return torch.from_numpy(value.numpy())

@@ -19,7 +19,7 @@ from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 
 _SOURCE = ("input_ids", "input_features", "attention_mask")
-_GENERATE = ("causal-lm", "seq2seq-lm", "speech-seq2seq")
+GENERATES = ("causal-lm", "seq2seq-lm", "speech-seq2seq")  # tasks of models that write text
 
 
 @dataclass
@@ -77,7 +77,7 @@ class TorchEngine:
         Raises:
             CompressError: the model has no decoder.
         """
-        if self.model.task not in _GENERATE:
+        if self.model.task not in GENERATES:
             raise CompressError(
                 f"'{self.path.name}' has no decoder with a head: it cannot generate",
                 "use outputs(batch)",

@@ -12,13 +12,11 @@ import torch
 from torch import nn
 
 from compressor.errors import CompressError
-from compressor.export.files import artifact, write_side_files
+from compressor.export.files import artifact, write_probe_of, write_side_files
 from compressor.model.checkpoint import write_quantized
 from compressor.model.compressed import obstacle
-from compressor.model.forward import outputs
 from compressor.model.manifest import Artifact, WeightFormat, quantized
 from compressor.model.model import Model
-from compressor.model.probe import probe_batches, write_probe
 from compressor.options import options
 
 
@@ -34,7 +32,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
         CompressError: nothing is quantized, or a module has no form in this layout.
     """
     refuse(model.module, model.formats)
-    write_probe(out, [(batch, outputs(model, batch)) for batch in probe_batches(model)])
+    write_probe_of(model, out)
     write_side_files(model, out)
     write_quantized(model.module, model.formats, out, getattr(torch, model.source_dtype))
     return artifact(model, out, "transformers", model.formats)

@@ -5,9 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.engines.generate import follow
+from compressor.engines.torch import GENERATES, TorchEngine
+from compressor.model.forward import outputs
 from compressor.model.manifest import Artifact, Manifest, WeightFormat
 from compressor.model.model import Model, Pooling
 from compressor.model.pooling import FLAGS
+from compressor.model.probe import SHAPES, probe_batches, write_probe
+from compressor.training.reading import most_tokens
+
+_GREEDY = 16  # tokens of the continuation in a probe
+_PROMPT = SHAPES[0][1] + 2  # tokens in front of it, at most
 
 
 def artifact(
@@ -27,6 +35,20 @@ def artifact(
         metrics=metrics or {},
     )
     return Artifact(out, manifest, engine)
+
+
+def write_probe_of(model: Model, out: Path) -> None:
+    """Write what a model gives for the probe's batches and, if it writes text, goes on to say.
+
+    That continuation is found with the cache, so an engine that repeats it proves its own.
+    """
+    exchanges = [(batch, outputs(model, batch)) for batch in probe_batches(model)]
+    said = None
+    if model.task in GENERATES:
+        prompt = exchanges[0][0]
+        room = (most_tokens(model.config) or _GREEDY + _PROMPT) - _PROMPT
+        said = follow(TorchEngine.of(model, out), prompt, min(_GREEDY, room))
+    write_probe(out, exchanges, said)
 
 
 def write_side_files(model: Model, out: Path) -> None:

@@ -15,13 +15,11 @@ from pathlib import Path
 import torch
 
 from compressor.errors import CompressError
-from compressor.export.files import artifact, write_side_files
+from compressor.export.files import artifact, write_probe_of, write_side_files
 from compressor.model.checkpoint import write_config
 from compressor.model.coded import STREAM, coded_state
-from compressor.model.forward import outputs
 from compressor.model.manifest import Artifact, WeightFormat, quantized
 from compressor.model.model import Model
-from compressor.model.probe import probe_batches, write_probe
 from compressor.model.side import write_sides
 from compressor.model.sources import PACKED
 from compressor.model.stored import quantized_state
@@ -54,7 +52,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
             f"{found['packed_bytes']:,}: all codes occur about equally often",
             "keep the checkpoint as it is",
         )
-    write_probe(out, [(batch, outputs(model, batch)) for batch in probe_batches(model)])
+    write_probe_of(model, out)
     write_side_files(model, out)
     write_config(model.module, out, dtype)
     write_tensors(out, stem, state)

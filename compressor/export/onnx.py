@@ -1,30 +1,31 @@
 """ONNX for ONNX Runtime, from the model's own codes, through torch.export.
 
 Weights of 8, 4 and 2 bits become MatMulNBits with int8 activations per block and
-GatherBlockQuantized; formats with an activation become MatMulInteger, after QuantizeLinear or
-DynamicQuantizeLinear; codebooks become Gather and float products (onnx_codebook.py). Precision is
-what `model.formats` says; nothing is quantized here. A table shared by embedding and head is
-stored once. Decoders get a KV cache (onnx_forward.py has the inputs and outputs).
+GatherBlockQuantized; formats with an activation become integer products, MatMulInteger or, on a
+static grid, MatMul of DequantizeLinear; codebooks become Gather and float products
+(onnx_codebook.py). Precision is what `model.formats` says; nothing is quantized here. A table
+shared by embedding and head is stored once. Decoders get a KV cache (onnx_forward.py has the
+inputs and outputs).
 
 The scales in the file are our float16 values as float32. The probe holds the outputs of the
 model in torch, with float activations.
 """
 
 import warnings
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
-from compressor.export.files import artifact, write_side_files
+from compressor.export.files import artifact, write_probe_of, write_side_files
 from compressor.export.onnx_forward import Graph, graphs
+from compressor.export.onnx_half import store_half
 from compressor.export.onnx_twin import make_twin
-from compressor.model.forward import outputs
 from compressor.model.layers import float_inputs
 from compressor.model.manifest import Artifact
 from compressor.model.model import Model
-from compressor.model.probe import probe_batches, write_probe
 from compressor.options import options
 
 _LARGEST_FILE = 1_900_000_000  # bytes; a protobuf ends at 2^31, and the graph needs room too
@@ -32,9 +33,12 @@ _LARGEST_FILE = 1_900_000_000  # bytes; a protobuf ends at 2^31, and the graph n
 
 @options
 class Options:
-    """How to write the graph; its precision comes from the quantize stage."""
+    """How to write the graph; what is quantized comes from the quantize stage."""
 
     opset: int = Field(20, ge=20, le=22, description="version of the ONNX operator set")
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="how float weights are stored; products are float32"
+    )
 
 
 def run(model: Model, options: Options, out: Path) -> Artifact:
@@ -46,17 +50,20 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
             encoder-decoder has no head.
     """
     twin = make_twin(model)
-    batches = probe_batches(model)
     with float_inputs(model.module):
-        write_probe(out, [(batch, outputs(model, batch)) for batch in batches])
+        write_probe_of(model, out)
+    halved: Counter[str] = Counter()
     for graph in graphs(twin):
         program = _export(graph, options)
         _name_axes(program, graph)
         _strip(program.model)
+        if options.dtype == "float16":
+            halved.update(store_half(program, graph.module))
         size = sum(v.const_value.nbytes for v in program.model.graph.initializers.values())
         program.save(str(out / graph.file), external_data=size > _LARGEST_FILE)
     write_side_files(model, out)
-    return artifact(model, out, "onnxruntime", model.formats)
+    metrics = {"float16": dict(halved)} if halved else {}
+    return artifact(model, out, "onnxruntime", model.formats, metrics)
 
 
 def _export(graph: Graph, options: Options) -> Any:

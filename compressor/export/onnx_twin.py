@@ -103,7 +103,7 @@ class _Embedding(nn.Module):
 
 
 class _IntegerLinear(nn.Module):
-    """QuantLinear with an activation: integer codes times MatMulInteger's weights."""
+    """QuantLinear with an activation: integer codes times int8 weights."""
 
     w_IO: Tensor
     scale_O: Tensor

@@ -21,14 +21,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from compressor.errors import CompressError
-from compressor.export.files import artifact, write_side_files
+from compressor.export.files import artifact, write_probe_of, write_side_files
 from compressor.model.checkpoint import turned_state, write_float
-from compressor.model.forward import outputs
 from compressor.model.layers import QuantEmbedding, QuantLinear
 from compressor.model.manifest import Artifact, WeightFormat, quantized
 from compressor.model.model import Model
 from compressor.model.packed import SHAPE, packed_state
-from compressor.model.probe import probe_batches, write_probe
 from compressor.model.side import beside, drop_sides, without_sides, write_sides
 from compressor.model.sources import FLOAT, PACKED
 from compressor.model.stored import names_on_disk, stored
@@ -71,7 +69,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     _round(model.module, dtype)
     for name, table in tables.items():
         model.module.set_submodule(name, _stand_in(model, table, dtype))
-    write_probe(out, [(batch, outputs(model, batch)) for batch in probe_batches(model)])
+    write_probe_of(model, out)
     for name, table in tables.items():
         model.module.set_submodule(name, table)
     write_side_files(model, out)

@@ -4,22 +4,24 @@
 
 A classifier of texts or images is scored on `labels` [B]; a causal language model on every token
 that has one before it in its window, as in perplexity.py; a masked one on the hidden tokens; an
-encoder-decoder on every token of the right answer, given those before it. Intervals are over
-documents (interval.py).
+encoder-decoder on every token of the right answer, given those before it (gold.py). Intervals are
+over documents (interval.py).
 """
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
+from compressor.distill.predictions import PREDICTING
 from compressor.engines import Engine
 from compressor.errors import CompressError
+from compressor.measure.gold import answered
 from compressor.measure.inputs import documents, fitting_length, heldout, refuse_nan
 from compressor.measure.interval import estimate
 from compressor.model.checkpoint import read_task
 from compressor.options import options
-from compressor.training.pairs import IGNORED
-from compressor.training.workbench import Batch, Workbench
+from compressor.training.workbench import Workbench
+
+TASKS = PREDICTING
 
 
 @options
@@ -41,54 +43,27 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
         CompressError: the model answers nothing that could be right, or rows have no labels.
     """
     task = read_task(engine.path)
-    if task not in _SCORES:
+    if task not in TASKS:
         raise CompressError(
             f"'{engine.path.name}' is neither a classifier nor a language model, "
             "so it has no accuracy",
             "leave out accuracy; fidelity compares encoders",
         )
-    score = _SCORES[task]
     length = fitting_length(engine.path, options.length)
     right, answers, owners, seen = [], [], [], 0
     for batch in heldout(work, options.rows, options.batch, length):
         logits = refuse_nan(engine.path, engine.outputs(batch)["logits"], batch)
-        right_B, answers_B = score(logits, batch)
-        right.append(right_B)
-        answers.append(answers_B)
+        found = answered(task, logits, batch)
+        if found is None:
+            raise CompressError(
+                "accuracy of a classifier needs labelled rows and the held-out data has none",
+                'give a .csv or .jsonl with the column "label", or a folder with a subfolder per '
+                "class",
+            )
+        logits_BPV, answers_BP, scored_BP = found
+        hit_BP = (logits_BPV.argmax(dim=-1) == answers_BP) & scored_BP
+        right.append(hit_BP.sum(dim=1))
+        answers.append(scored_BP.sum(dim=1))
         owners.append(documents(batch, seen))
-        seen += len(right_B)
-    found = estimate(torch.cat(right), torch.cat(answers), torch.cat(owners))
-    return found.keys("accuracy")
-
-
-def _next_token(logits_BSV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    mask = batch["attention_mask"].bool()
-    scored = mask[:, 1:] & mask[:, :-1]
-    hit = logits_BSV[:, :-1].argmax(dim=-1) == batch["input_ids"][:, 1:]
-    return (hit & scored).sum(dim=1), scored.sum(dim=1)
-
-
-def _labelled_tokens(logits_BSV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    scored = batch["labels"] != IGNORED
-    hit = logits_BSV.argmax(dim=-1) == batch["labels"]
-    return (hit & scored).sum(dim=1), scored.sum(dim=1)
-
-
-def _label(logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    if "labels" not in batch:
-        raise CompressError(
-            "accuracy of a classifier needs labelled rows and the held-out data has none",
-            'give a .csv or .jsonl with the column "label", or a folder with a subfolder per class',
-        )
-    hit = logits_BC.argmax(dim=-1) == batch["labels"]
-    return hit.long(), torch.ones_like(hit, dtype=torch.long)
-
-
-_SCORES = {
-    "causal-lm": _next_token,
-    "fill-mask": _labelled_tokens,
-    "seq2seq-lm": _labelled_tokens,
-    "speech-seq2seq": _labelled_tokens,
-    "text-classification": _label,
-    "image-classification": _label,
-}
+        seen += len(hit_BP)
+    return estimate(torch.cat(right), torch.cat(answers), torch.cat(owners)).keys("accuracy")

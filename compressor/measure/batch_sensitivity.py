@@ -26,7 +26,7 @@ from compressor.model.checkpoint import load_processor, read_task
 from compressor.options import options
 from compressor.training.workbench import Batch, Workbench
 
-_ENCODERS = ("feature-extraction", "fill-mask", "text-classification")
+TASKS = ("feature-extraction", "fill-mask", "text-classification")
 
 
 @options
@@ -47,7 +47,7 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
     Raises:
         CompressError: the model is no encoder of text, or too little text is held out.
     """
-    if read_task(engine.path) not in _ENCODERS:
+    if read_task(engine.path) not in TASKS:
         raise CompressError(
             f"'{engine.path.name}' is no encoder of text, so its rows have no batch sensitivity",
             "leave out batch_sensitivity",

@@ -4,9 +4,12 @@
                  the states of every real token where no pooling is defined
     with logits: kl = mean of  sum_y p_ref(y) ln(p_ref(y) / p(y))   in nats, reference to candidate
                  top1_agreement = share of positions where both have the same most likely answer
+                 ece = expected calibration error against the right answers (calibration.py), where
+                 there are any: next tokens, hidden tokens, tokens of the answer, labels (gold.py)
 
 Positions are real tokens (padding never counts), of the decoder where there are two stacks; a
-classifier has one position per row. The
+classifier has one position per row. `ece` is the candidate's own: the reference has one too where
+it is measured, as bench measures its first candidate. The
 reference's outputs do not depend on the candidate: they are computed once and kept in the
 workbench's scratch, one file per batch, named by the content of the batch. Intervals are over
 documents (interval.py).
@@ -20,8 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compressor.engines import OUTPUTS, Engine
+from compressor.measure.calibration import calibration_error, deviations
+from compressor.measure.gold import answered
 from compressor.measure.inputs import documents, fitting_length, heldout, refuse_nan
 from compressor.measure.interval import estimate
+from compressor.model.checkpoint import read_task
 from compressor.model.forward import output_mask
 from compressor.options import options
 from compressor.training.workbench import Batch, Workbench
@@ -44,14 +50,15 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
 
     Returns:
         Encoders: cosine with _low, _high, _n (documents), and cosine_min, the worst row. Models
-        with logits: kl (nats per position) and top1_agreement, with the same suffixes. Nothing,
-        with a line in the log, where the outputs have another width than the reference's.
+        with logits: kl (nats per position) and top1_agreement, with the same suffixes, and ece
+        where there are right answers. Nothing, with a line in the log, where the outputs have
+        another width than the reference's.
 
     Raises:
         CompressError: there is no held-out text.
     """
-    length = fitting_length(engine.path, options.length)
-    sums, weights, owners, seen = [], [], [], 0
+    length, task = fitting_length(engine.path, options.length), read_task(engine.path)
+    sums, weights, owners, calibrated, seen = [], [], [], [], 0
     for batch in heldout(work, options.rows, options.batch, length):
         name, wanted, made_by = _reference(work, batch)
         got = wanted if made_by is engine else engine.outputs(batch).get(name)
@@ -66,13 +73,29 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
         sums.append(torch.stack([total for total, _ in rows]))
         weights.append(torch.tensor([count for _, count in rows]))
         owners.append(documents(batch, seen))
+        calibrated += _calibration(task, got, batch) if name == "logits" else []
         seen += len(rows)
     totals, weight, owner = torch.cat(sums), torch.cat(weights), torch.cat(owners)
     if name != "logits":
         worst = float((totals[:, 0] / weight).min())
         return estimate(totals[:, 0], weight, owner).keys("cosine") | {"cosine_min": worst}
-    divergence = estimate(totals[:, 0], weight, owner).keys("kl")
-    return divergence | estimate(totals[:, 1], weight, owner).keys("top1_agreement")
+    found = estimate(totals[:, 0], weight, owner).keys("kl")
+    found |= estimate(totals[:, 1], weight, owner).keys("top1_agreement")
+    if calibrated:
+        deviating, counts = (torch.stack(part) for part in zip(*calibrated, strict=True))
+        found |= calibration_error(deviating, counts, owner).keys("ece")
+    return found
+
+
+def _calibration(task: str, logits: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """Per row its deviations [15] and number of answers []; none where nothing is right."""
+    found = answered(task, logits, batch)
+    if found is None:
+        return []
+    return [
+        (deviations(row_PV[keep_P], answers_P[keep_P]), keep_P.sum())
+        for row_PV, answers_P, keep_P in zip(*found, strict=True)
+    ]
 
 
 def _positions(wanted: Tensor, got: Tensor, mask_BS: Tensor | None) -> list[tuple[Tensor, Tensor]]:

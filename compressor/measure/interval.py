@@ -53,15 +53,38 @@ def estimate(totals: Tensor, weights: Tensor, documents: Tensor) -> Estimate:
         The estimate; sums are in float64.
     """
     assert totals.shape == weights.shape == documents.shape and float(weights.sum()) > 0
+    units = by_document(torch.stack([totals.double(), weights.double()], dim=1), documents)
+
+    def ratio(times: Tensor) -> Tensor:
+        top, bottom = (times @ units).unbind(dim=1)
+        return top / bottom
+
+    return bootstrap(ratio, len(units))
+
+
+def by_document(values: Tensor, documents: Tensor) -> Tensor:
+    """Sums of values [rows, K] over each document, float64 [units, K]; see `estimate`."""
     unit = documents.unique(return_inverse=True)[1]
     if int(unit.max()) == 0:
         unit = torch.arange(len(unit))
-    n = int(unit.max()) + 1
-    top = torch.zeros(n, dtype=torch.float64).index_add(0, unit, totals.double())
-    bottom = torch.zeros(n, dtype=torch.float64).index_add(0, unit, weights.double())
-    drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(SEED))
-    resampled_bottom = bottom[drawn].sum(dim=1)
-    kept = resampled_bottom > 0  # a resample of empty documents only has no ratio
-    ratios = top[drawn].sum(dim=1)[kept] / resampled_bottom[kept]
-    low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(float(top.sum() / bottom.sum()), low, high, n)
+    sums = torch.zeros(int(unit.max()) + 1, values.shape[1], dtype=torch.float64)
+    return sums.index_add(0, unit, values.double())
+
+
+def bootstrap(statistic: Callable[[Tensor], Tensor], units: int) -> Estimate:
+    """A statistic of all units, and its quantiles over resamples of them.
+
+    Args:
+        statistic: from how many times each unit was drawn, float64 [N, units], to N values.
+        units: how many there are; as many are drawn, with replacement.
+
+    Returns:
+        The estimate. A resample without a value (of empty documents only) does not count.
+    """
+    times = torch.zeros(RESAMPLES, units, dtype=torch.float64)
+    drawn = torch.randint(units, times.shape, generator=torch.Generator().manual_seed(SEED))
+    found = statistic(times.scatter_add_(1, drawn, torch.ones_like(times)))
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(found[found.isfinite()], ends).tolist()
+    value = float(statistic(torch.ones(1, units, dtype=torch.float64)))
+    return Estimate(value, low, high, units)

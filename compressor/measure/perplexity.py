@@ -34,6 +34,7 @@ from torch.nn.functional import cross_entropy
 
 from compressor.engines import Engine
 from compressor.errors import CompressError
+from compressor.measure.gold import answered
 from compressor.measure.inputs import documents, fitting_length, heldout, refuse_nan
 from compressor.measure.interval import estimate
 from compressor.model.checkpoint import load_processor, read_task
@@ -62,7 +63,8 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
     Raises:
         CompressError: the model writes no text, or there is no held-out data.
     """
-    if read_task(engine.path) not in TASKS:
+    task = read_task(engine.path)
+    if task not in TASKS:
         raise CompressError(
             f"'{engine.path.name}' is no causal language model, nor does it answer in text, "
             "so it has no perplexity",
@@ -72,9 +74,8 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
     processor = load_processor(engine.path)
     nats, tokens, sizes, owners, seen = [], [], [], [], 0
     for batch in heldout(work, options.rows, options.batch, length):
-        nats_B, tokens_B = _score(
-            refuse_nan(engine.path, engine.outputs(batch)["logits"], batch), batch
-        )
+        logits = refuse_nan(engine.path, engine.outputs(batch)["logits"], batch)
+        nats_B, tokens_B = _score(task, logits, batch)
         nats.append(nats_B)
         tokens.append(tokens_B)
         if processor is not None:
@@ -89,19 +90,15 @@ def run(engine: Engine, options: Options, work: Workbench) -> dict[str, float]:
     return found
 
 
-def _score(logits_BSV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def _score(task: str, logits_BSV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Nats [B] float64 and scored tokens [B] of each window or answer."""
-    if "decoder_input_ids" in batch:
-        targets, scored = batch["labels"], batch["labels"] != IGNORED
-    else:
-        mask = batch["attention_mask"].bool()
-        targets, scored = batch["input_ids"][:, 1:], mask[:, 1:] & mask[:, :-1]
-        logits_BSV = logits_BSV[:, :-1]
+    found = answered(task, logits_BSV, batch)
+    assert found is not None
     nats = [
         cross_entropy(row[keep].double(), target[keep], reduction="sum")
-        for row, target, keep in zip(logits_BSV, targets, scored, strict=True)
+        for row, target, keep in zip(*found, strict=True)
     ]
-    return torch.stack(nats), scored.sum(dim=1)
+    return torch.stack(nats), found[2].sum(dim=1)
 
 
 def _real(batch: Batch) -> list[tuple[list[int], int]]:

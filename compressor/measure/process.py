@@ -58,10 +58,20 @@ class Worker:
         path: its directory.
         rows: file with held-out batches, as `worker.save_rows` wrote them.
         threads: threads of the process, set before anything is imported.
+        asked, device: what runs it, see `serving` and `open_engine_of`.
     """
 
-    def __init__(self, name: str, path: Path, rows: Path, threads: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        rows: Path,
+        threads: int,
+        asked: str | None = None,
+        device: str = "cpu",
+    ) -> None:
         job = {"path": str(path), "threads": threads, "rows": str(rows)}
+        job |= {"asked": asked, "device": device}
         self.name = name
         self._errors = (rows.parent / f"worker-{id(self)}.stderr").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(

@@ -9,6 +9,7 @@ parameters     weights as the model counts them: a 4-bit code is one, a tied tab
 """
 
 import math
+from importlib import import_module
 from pathlib import Path
 
 from compressor.engines import Engine
@@ -55,7 +56,10 @@ def _parameters(path: Path, weights: list[Path]) -> int:
                 "write it again with this version of compress",
             )
     onnx = [file for file in weights if file.suffix == ".onnx"]
-    return _count_onnx(onnx[0]) if onnx else _count_safetensors(weights)
+    if onnx:
+        return _count_onnx(onnx[0])
+    graphs = [file for file in weights if file.suffix == ".xml"]
+    return sum(map(_count_openvino, graphs)) if graphs else _count_safetensors(weights)
 
 
 def _count_safetensors(files: list[Path]) -> int:
@@ -63,6 +67,19 @@ def _count_safetensors(files: list[Path]) -> int:
     if is_packed(files):
         slices = dense_view(slices)
     return sum(math.prod(s.get_shape()) for s in slices.values() if "F" in s.get_dtype())
+
+
+def _count_openvino(file: Path) -> int:
+    """Float constants with a shape."""
+    core = import_module("openvino").Core()
+    constants = (
+        op for op in core.read_model(str(file)).get_ops() if op.get_type_name() == "Constant"
+    )
+    kinds = ("f32", "f16", "bf16")
+    found = [
+        op.output(0) for op in constants if op.output(0).get_element_type().to_string() in kinds
+    ]
+    return sum(math.prod(output.get_shape()) for output in found if len(output.get_shape()))
 
 
 def _count_onnx(file: Path) -> int:

@@ -1,6 +1,7 @@
 """A process that holds one candidate and times it when it is told to.
 
-    python -m compressor.measure.worker '{"path": ..., "threads": ..., "rows": ...}'
+    python -m compressor.measure.worker '{"path": ..., "asked": ..., "device": ...,
+                                          "threads": ..., "rows": ...}'
 
 One JSON object per line on stdin, e.g. {"seconds": 0.3} (options of measure/latency.py), is one
 round; its result, or {"error", "hint"}, is one line on stdout. It ends when stdin does. `rows` is
@@ -20,7 +21,7 @@ from typing import Any, TextIO
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.engines import open_engine
+from compressor.engines import open_engine_of, serving
 from compressor.errors import CompressError
 from compressor.measure import latency
 from compressor.measure.speed_rows import model_inputs
@@ -57,7 +58,9 @@ def serve(job: dict[str, Any], requests: TextIO, answers: TextIO) -> None:
         answers.flush()
 
     try:
-        engine = open_engine(job["path"], job["threads"])
+        place, threads = Path(job["path"]), job["threads"]
+        name = serving(place, job["asked"])
+        engine = open_engine_of(name, place, threads, device=job["device"])
         work = _workbench(Path(job["rows"]))
         answer(READY)
         for line in requests:

@@ -1,18 +1,19 @@
 """Walk through a model block by block, with what each block would really be called with.
 
 The inputs of a stack's first block, and all other arguments of every block, are recorded in one
-forward pass. Blocks are then replayed: a block reads what the block before it gives *now*, after
-whatever the caller did to it, and the recorded masks, positions and biases. So nothing here knows
-about masks, rotary tables, relative position bias or cross attention. The stacks of an
-encoder-decoder go one after the other, and the second is recorded when the first is finished.
-What a block hands to later ones beside the stream is replayed as recorded: T5's position bias, so
-whoever changes that table sees it in the next forward pass only.
+forward pass, in which blocks that hand on nothing but the stream are passed over. Blocks are then
+replayed: a block reads what the block before it gives *now*, after whatever the caller did to it,
+and the recorded masks, positions and biases. So nothing here knows about masks, rotary tables,
+relative position bias or cross attention. The stacks of an encoder-decoder go one after the other,
+and the second is recorded when the first is finished. What a block hands to later ones beside the
+stream is replayed as recorded: T5's position bias, so whoever changes that table sees it in the
+next forward pass only.
 
 Legend: B rows, S tokens, H width of the residual stream.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,14 +131,37 @@ def record(
 
         return keep
 
+    hands_on: list[Any] = []  # outputs that are more than the stream
+
+    def look(_: nn.Module, __: Any, output: Any) -> None:
+        hands_on.extend([] if isinstance(output, Tensor) else [output])
+
     with ExitStack() as hooks:
+        hooks.enter_context(blocks[0].register_forward_hook(look))
         for index, block in enumerate(blocks):
             hooks.enter_context(block.register_forward_pre_hook(hook(index), with_kwargs=True))
-        for batch in batches:
+        run_backbone(model, batches[0])
+        large.clear()
+        if not hands_on:
+            hooks.enter_context(_passed_over(blocks))
+        for batch in batches[1:]:
             run_backbone(model, batch)
             large.clear()
     assert all(len(given) == len(blocks) for given in arguments)
     return streams, arguments
+
+
+@contextmanager
+def _passed_over(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """While open, these blocks are called and do nothing: their stream goes on as it came."""
+    changed: list[Any] = list(blocks)
+    for block in changed:
+        block.forward = lambda *args, **kwargs: _split(args, kwargs)[0]
+    try:
+        yield
+    finally:
+        for block in changed:
+            del block.forward  # the class's own shows again
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Arguments]:

@@ -1,5 +1,7 @@
 """probe.safetensors: three small input batches and the outputs they must give.
 
+Of models that write text also the logits of a greedy continuation of the first batch.
+
 It travels with every checkpoint and artefact, so both can be verified without their parent.
 """
 
@@ -14,6 +16,7 @@ from compressor.errors import CompressError
 from compressor.model.model import Model
 
 NAME = "probe.safetensors"
+_GREEDY = "greedy.logits"
 SHAPES = ((1, 5), (2, 16), (3, 11))  # (batch, sequence): several shapes, none of them special
 
 Exchange = tuple[dict[str, Tensor], dict[str, Tensor]]  # inputs, outputs
@@ -59,9 +62,15 @@ def _text(
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def write_probe(directory: Path, exchanges: list[Exchange]) -> None:
-    """Store inputs and expected outputs as `<i>.in.<name>` and `<i>.out.<name>`."""
-    tensors = {}
+def write_probe(
+    directory: Path, exchanges: list[Exchange], continuation: Tensor | None = None
+) -> None:
+    """Store inputs and expected outputs as `<i>.in.<name>` and `<i>.out.<name>`.
+
+    Args:
+        continuation: logits [1, T, V] of the greedy tokens after batch 0; `greedy.logits`.
+    """
+    tensors = {} if continuation is None else {_GREEDY: continuation.contiguous()}
     for index, (inputs, outputs) in enumerate(exchanges):
         tensors |= {f"{index}.in.{k}": v.contiguous() for k, v in inputs.items()}
         tensors |= {f"{index}.out.{k}": v.contiguous().clone() for k, v in outputs.items()}
@@ -74,13 +83,7 @@ def read_probe(directory: Path) -> list[Exchange]:
     Raises:
         CompressError: the file is missing or damaged.
     """
-    path = directory / NAME
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CompressError(
-            f"{path} is missing or damaged ({error})", "run the stage that wrote it again"
-        ) from error
+    tensors = _read(directory)
     found: list[Exchange] = []
     for index in range(len(SHAPES)):
         sides = tuple(
@@ -89,6 +92,25 @@ def read_probe(directory: Path) -> list[Exchange]:
         )
         found.append((sides[0], sides[1]))
     return found
+
+
+def read_continuation(directory: Path) -> Tensor | None:
+    """Logits [1, T, V] of the greedy tokens after batch 0, which are their argmax, if stored.
+
+    Raises:
+        CompressError: the file is missing or damaged.
+    """
+    return _read(directory).get(_GREEDY)
+
+
+def _read(directory: Path) -> dict[str, Tensor]:
+    path = directory / NAME
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CompressError(
+            f"{path} is missing or damaged ({error})", "run the stage that wrote it again"
+        ) from error
 
 
 def largest_difference(

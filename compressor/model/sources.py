@@ -169,7 +169,9 @@ def is_packed(files: list[Path]) -> bool:
 
 def model_files(path: Path) -> list[Path]:
     """The weight files of a checkpoint or an exported directory."""
-    return sorted(path.glob("*.onnx*")) or weight_files(path)
+    openvino = (f for xml in path.glob("*.xml") for f in (xml, xml.with_suffix(".bin")))
+    exported = sorted([*path.glob("*.onnx*"), *path.glob("*.gguf")])
+    return exported or sorted(openvino) or weight_files(path)
 
 
 def side_paths(path: Path) -> list[Path]:

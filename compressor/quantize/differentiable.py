@@ -107,9 +107,17 @@ class Options(TrainedOptions):
             raise ValueError("weight_lr is for alternate: without it weights do not move")
         if self.alternate is not None and self.optimizer == "sgd":
             raise ValueError("alternate needs optimizer: adam")
+        plain = Train()
+        if self.optimizer == "sgd" and self.train.betas != plain.betas:
+            raise ValueError("train.betas is for optimizer: adam; sgd has momentum 0.9")
         if self.alternate is not None and self.reassign != 1:
             raise ValueError("alternate moves weights, which needs reassign: 1")
         return self
+
+    @property
+    def codebook(self) -> str | None:
+        """Always a learned one."""
+        return "learned"
 
 
 class Learned(Projected):

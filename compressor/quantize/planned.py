@@ -12,6 +12,7 @@ from compressor.model.sparse import prunable
 from compressor.quantize.activations import ACTIVATIONS
 from compressor.quantize.rescaled import RescaledOptions
 from compressor.quantize.targets import quantizable
+from compressor.quantize.trained import TrainedOptions
 from compressor.quantize.weights import GridOptions, WeightOptions
 
 
@@ -35,22 +36,17 @@ def planned(model: Model, options: WeightOptions) -> Plan:
     Raises:
         CompressError: see targets.quantizable.
     """
-    flat = getattr(options, "bucket", "group") == "flat"
-    learned = flat or hasattr(options, "allocation")  # quantize.differentiable
-    codebook = "learned" if learned else getattr(options, "codebook", None)
-    first_last = getattr(options, "first_last", False) and model.task in CLASSIFIERS
-    scaled = getattr(options, "unfolded", None) == "scale"
+    # which layer of a classifier is its last, is looked for when it is trained
+    searched = isinstance(options, TrainedOptions) and options.first_last
+    searched = searched and model.task in CLASSIFIERS
     mixed = options.mixed if isinstance(options, GridOptions) else None
     bits = (options.bits,) if mixed is None else mixed.rising
-    choices = [dict(_formats(model, options, each, codebook)) for each in bits]
-    exact = not (learned or first_last or scaled or mixed)
-    return Plan(choices, exact)
+    choices = [dict(_formats(model, options, each)) for each in bits]
+    return Plan(choices, options.known_beforehand and not searched)
 
 
-def _formats(
-    model: Model, options: WeightOptions, bits: int, codebook: str | None
-) -> Iterator[tuple[str, WeightFormat]]:
-    activation = ACTIVATIONS[getattr(options, "activation", "none")]
+def _formats(model: Model, options: WeightOptions, bits: int) -> Iterator[tuple[str, WeightFormat]]:
+    activation = ACTIVATIONS[options.rounded_inputs]
     inside = prunable(model) if isinstance(options, RescaledOptions) else None
     for names in quantizable(model, *options.quantizes_ends):
         for name in names:
@@ -68,6 +64,6 @@ def _formats(
                     group=options.row_group if even else None,
                     symmetric=options.symmetric,
                     activation=activation if rounds else None,
-                    codebook=codebook,
+                    codebook=options.codebook,
                 ),
             )

@@ -42,6 +42,11 @@ class Options(GridOptions):
         needs_channels(self, self.activation)
         return self
 
+    @property
+    def rounded_inputs(self) -> str:
+        """The same for all Linears."""
+        return self.activation
+
 
 def run(model: Model, options: Options, work: Workbench) -> None:
     """Replace Linear (and Embedding) modules by quantized ones, in place; fill `model.formats`.

@@ -64,6 +64,16 @@ class Options(RescaledOptions):
         return self
 
     @property
+    def rounded_inputs(self) -> str:
+        """The same for all Linears of the blocks."""
+        return self.activation
+
+    @property
+    def known_beforehand(self) -> bool:
+        """Not where the inputs of some layers will be multiplied."""
+        return self.unfolded != "scale"
+
+    @property
     def solves(self) -> bool:
         """No: extremes are enough."""
         return False

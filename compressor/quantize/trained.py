@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -58,6 +58,22 @@ class TrainedOptions(WeightOptions):
     ce: float = Field(0.3, ge=0, lt=1, description="share of plain cross entropy")
     train: Train = Field(Train(), description="how long and how fast")
     freeze_embeddings: bool = Field(False, description="leave the token tables as they are")
+
+    @model_validator(mode="after")
+    def _uneven_has_groups(self) -> "TrainedOptions":
+        if self.bucket == "flat" and self.uneven != "refuse":
+            raise ValueError("uneven is for bucket: group; a flat bucket divides every layer")
+        return self
+
+    @property
+    def codebook(self) -> str | None:
+        """Points that no uniform grid has: those of flat buckets."""
+        return "learned" if self.bucket == "flat" else None
+
+    @property
+    def known_beforehand(self) -> bool:
+        """Not where the weights say how many points a codebook needs."""
+        return self.codebook is None
 
     @property
     def row_group(self) -> int | None:

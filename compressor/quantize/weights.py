@@ -78,6 +78,23 @@ class WeightOptions:
         """Whether embedding tables and the output projection are quantized."""
         return self.embeddings, self.head
 
+    # What the formats of a stage say beside bits and groups, for quantize/planned.py.
+
+    @property
+    def codebook(self) -> str | None:
+        """nf4 or learned; None: a uniform grid."""
+        return None
+
+    @property
+    def rounded_inputs(self) -> str:
+        """How inputs of Linears are rounded, a word of quantize/activations.py."""
+        return "none"
+
+    @property
+    def known_beforehand(self) -> bool:
+        """Whether formats follow from shapes; else weights or data have a say in them."""
+        return True
+
 
 @options
 class GridOptions(WeightOptions):
@@ -89,6 +106,11 @@ class GridOptions(WeightOptions):
     mixed: Mixed | None = Field(
         None, description="bits layer by layer under a budget, in place of bits"
     )
+
+    @property
+    def known_beforehand(self) -> bool:
+        """Not under a budget."""
+        return self.mixed is None
 
 
 @dataclass(frozen=True)

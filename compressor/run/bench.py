@@ -13,9 +13,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from compressor.engines import engine_name, open_engine
 from compressor.errors import CompressError
 from compressor.model.checkpoint import load_processor, read_task
 from compressor.model.manifest import NAME as MANIFEST
@@ -23,6 +20,7 @@ from compressor.model.manifest import read_manifest
 from compressor.model.sources import Source, describe_source
 from compressor.run.candidates import Candidate
 from compressor.run.machine import machine
+from compressor.run.measuring import measure_options, plain_options
 from compressor.run.methods import load_method
 from compressor.run.rounds import Round, Turns, median, no_turns, take_turns
 from compressor.training.workbench import Workbench
@@ -53,7 +51,8 @@ def measure_candidates(
         candidates: checkpoints and artefacts of one task and, where they have one, one tokenizer.
         work: held-out data, progress and scratch; its reference is replaced by the first
             candidate.
-        measures: names, or {name: options}. Size is always measured: ratios need it.
+        measures: names, or {name: options}, None being its defaults. Size is always measured:
+            ratios need it.
         threads: threads of speed and memory; quality runs with what this process uses.
         rounds: turns per candidate.
 
@@ -95,10 +94,7 @@ def measure_candidates(
         "noise": turns.noise,
         "task": task,
         "tokenizer": tokenizer,
-        "measures": {
-            name: TypeAdapter(type(options)).dump_python(options, mode="json")
-            for name, options in chosen.items()
-        },
+        "measures": {name: plain_options(options) for name, options in chosen.items()},
         "candidates": entries,
     }
 
@@ -113,10 +109,8 @@ def fingerprint(path: Path) -> str:
 def _options(measures: Sequence[str] | Mapping[str, Any], threads: int) -> dict[str, Any]:
     """{name: validated options}; the number of threads is the bench's, not a measure's."""
     given = measures if isinstance(measures, Mapping) else dict.fromkeys(measures)
-    found: dict[str, Any] = {}
-    for name in dict.fromkeys(("size", *given)):
-        options = given.get(name)
-        found[name] = load_method(f"measure.{name}").Options() if options is None else options
+    defaults = [name for name in dict.fromkeys(("size", *given)) if given.get(name) is None]
+    found = measure_options(defaults) | {k: v for k, v in given.items() if v is not None}
     if "memory" in found:
         found["memory"] = dataclasses.replace(found["memory"], threads=threads)
     return found
@@ -129,7 +123,7 @@ def _refuse_mixture(candidates: Sequence[Candidate]) -> str | None:
     """
     tasks, known = {}, {}
     for candidate in candidates:
-        engine_name(candidate.path)
+        _ = candidate.engine  # refused here, before anything is measured
         tasks[candidate.name] = read_task(candidate.path)
         processor = load_processor(candidate.path)
         if processor is not None:
@@ -162,12 +156,12 @@ def _quality(
     with work.progress("measuring quality and size", len(candidates) * len(names)) as advance:
         for candidate in candidates:
             numbers: dict[str, float] = {}
-            with closing(open_engine(candidate.path)) as engine:
+            with closing(candidate.open()) as engine:
                 # the first candidate leaves its outputs in scratch, so it is not opened again
                 first = candidate is candidates[0]
                 reference = engine if first else None
                 local = dataclasses.replace(
-                    work, _reference=lambda e=reference: e or open_engine(candidates[0].path)
+                    work, _reference=lambda e=reference: e or candidates[0].open()
                 )
                 for name in names:
                     measure = load_method(f"measure.{name}")
@@ -190,7 +184,7 @@ def _entry(
     return {
         "name": candidate.name,
         "path": path.name if path.is_absolute() else str(path),
-        "engine": engine_name(path),
+        "engine": candidate.engine,
         "fingerprint": fingerprint(path),
         **{key: numbers.get(key) for key in OWN_COLUMNS},
         "latency_ms": times | {"rounds": [r["p50"] for r in rounds]} if rounds else None,

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from compressor.distill.predictions import CLASSIFIERS
+from compressor.engines import refuse_device
+from compressor.engines.onnx_session import find_provider
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint, load_processor, read_task
 from compressor.model.manifest import Manifest
@@ -16,6 +19,7 @@ from compressor.options import nearest
 from compressor.run.bench import MEASURES, fingerprint, measure_candidates
 from compressor.run.candidates import Candidate, find_candidates
 from compressor.run.machine import machine, packages
+from compressor.run.measuring import measure_options, own_data, refuse_unfit
 from compressor.run.methods import method_names
 from compressor.run.outputs import claim, write_files
 from compressor.run.page import html
@@ -29,7 +33,11 @@ RESULT = "bench.json"
 REPORT = ("report.md", "report.html")
 DEFAULT_TEXT = "stdlib:pydoc_data.topics"
 TEXT_TASKS = ("causal-lm", "feature-extraction", "fill-mask", "text-classification")
-BY_TASK = {"causal-lm": ("perplexity",), "feature-extraction": ("batch_sensitivity",)}
+BY_TASK = {
+    "causal-lm": ("perplexity",),
+    "feature-extraction": ("batch_sensitivity",),
+    "speech-seq2seq": ("wer",),
+}
 
 
 def bench(
@@ -41,6 +49,7 @@ def bench(
     device: str = "cpu",
     out: str | Path | None = None,
     screen: Screen | None = None,
+    set: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure models side by side: size, speed, memory and quality of each, against the first.
 
@@ -49,12 +58,15 @@ def bench(
         data: what quality is measured on: its held-out part, exactly that of a run with this
             data. Text models take Python's help topics when it is not given.
         measures: exactly these (size always); by default size, latency, memory, fidelity to the
-            first, and what fits the task: perplexity, accuracy (labelled data), batch sensitivity.
+            first, and what fits the task: perplexity, accuracy (labelled data), batch
+            sensitivity, word error rate.
         threads: threads of speed and memory; at most the processors of this machine.
         rounds: turns per candidate.
-        device: "cpu", the only one that an engine here runs on.
+        device: "cpu", or an execution provider of the ONNX Runtime that is installed, such as
+            "cuda"; then all models are directories of export.onnx, and memory is not measured.
         out: directory for bench.json and a report; it holds nothing else.
         screen: where progress is shown; nowhere by default.
+        set: "MEASURE.OPTION=VALUE", options of the measures.
 
     Returns:
         The `bench --json` form, see `run.bench.measure_candidates`; `data` {name, sha256} and
@@ -65,17 +77,21 @@ def bench(
     """
     begin, show = time.perf_counter(), screen or Silent()
     _refuse_settings(threads, rounds, device, measures)
-    candidates = find_candidates([str(m) for m in models])
+    candidates = find_candidates([str(m) for m in models], device)
     if not candidates:
         raise CompressError("nothing to measure", "compress bench MODEL [MODEL ...]")
+    for candidate in candidates:
+        refuse_device(candidate.engine, candidate.path, device)
     if out is not None:
         claim(Path(out), (RESULT, *REPORT))
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as home:
         setting = _setting(candidates[0], data, Path(home), show)
         domain = _domain(setting, data)
-        chosen = measures or _defaults(setting, len(candidates))
+        chosen = measure_options(measures or _defaults(setting, candidates), set)
+        refuse_unfit(chosen, candidates[0].path)
         show.say("measuring " + ", ".join(c.name for c in candidates))
         found = measure_candidates(candidates, setting.measuring(), chosen, threads, rounds)
+    domain = f"{domain} {own_data(found.get('measures', {}))}".strip()
     found |= {"data": setting.data_record, "domain": domain}
     found = presentable(found)
     if out is not None:
@@ -88,10 +104,12 @@ def bench(
 
 def _refuse_settings(threads: int, rounds: int, device: str, measures: Sequence[str]) -> None:
     if device != "cpu":
-        raise CompressError(
-            f"--device {device}: bench measures on the CPU; no engine here runs on another device",
-            "leave --device out",
-        )
+        find_provider(device)
+        if "memory" in measures:
+            raise CompressError(
+                f"--measure memory is of the CPU, and --device {device} is another",
+                "leave one of the two out",
+            )
     cores = processors()
     if threads < 1:
         raise CompressError(f"--threads {threads}: at least one is needed", "--threads 1")
@@ -139,10 +157,12 @@ def _setting(first: Candidate, data: str | None, home: Path, screen: Screen) -> 
     return Setting(profile, Checkpoint(first.path, manifest), home, screen, screen.say)
 
 
-def _defaults(setting: Setting, candidates: int) -> list[str]:
-    """Measures by task; a model alone is not compared with itself."""
-    chosen = [name for name in MEASURES if name != "fidelity" or candidates > 1]
-    if setting.task == "text-classification":
+def _defaults(setting: Setting, candidates: Sequence[Candidate]) -> list[str]:
+    """Measures by task; a model alone is not compared with itself, nor a device's memory read."""
+    chosen = [name for name in MEASURES if name != "fidelity" or len(candidates) > 1]
+    if candidates[0].device != "cpu":
+        chosen.remove("memory")
+    if setting.task in CLASSIFIERS:
         sample = setting.measuring().batches("heldout", 1)
         return chosen + (["accuracy"] if len(sample) and "labels" in sample[0] else [])
     return chosen + list(BY_TASK.get(setting.task, ()))

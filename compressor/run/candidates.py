@@ -5,47 +5,80 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.engines import Engine, open_engine_of, serving
 from compressor.errors import CompressError
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.sources import resolve
 from compressor.run.layout import SOURCE, stage_directories
 
+# what stands in front of a directory, and the engine it asks for
+PREFIXES = {name: name for name in ("onnxruntime", "openvino", "gguf", "llama.cpp")}
+PREFIXES["genai"] = "onnxruntime-genai"
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """A directory to measure and what tables call it."""
+    """A directory to measure, what tables call it, and what runs it.
+
+    Attributes:
+        asked: name of the engine that is to run it; None for the one that its manifest names.
+        device: see `open_engine_of`.
+    """
 
     name: str
     path: Path
+    asked: str | None = None
+    device: str = "cpu"
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine that runs it; raises as `serving` does."""
+        return serving(self.path, self.asked)
+
+    def open(self, threads: int | None = None) -> Engine:
+        """Open it; raises as `open_engine_of` does."""
+        return open_engine_of(self.engine, self.path, threads, device=self.device)
 
 
-def find_candidates(names: Sequence[str]) -> list[Candidate]:
+def find_candidates(names: Sequence[str], device: str = "cpu") -> list[Candidate]:
     """Resolve directories, hub ids and package:NAME[/subdir] in the order given.
+
+    An exported directory may have the engine that is to run it in front: openvino:DIR.
 
     Raises:
         CompressError: nothing is found under a name, it is the directory of a whole run, or one
             that was never completed.
     """
-    paths = []
-    for name in names:
-        refuse_run(name, "bench")
-        paths.append(resolve(name).path)
-    return [Candidate(short, path) for short, path in zip(short_names(names), paths, strict=True)]
+    found = []
+    for name, short in zip(names, short_names(names), strict=True):
+        asked, place = _engine_and_place(name)
+        refuse_run(place, "bench")
+        found.append(Candidate(short, resolve(place).path, asked, device))
+    return found
+
+
+def _engine_and_place(name: str) -> tuple[str | None, str]:
+    """openvino:DIR is (openvino, DIR); anything without one of PREFIXES is itself."""
+    prefix, colon, place = name.partition(":")
+    known = colon and prefix in PREFIXES and not Path(name).is_dir()
+    return (PREFIXES[prefix], place) if known else (None, name)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
     """The last part of every name, with as many parts before it as make it unlike the others.
 
-    A stage of a run keeps the name of its run, and the same thing given twice gets a number.
+    A stage of a run keeps the name of its run, and the same thing given twice gets a number. An
+    engine that was named in front comes behind.
     """
-    parts = [_parts(name) for name in names]
+    parts = [_parts(_engine_and_place(name)[1]) for name in names]
     shown = []
-    for own in parts:
+    for name, own in zip(names, parts, strict=True):
+        engine = f", {name.partition(':')[0]}" if _engine_and_place(name)[0] else ""
         others = [other for other in parts if other != own]
         count = 2 if own[-1][:2].isdigit() and len(own) > 1 else 1
         while count < len(own) and any(other[-count:] == own[-count:] for other in others):
             count += 1
-        shown.append("/".join(own[-count:]))
+        shown.append("/".join(own[-count:]) + engine)
     return [
         text if shown.count(text) == 1 else f"{text} ({shown[: i + 1].count(text)})"
         for i, text in enumerate(shown)

@@ -2,11 +2,12 @@
 
 import yaml
 
-from compressor.engines import OUTPUTS
+from compressor.engines import GGUF, OUTPUTS
 from compressor.model.families import find_family
 from compressor.model.manifest import Manifest, StageRecord
 from compressor.model.sources import SIDE
 from compressor.model.sparse import patterns_text
+from compressor.run.card_gguf import gguf_lines
 
 # in metrics: {stage, with, without}, validation losses of the last stage that measured both
 SIDE_LOSSES = "side_losses"
@@ -26,6 +27,17 @@ DECODER_USAGE = """\
 import compressor, transformers
 engine, tokenizer = compressor.open_engine(DIR), transformers.AutoTokenizer.from_pretrained(DIR)
 print(tokenizer.decode(compressor.generate(engine, tokenizer("Once upon a time").input_ids, 60)))"""
+
+GENAI_USAGE = """\
+import numpy, onnxruntime_genai as og, transformers
+model, tokenizer = og.Model(DIR), transformers.AutoTokenizer.from_pretrained(DIR)
+settings = og.GeneratorParams(model)
+settings.set_search_options(max_length=64)
+writer = og.Generator(model, settings)
+writer.append_tokens(numpy.array([tokenizer("Once upon a time").input_ids], dtype=numpy.int32))
+while not writer.is_done():
+    writer.generate_next_token()
+print(tokenizer.decode(writer.get_sequence(0)))"""
 
 SEQ2SEQ_USAGE = """\
 import compressor, transformers
@@ -78,6 +90,21 @@ from transformers import {auto}, AutoImageProcessor
 model, read = {auto}.from_pretrained(DIR), AutoImageProcessor.from_pretrained(DIR)
 print(model(**read(PIL.Image.new("RGB", (99, 99)), return_tensors="pt")))"""
 
+LLAMA_USAGE = """\
+import llama_cpp
+model = llama_cpp.Llama(DIR + "/model.gguf", verbose=False)
+print(model("Once upon a time", max_tokens=60)["choices"][0]["text"])"""
+
+LLAMA_IDS_USAGE = """\
+import compressor
+engine = compressor.open_engine(DIR)
+print(compressor.generate(engine, [1, 2, 3], 60))"""
+
+LLAMA_ENCODER_USAGE = """\
+import llama_cpp
+model = llama_cpp.Llama(DIR + "/model.gguf", embedding=True, verbose=False)
+print(model.embed("a sentence"))"""
+
 # task: (auto class, how an exported file is used, how plain transformers uses a checkpoint)
 _USAGES = {
     "causal-lm": ("AutoModelForCausalLM", DECODER_USAGE, TORCH_USAGE),
@@ -98,6 +125,8 @@ def usage(manifest: Manifest, task: str) -> str:
     auto, exported, plain = _USAGES[task]
     if find_family(manifest.family).sizes.vocabulary is None:  # also without a head
         exported, plain = IMAGE_USAGE, TORCH_IMAGE_USAGE
+    if manifest.engine in GGUF:
+        return _llama_usage(manifest, task)
     sided = any(form.side_rank is not None for form in manifest.formats.values())
     own = manifest.metrics.keys() & {"packed", "huffman"}
     if own or (sided and manifest.engine == "torch"):
@@ -105,8 +134,18 @@ def usage(manifest: Manifest, task: str) -> str:
     if manifest.engine in _PLAIN:
         call = "model.generate" if task == "seq2seq-lm" else "model"
         return plain.format(auto=auto, call=call)
+    if manifest.engine == "onnxruntime-genai":
+        return GENAI_USAGE
     found = manifest.metrics["agreement"]
     return exported.format(output=next(name for name in OUTPUTS if name in found))
+
+
+def _llama_usage(manifest: Manifest, task: str) -> str:
+    if manifest.metrics["tokenizer"] == "none":
+        ids = "engine.outputs({'input_ids': torch.tensor([[1, 2, 3]])})"
+        encoder = f"import compressor, torch\nengine = compressor.open_engine(DIR)\nprint({ids})"
+        return LLAMA_IDS_USAGE if task == "causal-lm" else encoder
+    return LLAMA_USAGE if task == "causal-lm" else LLAMA_ENCODER_USAGE
 
 
 def model_card(
@@ -126,20 +165,22 @@ def model_card(
     base = manifest.base_model
     own = manifest.metrics.keys() & {"packed", "huffman"}
     library = "compress" if own else "transformers"
+    served = "gguf" if manifest.engine in GGUF else manifest.engine
     header = {
         "license": base.get("license") or "other",
         "base_model": base["id"],
-        "library_name": library if manifest.engine in _PLAIN else manifest.engine,
+        "library_name": library if manifest.engine in _PLAIN else served,
         "tags": ["compress", *[s.method for s in stages], method],
     }
     done = [f"1. `{s.method}` in {s.seconds:.0f} s" for s in stages] + [f"1. `{method}`"]
-    agreement = max(manifest.metrics["agreement"].values())
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {base['id']}, compressed",
         "What was done, in order:\n\n" + "\n".join(done),
-        f"{manifest.engine} agrees with the torch reference of the same arithmetic to a relative "
-        f"error of {agreement:.1e} (allowed: {manifest.metrics['tolerance']:.0e}).",
+        _agreement(manifest),
+        *_differences(manifest),
+        *_genai(manifest),
+        *gguf_lines(manifest),
         *_sparsity(manifest),
         *_coding(manifest),
         *_fidelity(manifest.metrics["fidelity"]),
@@ -148,6 +189,49 @@ def model_card(
         "```python\n" + usage(manifest, task) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _agreement(manifest: Manifest) -> str:
+    """How far the engine that serves the artefact is from torch."""
+    error = max(manifest.metrics["agreement"].values())
+    allowed = f"(allowed: {manifest.metrics['tolerance']:.0e})"
+    if manifest.engine in GGUF:
+        return f"Read back into PyTorch, the file gives what it should to {error:.1e} {allowed}."
+    return (
+        f"{manifest.engine} agrees with the torch reference of the same arithmetic to a relative "
+        f"error of {error:.1e} {allowed}."
+    )
+
+
+def _differences(manifest: Manifest) -> list[str]:
+    """How far logits are off as served, and whether the text is the same."""
+    found = manifest.metrics.get("differences", {}).get("served", {})
+    said = []
+    if logits := found.get("logits"):
+        said.append(
+            f"As served, logits of the probe (random tokens) are off by {logits['mean']:.1e} on "
+            f"average and {logits['max']:.1e} at most; the most likely answer is that of PyTorch "
+            f"at {found['top1_agreement']:.1%} of the positions."
+        )
+    if greedy := found.get("greedy"):
+        said.append(
+            f"Token by token on its cache, {greedy['equal']} of {greedy['tokens']} greedy tokens "
+            "are those of PyTorch."
+        )
+    return [" ".join(said)] if said else []
+
+
+def _genai(manifest: Manifest) -> list[str]:
+    """Who ran an artefact of export.genai, and whether its tokenizer can be trusted."""
+    found = manifest.metrics.get("genai", {})
+    if why := found.get("not_run"):
+        return [f"onnxruntime-genai has not run this directory; ONNX Runtime has. {why}"]
+    if found.get("tokenizer") is False:
+        return [
+            "The tokenizer of onnxruntime-genai gives other ids than that of transformers for "
+            "these files: encode with transformers, as below."
+        ]
+    return []
 
 
 def _saved(packed: dict[str, int]) -> float:
@@ -176,8 +260,9 @@ def _sparsity(manifest: Manifest) -> list[str]:
         return [f"{zeros} {PACKED_GAIN.format(**packed, saved=_saved(packed))}"]
     served, whose = "plain transformers", ""
     if manifest.engine not in _PLAIN:
-        served = "ONNX Runtime"
-        whose = " The zeros were counted in the checkpoint; `verify` does not count them here."
+        served = "llama.cpp" if manifest.engine in GGUF else "ONNX Runtime"
+        if manifest.engine not in GGUF:
+            whose = " The zeros were counted in the checkpoint; `verify` does not count them here."
     return [
         f"{zeros}{whose} They are stored like other weights: this file is not smaller and, in "
         f"{served}, not faster than the dense model's. Only a packed layout saves space and only "

@@ -5,14 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from compressor.model.count import count_parameters
 from compressor.model.manifest import Artifact, file_digest, read_manifest
 from compressor.run.bench import VERSION, measure_candidates
 from compressor.run.candidates import Candidate
 from compressor.run.layout import stage_directories, stage_name
 from compressor.run.machine import machine, packages
+from compressor.run.measuring import plain_options
 from compressor.run.rehearse import empty
 from compressor.run.report import presentable
 from compressor.run.setting import Setting
@@ -76,7 +75,7 @@ def _identity(setting: Setting, candidates: list[Candidate]) -> str:
     parts: list[Any] = [VERSION, setting.data_record, setting.profile.seed]
     parts += [machine(), packages()]  # times of another machine are not ours
     for name, options in setting.profile.measures.items():
-        parts.append([name, TypeAdapter(type(options)).dump_python(options, mode="json")])
+        parts.append([name, plain_options(options)])
     for candidate in candidates:
         manifest = candidate.path / "manifest.json"
         known = file_digest(manifest) if manifest.is_file() else setting.source.manifest.fingerprint

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.engines import Engine, open_engine_of
+from compressor.engines.llama_cpp import LlamaCppEngine
 from compressor.errors import Refused
 from compressor.measure import fidelity
 from compressor.model.checkpoint import Checkpoint
@@ -14,6 +15,7 @@ from compressor.model.manifest import Artifact, Manifest
 from compressor.model.side_files import copy_side_files
 from compressor.run.card import SIDE_LOSSES, model_card
 from compressor.run.gate import check_agreement
+from compressor.run.llama_text import compare_text
 from compressor.run.methods import load_method
 from compressor.run.profile import Stage
 from compressor.training.workbench import Workbench
@@ -47,26 +49,24 @@ def export_into(
     artifact: Artifact = method.run(model, stage.options, directory)
     task, parameters = model.task, count_parameters(model.module)
     nonzero = count_nonzero(model.module)
-    formats = model.formats.values()
     del model
     stated = dict(artifact.manifest.formats)
     with closing(open_engine_of(artifact.engine, directory, formats=stated)) as engine:
-        agreement = check_agreement(engine, formats, directory)
+        agreement = check_agreement(engine, stated.values(), directory, artifact.manifest.metrics)
         if not agreement.ok:
             raise Refused(
                 f"{artifact.engine} disagrees with torch on the exported file: {agreement.failure}",
                 "the file was kept with the name .rejected; please report it",
             )
+        text = compare_text(engine, directory) if isinstance(engine, LlamaCppEngine) else {}
         quality = _fidelity(engine, floor, work)
     known = {k: v for k, v in parent.manifest.metrics.items() if k == SIDE_LOSSES}
-    metrics = artifact.manifest.metrics | known
+    metrics = artifact.manifest.metrics | known | text
     metrics |= {
         "parameters": parameters,
         "nonzero_parameters": nonzero,
-        "agreement": agreement.errors,
-        "tolerance": agreement.tolerance,
-        "served": agreement.served,
         "fidelity": quality,
+        **agreement.metrics(),
     }
     manifest = replace(artifact.manifest, base_model=parent.manifest.base_model, metrics=metrics)
     card = model_card(manifest, stage.method, task, parent.manifest.stages)

@@ -8,8 +8,8 @@ from compressor.run.plots import Bar, columns, curve, heatmap, horizontal_bars
 from compressor.run.search_report import search_chart
 from compressor.run.tables import (
     FIDELITY,
-    LOWER_IS_BETTER,
     interval,
+    lower_is_better,
     megabytes,
     quality_names,
     significant,
@@ -68,7 +68,7 @@ def _before_after(bench: dict[str, Any]) -> Iterator[Figure]:
             for c, style in candidates
             if (q := (c.get("quality") or {}).get(name)) and (q["value"] or 0.0) >= 0
         ]
-        better = "shorter" if name in LOWER_IS_BETTER else "longer"
+        better = "shorter" if lower_is_better(name) else "longer"
         caption = f"On held-out documents, {better} is better; the whisker is the interval."
         yield from _bars(name, marks, caption)
 

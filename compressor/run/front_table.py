@@ -4,9 +4,9 @@ from typing import Any
 
 from compressor.run.tables import (
     ENGINES,
-    LOWER_IS_BETTER,
     Table,
     interval,
+    lower_is_better,
     megabytes,
     millions,
     significant,
@@ -35,7 +35,7 @@ def front_table(found: dict[str, Any]) -> Table:
 
 def in_order(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Best quality first, then small before large; without a quality at the end."""
-    sign = 1 if found["quality"] in LOWER_IS_BETTER else -1
+    sign = 1 if lower_is_better(found["quality"]) else -1
 
     def rank(c: dict[str, Any]) -> tuple[bool, float, float]:
         value = (c["quality"] or {}).get("value")

@@ -16,12 +16,14 @@ from compressor.run.layout import SOURCE
 from compressor.run.tables import quality_names, threads
 
 # one of these is what a comparison is about: what a task asks for before mere likeness
-PREFERRED = ("accuracy", "spearman", "perplexity", "bits_per_byte", "cosine", "top1_agreement")
-PREFERRED += ("kl",)
-FROM = {"bits_per_byte": "perplexity", "cosine": "fidelity", "top1_agreement": "fidelity"}
-FROM |= {"kl": "fidelity"}  # the measure that gives a key, where it is not its namesake
-RELATIVE = ("cosine", "top1_agreement", "kl")  # to the first candidate
-PER_TOKEN = ("perplexity", "top1_agreement", "kl")  # of one tokenizer; bits_per_byte is of text
+PREFERRED = ("wer", "accuracy", "spearman", "ndcg_at_10", "recall_at_10", "perplexity")
+PREFERRED += ("bits_per_byte", "cosine", "top1_agreement", "kl")
+# the measure that gives a key, where it is not its namesake; all others are tasks of lm_eval
+FROM = {"bits_per_byte": "perplexity", "spearman": "sts"}
+FROM |= dict.fromkeys(("cosine", "cosine_min", "top1_agreement", "kl", "ece"), "fidelity")
+FROM |= dict.fromkeys(("batch_cosine", "batch_cosine_min"), "batch_sensitivity")
+RELATIVE = ("cosine", "cosine_min", "top1_agreement", "kl")  # to the first candidate
+PER_TOKEN = ("perplexity", "top1_agreement", "kl", "ece")  # of one tokenizer; bits_per_byte is not
 DRIFT = 0.05  # shared candidates that differ more than this in two runs are worth a word
 
 
@@ -127,12 +129,18 @@ def common_quality(runs: Sequence[Measured]) -> str:
 
 def _same_meaning(key: str, a: Measured, b: Measured) -> bool:
     """Same options of the measure; the same reference or tokenizer where the key depends on it."""
-    measure = FROM.get(key, key)
+    measure = _measure_of(key, a.bench)
     return (
         a.bench["measures"].get(measure) == b.bench["measures"].get(measure)
         and (key not in RELATIVE or a.first["fingerprint"] == b.first["fingerprint"])
         and (key not in PER_TOKEN or a.bench["tokenizer"] == b.bench["tokenizer"])
     )
+
+
+def _measure_of(key: str, bench: dict[str, Any]) -> str:
+    if key in FROM or key in bench["measures"]:
+        return FROM.get(key, key)
+    return "retrieval" if key.startswith(("recall_at_", "ndcg_at_")) else "lm_eval"
 
 
 def no_common_speed(runs: Sequence[Measured]) -> str:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from compressor.engines import GGUF, GRAPHS
 from compressor.model.checkpoint import load_directory
 from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.families import find_family
@@ -29,7 +30,7 @@ def inspect(path: str, importance: bool = False) -> dict[str, Any]:
     raw = read_config(source.path)
     family = find_family(raw["model_type"])
     manifest = read_manifest(source.path) if (source.path / NAME).is_file() else None
-    exported = manifest is not None and manifest.engine == "onnxruntime"
+    exported = manifest is not None and manifest.engine in (*GRAPHS, *GGUF)
     found = _artifact(manifest) if exported and manifest else _weights(source.path)
     return {
         "path": str(path),

@@ -54,7 +54,8 @@ def logged(file: Path) -> Iterator[Callable[[str], None]]:
 def _handlers_to(lines: io.TextIOBase) -> Iterator[None]:
     """Point every existing log handler that writes to the terminal at the log for a while.
 
-    torch and transformers make theirs when imported, with the stderr of that moment.
+    torch and transformers make theirs when imported, with the stderr of that moment. A handler that
+    asks for the stderr of every moment, as `logging.lastResort` does, follows by itself.
     """
     from transformers.utils import logging as chatter
 
@@ -65,7 +66,9 @@ def _handlers_to(lines: io.TextIOBase) -> Iterator[None]:
     terminal = [
         h
         for h in handlers
-        if isinstance(h, logging.StreamHandler) and h.stream in (sys.stderr, sys.__stderr__)
+        if isinstance(h, logging.StreamHandler)
+        and "stream" in vars(h)
+        and h.stream in (sys.stderr, sys.__stderr__)
     ]
     before = [(handler, handler.stream) for handler in terminal]
     for handler in terminal:

@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
+from compressor.engines import EXTRAS, installed
+
 PACKAGES = (
     *("compress", "torch", "transformers", "onnx", "onnxruntime", "safetensors"),
     *("compressed-tensors", "numpy"),
 )
+OPTIONAL = ("gguf", "llama_cpp_python")
 
 
 def machine() -> dict[str, Any]:
@@ -28,7 +31,9 @@ def machine() -> dict[str, Any]:
 
 def packages() -> dict[str, str]:
     """Versions of the packages that decide results, and of Python."""
-    return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
+    there = (extra.package for name, extra in EXTRAS.items() if installed(name))
+    found = {package: metadata.version(package) for package in (*PACKAGES, *there)}
+    return {"python": platform.python_version()} | found
 
 
 def _cpu() -> str:

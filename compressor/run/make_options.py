@@ -26,7 +26,8 @@ def make_options(cls: Any, given: Any, document: Document, path: tuple[Any, ...]
 def _explain(
     error: ValidationError, cls: Any, document: Document, path: tuple[Any, ...]
 ) -> CompressError:
-    first = error.errors()[0]
+    # an option that is missing may be the one whose name is misspelt
+    first = min(error.errors(), key=lambda found: found["type"] == "missing")
     keys = tuple(first["loc"])
     method = f"measure.{path[-1]}" if path[0] == "measures" else path[-1]
     if not keys:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from compressor.training.calibrated import BATCH, CalibrationOptions
+from compressor.training.calibrated import CalibrationOptions, rows_at_once
 
 _COPIES = 4  # of the largest Hessian for its factor: itself, reversed, decomposed, inverse
 _WEIGHTS = 4  # of the largest layer while it is solved: transposed, back, its change, a product
@@ -34,14 +34,15 @@ def oneshot_needs(
     largest, squares = max(hidden, mlp), 3 * hidden**2 + mlp**2  # what q and gate read is shared
     memory = 4.0 * _WEIGHTS * hidden * mlp + 4.0 * squares * solves
     memory += 4.0 * (_COPIES - 1) * largest**2 * solves
-    memory += 4.0 * BATCH * positions * (6 * hidden + 3 * mlp)  # activations inside a block
+    inside = rows_at_once(positions) * positions  # tokens that are in a block at a time
+    memory += 4.0 * inside * (6 * hidden + 3 * mlp)
     streams = 4.0 * tokens * hidden
     memory += 4.0 * (tables + block) if options.offload else 4.0 * parameters + streams
     disk = 0.0
     if options.offload:  # weights converted and weights replaced; later those of the proof
         disk = streams + 4.0 * parameters * (2 if weight_bytes < 4 else 1)
     ranked = getattr(options, "allocation", None) == "sensitivity"
-    passes = 3 + ranked  # recorded, watched, run again
+    passes = 2 + ranked  # watched, run again
     work = 2.0 * passes * tokens * (parameters - tables)
     if solves:
         inputs = block / (hidden + mlp)  # outputs of all layers of a block, roughly

@@ -24,7 +24,7 @@ from compressor.run.gather import (
 from compressor.run.outputs import claim, write_files
 from compressor.run.pick import pick, truths
 from compressor.run.report import presentable
-from compressor.run.tables import LOWER_IS_BETTER, interval
+from compressor.run.tables import interval, lower_is_better
 from compressor.run.verdict import roles
 
 VERSION = 1
@@ -53,7 +53,7 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[s
     measured = read_runs([str(run) for run in runs])
     key = common_quality(measured)
     candidates, notes = _candidates(measured, key)
-    lower = key in LOWER_IS_BETTER
+    lower = lower_is_better(key)
     for candidate in candidates:
         candidate["front"] = [c for c in COSTS if _on_front(candidate, candidates, c, lower)]
     picked, sentence = pick(candidates, key, lower)

@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 
-from compressor.distill.predictions import PREDICTING
 from compressor.errors import CompressError
-from compressor.measure import perplexity
 from compressor.model.budget import Shape, sizes_for
 from compressor.model.candidates import label
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
@@ -38,6 +36,7 @@ from compressor.prune.sparsity import SparseOptions, kept_pattern, targets
 from compressor.quantize import gptq
 from compressor.run.fingerprint import used_up
 from compressor.run.layout import stage_name
+from compressor.run.measuring import refuse_unfit
 from compressor.run.methods import load_method
 from compressor.run.profile import Profile, Stage
 from compressor.run.rehearse_formats import (
@@ -49,12 +48,6 @@ from compressor.run.rehearse_formats import (
 from compressor.run.search_stages import candidate_stages, planned_shapes
 from compressor.training.calibrated import CalibrationOptions
 from compressor.training.reading import most_tokens
-
-# The tasks a measure works for; one that is not here works for all.
-MEASURED_TASKS = {
-    "perplexity": perplexity.TASKS,
-    "accuracy": PREDICTING,
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ def rehearse(
         made[0].config.dtype = getattr(torch, profile.dtype)
     if chosen is None and not (source.path / MANIFEST).is_file():  # read once, not by searches too
         job.remarks.extend(filter(None, [unpromised_zeros(made[0], source.path)]))
-    _check_measures(profile, made[0].task)
+    refuse_unfit(profile.measures, source.path)
     _check_teachers(profile)
     refuse_requantized(profile.stages, source)
     check_packed(profile.stages, source)
@@ -213,16 +206,6 @@ def _remarks(
             "rounded as they are; unfolded: scale multiplies their inputs at run time"
         )
     return [said for said in found if said]
-
-
-def _check_measures(profile: Profile, task: str) -> None:
-    for name in profile.measures:
-        tasks = MEASURED_TASKS.get(name, (task,))
-        if task not in tasks:
-            raise CompressError(
-                f"the measure {name} is for {' and '.join(tasks)}, and this model is for {task}",
-                f"leave {name} out of measures; fidelity works for every model",
-            )
 
 
 def _check_teachers(profile: Profile) -> None:

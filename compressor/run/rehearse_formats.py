@@ -1,7 +1,16 @@
 """What a rehearsal says of weight formats: those of the source, of a quantizer and of exports."""
 
+from dataclasses import replace
+
 from compressor.errors import CompressError
-from compressor.export import compressed_tensors, huffman, onnx_formats, safetensors
+from compressor.export import (
+    compressed_tensors,
+    genai,
+    gguf,
+    huffman,
+    onnx_formats,
+    safetensors,
+)
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
@@ -63,10 +72,15 @@ def check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str
             choices = planned(model, own).choices
         elif isinstance(stage.options, qsd.Options):
             choices = [qsd.formats(model, stage.options)]
+    if "genai" in exports:
+        genai.refuse(made[-1])
     for formats in choices:
-        if "onnx" in exports:
+        if {"onnx", "genai"} & set(exports):
             onnx_formats.refuse(formats)
         if "compressed_tensors" in exports:
             compressed_tensors.refuse(made[-1].module, formats)
         if "huffman" in exports:
             huffman.refuse(formats)
+        for stage in stages:
+            if isinstance(stage.options, gguf.Options):
+                gguf.refuse(replace(made[-1], formats=dict(formats)), stage.options)

@@ -40,18 +40,29 @@ def _stage_row(stage: dict[str, Any]) -> tuple[str, ...]:
 
 def gates(report: dict[str, Any]) -> Table:
     """The two checks of every export: agreement with our reference, fidelity to the float model."""
-    header = ("export", "result", "agreement", "tolerance", "fidelity")
+    header = ("export", "result", "agreement", "tolerance", "as served", "fidelity")
     rows = [
         (
             str(gate["name"]),
             "passed" if gate["ok"] else "REFUSED",
             facts(gate.get("agreement")),
             facts(gate.get("tolerance")),
+            _served((gate.get("differences") or {}).get("served") or {}),
             _fidelity(gate.get("fidelity") or {}),
         )
         for gate in report.get("gates") or []
     ]
     return Table("Checks of the exports", header, rows, prose=True)
+
+
+def _served(found: dict[str, Any]) -> str:
+    """`most likely answer 98.5 %, greedy text 16 of 16` of an artefact with logits."""
+    shown = []
+    if (same := found.get("top1_agreement")) is not None:
+        shown.append(f"most likely answer {same:.1%}")
+    if greedy := found.get("greedy"):
+        shown.append(f"greedy text {greedy['equal']} of {greedy['tokens']}")
+    return ", ".join(shown) or MISSING
 
 
 def _fidelity(found: dict[str, Any]) -> str:

@@ -109,7 +109,8 @@ def take_turns(
     turns: list[list[Round]] = [[] for _ in range(len(candidates) + 1)]
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(closing(Worker(c.name, c.path, rows, threads))) for c in candidates
+            stack.enter_context(closing(Worker(c.name, c.path, rows, threads, c.asked, c.device)))
+            for c in candidates
         ]
         for worker in workers:
             worker.hear()

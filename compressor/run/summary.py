@@ -9,6 +9,7 @@ from compressor.model.sparse import patterns_text
 from compressor.run.card import usage
 from compressor.run.layout import stage_name
 from compressor.run.machine import machine, packages
+from compressor.run.measuring import own_data
 from compressor.run.rehearse import empty
 from compressor.run.setting import Setting
 
@@ -68,7 +69,7 @@ def _stage(name: str, manifest: Manifest, planned: dict[str, Any] | None) -> dic
 
 def _gate(name: str, manifest: Manifest) -> dict[str, Any]:
     return {"name": name, "ok": True} | {
-        key: manifest.metrics[key] for key in ("agreement", "tolerance", "fidelity")
+        key: manifest.metrics[key] for key in ("agreement", "tolerance", "differences", "fidelity")
     }
 
 
@@ -83,10 +84,13 @@ def _domain(setting: Setting, bench: dict[str, Any] | None) -> str:
         return "No data was given, so no quality was measured."
     if bench is None or not any(candidate["quality"] for candidate in bench["candidates"]):
         return ""
+    own = own_data(bench["measures"])
     if "heldout" in setting.profile.data:
-        return "Quality is measured on the held-out documents that the profile names."
-    return (
+        named = "Quality is measured on the held-out documents that the profile names."
+        return f"{named} {own}".strip()
+    found = (
         f"Quality is measured on documents of {setting.corpus.name} that were held out of training "
         "and never used to choose anything. They are of the same domain as the training text, so "
         "expect less on other text."
     )
+    return f"{found} {own}".strip()

@@ -7,11 +7,11 @@ MB (1e6 bytes), times in ms or as m:ss, intervals as [low, high].
 from dataclasses import dataclass
 from typing import Any
 
-FIDELITY = ("cosine", "top1_agreement", "accuracy", "spearman", "kl", "perplexity", "bits_per_byte")
-FIDELITY += ("batch_cosine",)
-LOWER_IS_BETTER = ("kl", "perplexity", "bits_per_byte")
+FIDELITY = ("cosine", "top1_agreement", "accuracy", "spearman", "ndcg_at_10", "recall_at_10", "wer")
+FIDELITY += ("kl", "perplexity", "bits_per_byte", "batch_cosine", "ece")
+LOWER_IS_BETTER = ("kl", "perplexity", "bits_per_byte", "wer", "ece", "brier_score", "_ter")
 MISSING = "-"
-ENGINES = {"onnxruntime": "onnx"}  # how a narrow column calls them
+ENGINES = {"onnxruntime": "onnx", "onnxruntime-genai": "genai"}  # how a narrow column calls them
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,11 @@ def quality_names(bench: dict[str, Any]) -> list[str]:
     """Quality keys that any candidate has, the one shown in the main table first."""
     found = {key for c in bench["candidates"] for key in c.get("quality") or {}}
     return [k for k in FIDELITY if k in found] + sorted(found - set(FIDELITY))
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a small value of a quality is a good one; tasks of lm-eval end with their metric."""
+    return name.endswith(LOWER_IS_BETTER)
 
 
 def facts(value: Any) -> str:

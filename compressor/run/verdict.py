@@ -12,7 +12,7 @@ from typing import Any
 from compressor.run.tables import FIDELITY, interval, quality_names
 
 SAME = 0.03
-ABSOLUTE = ("accuracy", "spearman", "perplexity", "bits_per_byte")
+RELATIVE = ("cosine", "cosine_min", "kl", "top1_agreement")  # 1 or 0 of the first candidate
 ALONE = 0.999  # a cosine below it is more than the rounding of float arithmetic
 
 
@@ -117,7 +117,7 @@ def _fidelity(candidate: dict[str, Any], names: list[str], first: dict[str, Any]
     theirs = (first or {}).get("quality") or {}
     named = [
         f"{name} {interval(found[name])}"
-        + (f" against {interval(theirs[name])}" if name in ABSOLUTE and name in theirs else "")
+        + (f" against {interval(theirs[name])}" if name not in RELATIVE and name in theirs else "")
         for name in names
         if name in found and name not in ("batch_cosine", "batch_cosine_min")
     ]

@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from compressor.engines import GGUF, GRAPHS, installed
+from compressor.engines.gguf import FILE, GgufEngine, digests
 from compressor.errors import CompressError, first_line
+from compressor.export.gguf_names import library
 from compressor.model.checkpoint import load_directory
 from compressor.model.manifest import Manifest, file_digest, read_manifest
+from compressor.model.model import Model
 from compressor.model.sparse import broken_promise, patterns_text
 from compressor.run.candidates import refuse_run
 from compressor.run.forget import WEIGHTS_REMOVED
@@ -32,12 +36,15 @@ def verify(path: str | Path) -> dict[str, Any]:
             f"'{path}' only says what a run started from; it holds no weights",
             "verify a stage of the run, e.g. 01-...",
         )
+    if manifest.engine in GGUF:
+        library()  # whoever lacks it must install it: the artefact is not at fault
     checks = list(_files(directory, manifest))
     if manifest.metrics.get(WEIGHTS_REMOVED):
         checks.append({"name": "probe", "ok": True, "detail": "weights removed by keep: last"})
     else:
         checks.append(_probe(directory, manifest))
         checks.extend(_formats(directory, manifest))
+        checks.extend(_tensors(directory, manifest))
         checks.extend(_sparsity(directory, manifest))
     return {"ok": all(c["ok"] for c in checks), "checks": checks}
 
@@ -68,29 +75,58 @@ def _formats(directory: Path, manifest: Manifest) -> Iterator[Check]:
     yield {"name": "formats", "ok": not detail, "detail": detail or "those of the manifest"}
 
 
+def _tensors(directory: Path, manifest: Manifest) -> Iterator[Check]:
+    """Which tensors of a GGUF file changed; the digest of the file only says that one did."""
+    if manifest.engine not in GGUF:
+        return
+    stated = manifest.metrics["tensors"]
+    try:
+        found = digests(directory / FILE)
+        changed = sorted(n for n in stated.keys() | found.keys() if stated.get(n) != found.get(n))
+        detail = f"'{changed[0]}' changed, {len(changed)} in all" if changed else ""
+    except CompressError as error:
+        detail = error.what
+    yield {"name": "tensors", "ok": not detail, "detail": detail or f"{len(stated)} unchanged"}
+
+
 def _sparsity(directory: Path, manifest: Manifest) -> Iterator[Check]:
     """The zeros of a sparse checkpoint or safetensors artefact, layer by layer."""
     promised = patterns_text(manifest.formats)
     if not promised:
         return
-    if manifest.engine == "onnxruntime":
+    if manifest.engine in GRAPHS:
         yield {"name": "sparsity", "ok": True, "detail": "not checked in ONNX files"}
         return
     try:
-        broken = broken_promise(load_directory(directory, manifest.formats), manifest.formats)
+        broken = broken_promise(_model(directory, manifest), manifest.formats)
     except CompressError as error:
         broken = error.what
     yield {"name": "sparsity", "ok": not broken, "detail": broken or promised}
 
 
+def _model(directory: Path, manifest: Manifest) -> Model:
+    """The model of a directory in PyTorch."""
+    if manifest.engine in GGUF:
+        return GgufEngine(directory).model
+    return load_directory(directory, manifest.formats)
+
+
 def _probe(directory: Path, manifest: Manifest) -> Check:
     """Load in the serving engine and compare with the probe's outputs."""
+    name, remark = manifest.engine or "torch", ""
+    if name == "llama.cpp" and not installed(name):
+        name, remark = "gguf", "; read back only, llama-cpp-python is not installed here"
     try:
-        found = open_and_check(manifest.engine or "torch", directory, manifest.formats.values())
+        found = open_and_check(name, directory, manifest.formats.values(), manifest.metrics)
     except CompressError as error:
         return {"name": "probe", "ok": False, "detail": error.what}
     except Exception as error:  # damage that only shows when the model runs, of whatever kind
         return {"name": "probe", "ok": False, "detail": f"it does not run: {first_line(error)}"}
     worst = max(found.errors.values())
-    agrees = f"relative error {worst:.1e}, allowed {found.tolerance:.0e}"
+    if name == "llama.cpp":
+        served = max(found.served.errors.values())
+        remark = f"; in llama.cpp {served:.1e}, allowed {found.served_tolerance:.0e}"
+    agrees = f"relative error {worst:.1e}, allowed {found.tolerance:.0e}{remark}"
+    if greedy := found.tightest.greedy:
+        agrees += f"; {greedy.equal} of {greedy.tokens} greedy tokens"
     return {"name": "probe", "ok": found.ok, "detail": found.failure or agrees}

@@ -24,8 +24,8 @@ from compressor.training.batches import Batches
 from compressor.training.reading import most_tokens
 from compressor.training.workbench import Batch, Workbench
 
-BATCH = 8  # rows that go through the model together
 _LENGTH = 512
+_ROWS, _TOKENS = 8, 1024  # that go through the model together; more take memory and save no time
 
 
 @options
@@ -69,13 +69,18 @@ class CalibrationOptions:
         return self.length
 
 
+def rows_at_once(length: int) -> int:
+    """Rows of a calibration batch."""
+    return min(_ROWS, max(1, _TOKENS // length))
+
+
 def calibration(samples: int, length: int, work: Workbench) -> Sequence[Batch]:
     """At most `samples` sequences of at most `length` tokens; the last batch may be smaller.
 
     Raises:
         CompressError: the calibration split is empty.
     """
-    batch = min(BATCH, samples)
+    batch = min(rows_at_once(length), samples)
     whole = -(-samples // batch)
     batches = work.batches("calibration", whole, batch=batch, length=length)
     last = samples - (whole - 1) * batch

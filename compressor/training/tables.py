@@ -17,8 +17,12 @@ Record = tuple[int, dict[str, Any]]  # line, values
 Columns = Sequence[tuple[str, ...]]  # sets of columns that would do; the first that is there counts
 
 
-def read_records(path: Path, columns: Columns) -> Iterator[tuple[int, tuple[str, ...], Any]]:
+def read_records(
+    path: Path, columns: Columns, numbers: Sequence[str] = ()
+) -> Iterator[tuple[int, tuple[str, ...], Any]]:
     """Yield (line, the texts of one set of columns, label or None) of every record.
+
+    Columns named in `numbers` may hold numbers of JSON, which come as text.
 
     Raises:
         CompressError: malformed, or a column is missing or no text (with the line).
@@ -26,6 +30,7 @@ def read_records(path: Path, columns: Columns) -> Iterator[tuple[int, tuple[str,
     reader = _jsonl if path.suffix == ".jsonl" else _csv
     for line, record in reader(path.name, decode(path), columns):
         chosen = next((c for c in columns if all(k in record for k in c)), columns[0])
+        record |= {k: repr(record[k]) for k in numbers if type(record.get(k)) in (int, float)}
         texts = tuple(_text(path, line, record, column) for column in chosen)
         yield line, texts, record.get("label")
 

@@ -266,6 +266,7 @@ def test_bench_passes_every_flag_and_withholds_the_verdict_when_noisy(core, samp
         candidate["name"] = name
     calls = core("bench", bench)
     line = "bench a b --data f.txt --measure size --measure kl --threads 2 --rounds 3 --out o"
+    line += " --set kl.rows=4"
     assert main.call(line.split()) == 0
     (positional, named) = calls[0]
     named.pop("screen")
@@ -277,6 +278,7 @@ def test_bench_passes_every_flag_and_withholds_the_verdict_when_noisy(core, samp
         "rounds": 3,
         "device": "cpu",
         "out": Path("o"),
+        "set": ("kl.rows=4",),
     }
     shown = " ".join(capsys.readouterr().out.split())
     assert "the machine was BUSY" in shown and "no verdict on speed" in shown
@@ -329,7 +331,9 @@ def test_a_plan_that_does_not_fit_exits_2_with_the_numbers(core, capsys):
 
 
 def test_export_prints_where_it_wrote(core, capsys):
-    calls = core("export_checkpoint", SimpleNamespace(path=Path("made")))
+    manifest = SimpleNamespace(engine="gguf", metrics={})
+    calls = core("export_checkpoint", SimpleNamespace(path=Path("made"), manifest=manifest))
     assert main.call(["export", "ckpt", "--to", "onnx", "--out", "made", "--set", "opset=20"]) == 0
     assert calls[0][1] == {"to": "onnx", "out": Path("made"), "set": ("opset=20",)}
-    assert capsys.readouterr().out == "made\n"
+    shown = capsys.readouterr()
+    assert shown.out == "made\n" and "llama.cpp has not run it" in shown.err

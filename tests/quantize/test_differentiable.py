@@ -207,6 +207,8 @@ def test_options_that_contradict_each_other():
         options(symmetric=False)
     with pytest.raises(ValidationError, match="needs optimizer: adam"):
         options(alternate=2, optimizer="sgd")
+    with pytest.raises(ValidationError, match=r"betas is for optimizer: adam"):
+        options(optimizer="sgd", train={"betas": (0.5, 0.9)})
     with pytest.raises(ValidationError, match="weight_lr is for alternate"):
         options(weight_lr=1e-3)
     with pytest.raises(ValidationError, match="needs reassign: 1"):

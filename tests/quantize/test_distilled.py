@@ -285,6 +285,7 @@ def test_formats(pico_llama, make_work):
         ({"scaling": "absmax"}, "scaling is for bucket: flat"),
         ({"bucket": "flat", "symmetric": False}, "bucket: flat has scaling"),
         ({"bucket": "flat", "steps": "learned"}, "needs bucket: group"),
+        ({"bucket": "flat", "uneven": "channel"}, "uneven is for bucket: group"),
         ({"step_lr": 1e-2}, "step_lr is for steps: learned"),
         ({"steps": "learned", "backward": "exact"}, "a backward pass of its own"),
     ],

@@ -7,12 +7,14 @@ import signal
 
 import pytest
 
+from compressor.engines import GGUF, installed
 from compressor.errors import CompressError
 from compressor.measure import latency
 from compressor.measure.process import Worker
 from compressor.run.bench import measure_candidates
-from compressor.run.candidates import Candidate
+from compressor.run.candidates import PREFIXES, Candidate, find_candidates
 from compressor.run.rounds import SPREAD, TWICE, Turns, order
+from compressor.run.standalone import export_checkpoint
 
 KEYS = {"version", "machine", "threads", "rounds", "noisy", "candidates"}
 CANDIDATE = {"name", "path", "engine", "parameters", "bytes", "peak_memory_bytes", "latency_ms"}
@@ -68,6 +70,23 @@ def test_a_decoder_is_timed_per_token(pico_llama, make_work, tmp_path):
     assert list(found["prefill_ms"]) == ["8", "64"] and min(found["prefill_ms"].values()) > 0
     assert found["quality"]["perplexity"]["low"] < found["quality"]["perplexity"]["high"]
     assert found["peak_memory_bytes"] is None and found["ratio"]["peak_memory"] is None
+
+
+def test_one_graph_in_every_engine_that_is_installed(pico_llama, make_work, tmp_path):
+    path = saved(pico_llama(num_hidden_layers=1), tmp_path / "a")
+    out = export_checkpoint(str(path), to="genai", out=tmp_path / "out").path
+    there = [p for p, name in PREFIXES.items() if name not in GGUF and installed(name)]
+    candidates = find_candidates([str(path), *(f"{prefix}:{out}" for prefix in there)])
+    measures = {"latency": QUICK, "memory": None, "fidelity": None}
+    found = measure_candidates(candidates, make_work(), measures, rounds=1)["candidates"]
+    assert [c["engine"] for c in found] == ["torch", *(PREFIXES[prefix] for prefix in there)]
+    assert [c["name"] for c in found] == ["a", *(f"out, {prefix}" for prefix in there)]
+    for candidate in found[1:]:
+        assert candidate["quality"]["kl"]["value"] < 1e-6
+        assert candidate["quality"]["top1_agreement"]["value"] == 1
+        assert candidate["throughput"]["value"] > 0 and candidate["prefill_ms"]["8"] > 0
+        assert candidate["peak_memory_bytes"] > candidate["baseline_bytes"] > 0
+        assert candidate["parameters"] == found[0]["parameters"]
 
 
 def test_without_speed_there_is_no_noise(encoders, make_work):

@@ -2,12 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import compressor
+from compressor import engines
 from compressor.errors import CompressError
+from compressor.model.manifest import Manifest, write_manifest
 from compressor.run import benchmark
 from compressor.run.candidates import find_candidates, short_names
+from conftest import character_tokenizer
+from families import pico
 
 
 def saved(model, path):
@@ -91,6 +97,41 @@ def test_defaults_go_by_task(decoders, pico_bert, measured, tmp_path):
     assert measured[2]["names"] == ["c (1)", "c (2)"]
 
 
+@pytest.fixture
+def speech(tmp_path):
+    """A pico Whisper of random weights, and a table of 24 clips of noise."""
+    soundfile = pytest.importorskip("soundfile", reason="reading sound needs soundfile")
+    draw, lines = np.random.default_rng(0), ["audio,text"]
+    for i in range(24):
+        soundfile.write(tmp_path / f"{i}.wav", draw.normal(0, 0.1, 4800), 16000)
+        lines.append(f"{i}.wav,this is clip {i}")
+    (tmp_path / "clips.csv").write_text("\n".join(lines))
+    pico("whisper").module.save_pretrained(tmp_path / "whisper")
+    character_tokenizer().save_pretrained(tmp_path / "whisper")
+    return {"models": [str(tmp_path / "whisper")], "data": str(tmp_path / "clips.csv")}
+
+
+def test_images_and_speech_have_theirs(measured, speech, tmp_path):
+    draw = np.random.default_rng(0)
+    for i in range(24):
+        (tmp_path / "images" / f"{i % 3}").mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i % 3}" / f"{i}.png")
+    pico("vit", num_labels=3).module.save_pretrained(tmp_path / "vit")
+    compressor.bench([str(tmp_path / "vit")], data=str(tmp_path / "images"))
+    compressor.bench(**speech)
+    own = ["size", "latency", "memory"]
+    assert [asked["measures"] for asked in measured] == [[*own, "accuracy"], [*own, "wer"]]
+
+
+def test_the_rate_of_clips_in_a_table(speech):
+    """Random weights write no word of it: two held-out clips of four words each, all wrong."""
+    found = compressor.bench(**speech, measures=["wer"], set=["wer.batch=1"])
+    rate = found["candidates"][0]["quality"]["wer"]
+    assert rate["value"] == pytest.approx(1) and rate["n"] == 2
+    assert found["measures"]["wer"]["batch"] == 1
+
+
 def test_built_in_text_is_said(decoders, measured):
     domain = compressor.bench(decoders)["domain"]
     assert "stdlib:pydoc_data.topics" in domain and "no --data was given" in domain
@@ -108,7 +149,7 @@ def test_mistakes_end_before_anything_is_measured(decoders, measured, tmp_path):
     refused(f"--threads {cores + 1}: this machine gives {cores}", *decoders, threads=cores + 1)
     refused("--threads 0", *decoders, threads=0)
     refused("--rounds 0", *decoders, rounds=0)
-    refused("--device cuda: bench measures on the CPU", *decoders, device="cuda")
+    refused("--device tpu: the ONNX Runtime installed here has no such", *decoders, device="tpu")
     refused("data file 'absent.txt' does not exist", *decoders, data="absent.txt")
     refused("nothing to measure")
     (tmp_path / "mine").mkdir()
@@ -117,6 +158,32 @@ def test_mistakes_end_before_anything_is_measured(decoders, measured, tmp_path):
     refused("is a file", *decoders, out=tmp_path / "mine" / "thesis.tex")
     (tmp_path / "models" / "a" / "model.onnx").write_text("")
     refused("no finished export", *decoders)
+
+
+def test_an_engine_in_front_of_a_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda module: module)
+    for name, engine in (("a", "onnxruntime-genai"), ("b", "transformers")):
+        (tmp_path / name).mkdir()
+        write_manifest(tmp_path / name, Manifest("artifact", "llama", {}, engine=engine))
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    names = [a, f"onnxruntime:{a}", f"openvino:{a}", f"openvino:{a}", b, f"genai:{b}"]
+    *fine, other = find_candidates(names)
+    assert [c.name for c in fine] == [
+        "a",
+        "a, onnxruntime",
+        *(f"a, openvino ({i})" for i in "12"),
+        "b",
+    ]
+    asked = ["onnxruntime-genai", "onnxruntime", "openvino", "openvino", "transformers"]
+    assert [c.engine for c in fine] == asked
+    with pytest.raises(CompressError, match="'b' is for transformers; onnxruntime-genai cannot"):
+        _ = other.engine
+    with pytest.raises(CompressError, match="'a' runs in openvino, and --device cuda is for ONNX"):
+        engines.open_engine_of("openvino", tmp_path / "a", device="cuda")
+    monkeypatch.setattr(engines, "find_spec", lambda module: None)
+    with pytest.raises(CompressError, match="openvino is not installed") as error:
+        _ = fine[2].engine
+    assert "onnxruntime:" in error.value.hint
 
 
 def test_a_run_that_finished_nothing_is_explained(tmp_path):

@@ -41,6 +41,11 @@ def planned(tmp_path, llama_folder, text_file, quantize, export):
             "export.compressed_tensors: {}",
             "none of this model is quantized",
         ),
+        (
+            "quantize.rtn: {bits: 8, group: 16}",
+            "export.gguf: {tokenizer: none}",
+            "blocks of GGUF have 32 inputs, .* groups of 16",
+        ),
     ],
 )
 def test_refused(tmp_path, llama_folder, text_file, quantize, export, what):
@@ -58,6 +63,7 @@ def test_refused(tmp_path, llama_folder, text_file, quantize, export, what):
             f"quantize.rtn: {{bits: 3, group: 16, {FLOAT_TABLES}}}",
             "export.compressed_tensors: {}",
         ),
+        ("prune.magnitude: {sparsity: 0.5}", "export.gguf: {tokenizer: none, type: f16}"),
     ],
 )
 def test_accepted(tmp_path, llama_folder, text_file, quantize, export):

@@ -10,6 +10,7 @@ import torch
 import compressor
 from compressor.errors import CompressError
 from compressor.model.manifest import read_manifest
+from compressor.run.agreement import Comparison
 from compressor.run.layout import locked
 
 STAGES = ["01-prune.minitron", "02-distill.kd", "03-quantize.rtn", "04-export.safetensors"]
@@ -146,7 +147,7 @@ def test_a_disagreeing_engine_is_refused_and_keeps_a_rejected_name(served, monke
 
     result, profile, arguments = served
     out = result.path
-    monkeypatch.setattr(gate, "disagreement", lambda *_: {"logits": 0.5})
+    monkeypatch.setattr(gate, "compare", lambda *_: Comparison({"logits": 0.5}))
     with pytest.raises(CompressError) as caught:
         compressor.run(profile, **arguments, redo=4)
     assert caught.value.exit_code == 3
@@ -164,7 +165,7 @@ def test_a_refused_baseline_keeps_its_name_in_its_own_folder(
         "stages: [{quantize.rtn: {group: 16}}]\nmeasures: []\n"
         "baselines: {plain: [export.safetensors]}\n"
     )
-    monkeypatch.setattr(gate, "disagreement", lambda *_: {"logits": 0.5})
+    monkeypatch.setattr(gate, "compare", lambda *_: Comparison({"logits": 0.5}))
     with pytest.raises(CompressError, match="disagrees"):
         compressor.run(chain, model=str(llama_folder), data=str(text_file), out=out)
     assert (

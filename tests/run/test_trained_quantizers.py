@@ -10,6 +10,7 @@ from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.sparse import broken_promise
 from compressor.model.tables import QuantTable
+from compressor.run.preflight import plan
 
 TRAIN = "train: {steps: 3, batch: 2, length: 16, lr: 1.0e-3, warmup: 1, precision: float32}"
 
@@ -110,3 +111,22 @@ def test_what_does_not_fit_is_refused_before_any_work(
     with pytest.raises(CompressError, match=what):
         run(llama_folder, text_file, "prune.magnitude: {sparsity: 0.5}", stage)
     assert not (tmp_path / "out" / "01-prune.magnitude").exists()
+
+
+def test_a_teacher_may_be_quantized(llama_folder, text_file, tmp_path):
+    """NF4 once, then named as the teacher: it is taken as it is, and planned as light as it is."""
+    light = tmp_path / "light.yaml"
+    light.write_text("name: light\nstages: [{quantize.nf4: {group: 16}}]\nmeasures: []\n")
+    teacher = compressor.run(light, model=str(llama_folder), out=tmp_path / "teacher").checkpoint
+    recipe = tmp_path / "kd.yaml"
+    recipe.write_text(f"name: kd\nstages: [{{distill.kd: {{{TRAIN}}}}}]\nmeasures: []\n")
+    given = {"model": str(llama_folder), "data": str(text_file)}
+    found = compressor.run(recipe, **given, teacher=str(teacher.path), out=tmp_path / "out")
+    assert found.checkpoint.manifest.stages[-1].teacher == teacher.manifest.fingerprint
+    # at step 0 student and float teacher are one; from this teacher there is something to learn
+    first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] > 1e-4
+    peaks = [plan(recipe, **given, teacher=t) for t in (str(llama_folder), str(teacher.path))]
+    heavy, lighter = (p["stages"][0]["peak_memory_bytes"] for p in peaks)
+    saved = (4 - 1.25) * found.checkpoint.manifest.metrics["parameters"]
+    assert heavy - lighter == pytest.approx(saved, rel=0.1)
