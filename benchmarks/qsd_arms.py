@@ -12,8 +12,8 @@ arms are compared; they do not hold the chance of another start.
 Sizes are of the weight file, real parameters, and the bit equivalents that papers print.
 E = 4.6 pJ x MAC + 0.9 pJ x AC for one image, spike by spike; a ViT has MACs only, softmax, norms
 and GELU not counted. Entropy is that of the levels of q, k and v in bits, a mean over channels and
-blocks: the information a neuron passes on. 1 to 3 minutes a cell of MNIST on a free core, 20
-seconds one of digits.
+blocks: the information a neuron passes on. On cores that four programs shared, a cell of MNIST took
+2 to 6 minutes and one of digits 1 to 3.
 """
 
 from functools import partial
