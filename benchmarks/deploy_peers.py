@@ -1,0 +1,203 @@
+"""Beside what a user would pick instead: the same model, size, quality and speed.
+
+Ours: 8 bits rounded to nearest; 4 bits by GPTQ with clipped grids, symmetric or with zero points;
+4 or 8 bits layer by layer, 5.25 on average with scales. Groups of 32, embeddings and head included,
+128 calibration rows of 128 tokens. One checkpoint each, exported to every engine. The others are
+made by benchmarks/deploy_made.py.
+
+Decoders: perplexity on 256 held-out windows of 128 tokens, ms a token of a greedy text behind a
+prompt of 128. all-MiniLM-L6-v2: one minus the mean cosine of sentence embeddings to the original's
+on held-out sentences, ms a forward of one row of 128 tokens. All in the engine that serves the
+file; one thread, all files of a model in one interleaved run, ratios within rounds.
+"""
+
+from functools import partial
+
+import lab
+import quantization_ptq as ptq
+from cells import table
+from deploy_made import builder, dynamic, llama, nncf
+from deploy_matrix import NAMES, REAL, artifact, model_of, save, source_of
+from deploy_speed import FIRST, speed_key, speed_of, timed
+from sweep import NOT_RUN
+
+import compressor
+from compressor.errors import CompressError
+from compressor.quantize import gptq, rtn
+from compressor.run.bench import measure_candidates
+from compressor.run.candidates import Candidate
+
+TITLE = "Beside what a user would pick instead"
+MODELS = tuple(REAL)
+SAME = 0.002  # relative difference of perplexity, or difference of cosine, that is no difference
+_GPTQ = {"bits": 4, "group": 32, "clip": "mse"} | ptq.DATA_OPTIONS
+OURS = {
+    "int8": (rtn, {"bits": 8, "group": 32}),
+    "int4": (gptq, _GPTQ),
+    "int4, zero points": (gptq, _GPTQ | {"symmetric": False}),
+    "int4 and int8": (gptq, _GPTQ | {"mixed": {"average_bits": 5.25, "choices": (4, 8)}}),
+}
+ENGINES = {  # engine: exporter
+    "onnxruntime": "onnx",
+    "onnxruntime-genai": "genai",
+    "openvino": "onnx",
+    "llama.cpp": "gguf",
+}
+PEERS = {  # what is made: (engine, maker)
+    "quantize_dynamic int8": ("onnxruntime", dynamic),
+    "genai builder int4": ("onnxruntime-genai", partial(builder, precision="int4")),
+    "Q8_0": ("llama.cpp", partial(llama, kind="Q8_0")),
+    "Q6_K": ("llama.cpp", partial(llama, kind="Q6_K")),
+    "Q4_K_M": ("llama.cpp", partial(llama, kind="Q4_K_M")),
+    "nncf int8": ("openvino", partial(nncf, mode="INT8_ASYM")),
+    "nncf int4, group 128": ("openvino", partial(nncf, mode="INT4_ASYM", group_size=128)),
+    "nncf int4, group 32": ("openvino", partial(nncf, mode="INT4_ASYM", group_size=32)),
+}
+
+
+def arms(model):
+    """{name: whether it is ours} of everything compared, ours first."""
+    engines = [e for e in ENGINES if model != ptq.ENCODER or e != "onnxruntime-genai"]
+    mine = [f"{arm}, {NAMES.get(e, e)}" for arm in OURS for e in engines]
+    others = [
+        f"{arm}, {NAMES.get(e, e)}"
+        for arm, (e, _) in PEERS.items()
+        if e in engines and not (model == ptq.ENCODER and arm == "nncf int4, group 32")
+    ]
+    floats = [FIRST, f"float16, {'llama.cpp'}"]
+    return dict.fromkeys([*floats, *mine], True) | dict.fromkeys(others, False)
+
+
+def quantized(model, arm, folder):
+    """A checkpoint of ours."""
+    loaded, parent = model_of(model)
+    method, options = OURS[arm]
+    with ptq.workbench(REAL[model], 0) as work:
+        method.run(loaded, method.Options(**options, uneven="channel"), work)
+    save(loaded, folder, parent, model)
+
+
+def place(name):
+    return f"deploy-peers-{name}".replace(" ", "-").replace(",", "")
+
+
+def exported(model, arm, to, folder):
+    source = lab.kept(place(f"{model}-{arm}"), partial(quantized, model, arm))
+    compressor.export_checkpoint(str(source), to, folder / "model")
+
+
+def candidate(model, name):
+    """What is measured under a name; made where it is not there yet."""
+    if name == FIRST:
+        return Candidate(name, artifact(model, "onnx float32"))
+    if name.startswith("float16"):
+        return Candidate(name, artifact(model, "gguf f16"))
+    arm, shown = name.rsplit(", ", 1)
+    engine = {NAMES.get(e, e): e for e in ENGINES}[shown]
+    if arm in PEERS:
+        make = partial(PEERS[arm][1], model)
+        where = place(f"{model}-{arm}")
+    else:
+        to = ENGINES[engine]
+        make, where = partial(exported, model, arm, to), place(f"{model}-{arm}-{to}")
+    return Candidate(name, lab.kept(where, make) / "model", engine)
+
+
+def quality(model, name):
+    """Size and closeness of one file, in its engine."""
+    try:
+        found = candidate(model, name)
+        first = Candidate("original", source_of(model, "float"))
+        measures = ("fidelity",) if model == ptq.ENCODER else ("perplexity", "fidelity")
+        with ptq.workbench(REAL[model], 0) as work:
+            made = measure_candidates([first, found], work, measures)["candidates"][1]
+    except CompressError as error:
+        return {"refused": error.what}
+    scores = {key: value["value"] for key, value in made["quality"].items()}
+    return {"ours": arms(model)[name], "megabytes": made["weights_bytes"] / 1e6, **scores}
+
+
+def key(model, name):
+    return f"peers {model} {name}"
+
+
+def run(cells, model, seeds):
+    """Size and quality of every file."""
+    for name in arms(model):
+        cells.run(key(model, name), partial(quality, model, name))
+
+
+def times(cells, model):
+    """All files of a model in turns."""
+    names = [n for n in arms(model) if "megabytes" in cells.found.get(key(model, n), {})]
+    with ptq.workbench(REAL[model], 0) as work:
+        return timed([candidate(model, name) for name in names], work)
+
+
+def section(cells):
+    """A table and a judgement for every model."""
+    blocks = []
+    for model in MODELS:
+        encoder = model == ptq.ENCODER
+        rows = []
+        for name, mine in arms(model).items():
+            found = cells.found.get(key(model, name))
+            rows.append([name, "yes" if mine else "", *_row(found, encoder)])
+            rows[-1] += speed_of(cells, model, name)
+        measure = "one minus cosine" if encoder else "perplexity"
+        header = ["file, engine", "ours", "MB", measure, "same top-1", "ms"]
+        blocks += [f"### {model}", table([*header, "of float32 ONNX's"], rows)]
+        blocks.append("\n".join(_verdicts(cells, model)) or NOT_RUN)
+    return blocks
+
+
+def _row(found, encoder):
+    if found is None:
+        return [NOT_RUN] * 3
+    if "refused" in found:
+        return [f"refused: {found['refused']}", "", ""]
+    top1 = found.get("top1_agreement")
+    shown = f"{100 * top1:.1f} %" if top1 is not None else ""
+    return [f"{found['megabytes']:.2f}", f"{_worse(found):.4f}", shown]
+
+
+def _worse(found):
+    """What is better when smaller."""
+    return found["perplexity"] if "perplexity" in found else 1 - found["cosine"]
+
+
+def _verdicts(cells, model):
+    """For every file of another program: our smallest and fastest at its quality or better."""
+    made = {n: cells.found.get(key(model, n)) for n in arms(model)}
+    made = {n: c for n, c in made.items() if c and "megabytes" in c}
+    lines = []
+    for name, peer in made.items():
+        if peer["ours"]:
+            continue
+        room = SAME if model == ptq.ENCODER else SAME * _worse(peer)
+        level = {n: c for n, c in made.items() if c["ours"] and _worse(c) <= _worse(peer) + room}
+        lines.append(f"- {name}: {_verdict(cells, model, name, peer, level)}")
+    return lines
+
+
+def _verdict(cells, model, name, peer, level):
+    if not level:
+        return "none of ours is as good."
+    small = min(level, key=lambda n: level[n]["megabytes"])
+    ratio = level[small]["megabytes"] / peer["megabytes"]
+    said = f"ours at that quality or better takes {ratio:.2f} of its bytes ({small})"
+    ratios = {n: _ratio(cells, model, n) for n in (*level, name)}
+    if ratios[name] is None or None in ratios.values():
+        return f"{said}; speed {NOT_RUN}."
+    fast = min(level, key=lambda n: ratios[n])
+    own = f"{ratios[small] / ratios[name]:.2f}"
+    return (
+        f"{said}, and {own} of its time; the fastest of ours takes "
+        f"{ratios[fast] / ratios[name]:.2f} of its time ({fast})."
+    )
+
+
+def _ratio(cells, model, name):
+    """Time of a file, of float32 ONNX's; None where it was not timed, or the machine was busy."""
+    found = cells.found.get(speed_key(model, "peers"))
+    return None if found is None or found["noisy"] else found["ratio"].get(name)
