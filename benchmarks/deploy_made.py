@@ -13,7 +13,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-from deploy_matrix import artifact, place_of
+from deploy_matrix import artifact, exported, place_of, source_of
 
 LEFT = ("manifest.json", "probe.safetensors", "README.md", "model.*")  # not of the peer's file
 
@@ -34,7 +34,7 @@ def dynamic(model, folder):
 def llama(model, folder, kind):
     """llama.cpp's own quantization; `kind` is called as in llama-quantize."""
     library = import_module("llama_cpp")
-    source = artifact(model, "gguf f32")
+    source = exported(f"{model} gguf f32", source_of(model, "float"), "gguf", ["type=f32"])
     settings = library.llama_model_quantize_default_params()
     settings.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{kind}")
     settings.nthread = 1

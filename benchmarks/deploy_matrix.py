@@ -3,8 +3,9 @@
 Models of families are the pico ones of tests/families.py (random weights, MLPs of 64 so that blocks
 of 32 inputs fit); the real ones are two Llamas and an encoder. Weights are rounded to nearest, 8 or
 4 bits in groups of 32, symmetric, embeddings and head included, or 8 bits a row with activations
-rounded per token or to a static range (SmoothQuant). `compress export` proves every file in the
-engine that its manifest names; other engines run the same file on the same probe.
+rounded per token or to a static range (SmoothQuant), embeddings and head in float. `compress
+export` proves every file in the engine that its manifest names; other engines run the same file on
+the same probe.
 
 A cell of the tables is *error, top-1, greedy*. Error: norm of the difference to PyTorch over the
 norm, worst output and batch of the probe; where an engine rounds activations there are two, with
@@ -14,6 +15,7 @@ are random, and pico weights are wild: as served, a real model on real text is c
 brackets is a reason, below the tables.
 """
 
+import re
 import tempfile
 from contextlib import closing
 from functools import partial
@@ -41,22 +43,23 @@ TITLE = "Family, format, engine"
 REAL = {"novels-llama": "novels-llama", ptq.ENCODER: ptq.ENCODER, "stories260K": lab.STORIES}
 ALL = ("all families", "all real models")
 MODELS = (*ALL, *CONFIGS, *REAL)
+TABLES_FLOAT = {"embeddings": False, "head": False}
 SETTINGS = {  # how weights were rounded
     "float": None,
     "int8": (rtn, {"bits": 8}),
     "int4": (rtn, {"bits": 4}),
-    "int4, tables float": (rtn, {"bits": 4, "embeddings": False, "head": False}),
-    "token": (rtn, {"group": None, "activation": "token", "embeddings": False, "head": False}),
-    "static": (smoothquant, {"activation": "static", "embeddings": False}),
+    "int4, tables float": (rtn, {"bits": 4} | TABLES_FLOAT),
+    "token": (rtn, {"group": None, "activation": "token"} | TABLES_FLOAT),
+    "static": (smoothquant, {"activation": "static"} | TABLES_FLOAT),
 }
 ONNX, DENSE = ("onnxruntime", "openvino"), ("torch", "transformers")
 FORMS = {  # what it is called: (setting, exporter, its options, engines; the first proves it)
     "onnx float32": ("float", "onnx", (), ONNX),
-    "onnx float16": ("float", "onnx", ("dtype=float16",), ONNX),
     "onnx int8": ("int8", "onnx", (), ONNX),
     "onnx int4": ("int4", "onnx", (), ONNX),
     "onnx int8, token": ("token", "onnx", (), ONNX),
     "onnx int8, static": ("static", "onnx", (), ONNX),
+    "onnx float16": ("float", "onnx", ("dtype=float16",), ONNX),
     "gguf f16": ("float", "gguf", ("type=f16",), ("llama.cpp",)),
     "gguf q8_0": ("int8", "gguf", ("type=q8_0",), ("llama.cpp",)),
     "gguf q4_0": ("int4", "gguf", ("type=q4_0",), ("llama.cpp",)),
@@ -70,8 +73,8 @@ FORMS = {  # what it is called: (setting, exporter, its options, engines; the fi
     "safetensors of int4": ("int4", "safetensors", (), DENSE),
     "huffman int8": ("int8", "huffman", (), ("torch",)),
     "huffman int4": ("int4", "huffman", (), ("torch",)),
-    "genai float32": ("float", "genai", (), ("onnxruntime-genai",)),
     "genai int4": ("int4", "genai", (), ("onnxruntime-genai",)),
+    "genai float32": ("float", "genai", (), ("onnxruntime-genai",)),
 }
 TABLES = {  # heading of a table of families: beginnings of its forms
     "ONNX": ("onnx",),
@@ -118,22 +121,29 @@ def save(model, folder, parent, name):
     write_manifest(folder, manifest)
 
 
+def kept(name, make):
+    """The directory that `make` fills, made once; its name has no blanks."""
+    return lab.kept(f"deploy-{name}".replace(" ", "-").replace(",", ""), make)
+
+
 def source_of(name, setting):
-    """The checkpoint of a setting, made once."""
-    where = f"deploy-{name}-{setting}".replace(" ", "-").replace(",", "")
-    return lab.kept(where, partial(checkpoint, name, setting))
+    """The checkpoint of a setting."""
+    return kept(f"{name} {setting}", partial(checkpoint, name, setting))
+
+
+def exported(name, source, to, options=()):
+    """The artefact of a checkpoint."""
+
+    def export(folder):
+        compressor.export_checkpoint(str(source), to, folder / "model", list(options))
+
+    return kept(name, export) / "model"
 
 
 def artifact(name, form):
-    """The exported directory of a form, made once."""
+    """The artefact of a form."""
     setting, to, options, _ = FORMS[form]
-    source = str(source_of(name, setting))
-    where = f"deploy-{name}-{form}".replace(" ", "-").replace(",", "")
-
-    def export(folder):
-        compressor.export_checkpoint(source, to, folder / "model", list(options))
-
-    return lab.kept(where, export) / "model"
+    return exported(f"{name} {form}", source_of(name, setting), to, options)
 
 
 def said(served, exact=None):
@@ -235,9 +245,10 @@ def _said(cells, name, form, engine, reasons):
         return NOT_RUN
     found = found if "refused" in found else found["engines"][engine]
     if "refused" in found:
-        if found["refused"] not in reasons:
-            reasons.append(found["refused"])
-        return f"[{reasons.index(found['refused']) + 1}]"
+        reason = re.sub(r"\d+,\d+", "N", found["refused"])
+        if reason not in reasons:
+            reasons.append(reason)
+        return f"[{reasons.index(reason) + 1}]"
     exact = "" if found["exact"] is None else f"{found['exact']:.0e} / "
     parts = [f"{exact}{found['served']:.0e}"]
     if found["top1"] is not None:

@@ -5,30 +5,34 @@ Ours: 8 bits rounded to nearest; 4 bits by GPTQ with clipped grids, symmetric or
 128 calibration rows of 128 tokens. One checkpoint each, exported to every engine. The others are
 made by benchmarks/deploy_made.py.
 
-Decoders: perplexity on 256 held-out windows of 128 tokens, ms a token of a greedy text behind a
+Decoders: perplexity on 64 held-out windows of 128 tokens, ms a token of a greedy text behind a
 prompt of 128. all-MiniLM-L6-v2: one minus the mean cosine of sentence embeddings to the original's
 on held-out sentences, ms a forward of one row of 128 tokens. All in the engine that serves the
 file; one thread, all files of a model in one interleaved run, ratios within rounds.
 """
 
+import dataclasses
+from contextlib import closing
 from functools import partial
 
-import lab
 import quantization_ptq as ptq
 from cells import table
 from deploy_made import builder, dynamic, llama, nncf
-from deploy_matrix import NAMES, REAL, artifact, model_of, save, source_of
+from deploy_matrix import NAMES, REAL, artifact, exported, kept, model_of, save, source_of
 from deploy_speed import FIRST, speed_key, speed_of, timed
 from sweep import NOT_RUN
 
-import compressor
+from compressor.engines import open_engine
 from compressor.errors import CompressError
+from compressor.measure import fidelity, perplexity
+from compressor.model.sources import model_files
 from compressor.quantize import gptq, rtn
-from compressor.run.bench import measure_candidates
 from compressor.run.candidates import Candidate
 
 TITLE = "Beside what a user would pick instead"
 MODELS = tuple(REAL)
+ROWS = 64
+MEASURES = {"perplexity": perplexity, "fidelity": fidelity}
 SAME = 0.002  # relative difference of perplexity, or difference of cosine, that is no difference
 _GPTQ = {"bits": 4, "group": 32, "clip": "mse"} | ptq.DATA_OPTIONS
 OURS = {
@@ -37,12 +41,7 @@ OURS = {
     "int4, zero points": (gptq, _GPTQ | {"symmetric": False}),
     "int4 and int8": (gptq, _GPTQ | {"mixed": {"average_bits": 5.25, "choices": (4, 8)}}),
 }
-ENGINES = {  # engine: exporter
-    "onnxruntime": "onnx",
-    "onnxruntime-genai": "genai",
-    "openvino": "onnx",
-    "llama.cpp": "gguf",
-}
+ENGINES = ("onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp")
 PEERS = {  # what is made: (engine, maker)
     "quantize_dynamic int8": ("onnxruntime", dynamic),
     "genai builder int4": ("onnxruntime-genai", partial(builder, precision="int4")),
@@ -64,7 +63,7 @@ def arms(model):
         for arm, (e, _) in PEERS.items()
         if e in engines and not (model == ptq.ENCODER and arm == "nncf int4, group 32")
     ]
-    floats = [FIRST, f"float16, {'llama.cpp'}"]
+    floats = [FIRST, "float16, llama.cpp"]
     return dict.fromkeys([*floats, *mine], True) | dict.fromkeys(others, False)
 
 
@@ -77,15 +76,6 @@ def quantized(model, arm, folder):
     save(loaded, folder, parent, model)
 
 
-def place(name):
-    return f"deploy-peers-{name}".replace(" ", "-").replace(",", "")
-
-
-def exported(model, arm, to, folder):
-    source = lab.kept(place(f"{model}-{arm}"), partial(quantized, model, arm))
-    compressor.export_checkpoint(str(source), to, folder / "model")
-
-
 def candidate(model, name):
     """What is measured under a name; made where it is not there yet."""
     if name == FIRST:
@@ -95,26 +85,31 @@ def candidate(model, name):
     arm, shown = name.rsplit(", ", 1)
     engine = {NAMES.get(e, e): e for e in ENGINES}[shown]
     if arm in PEERS:
-        make = partial(PEERS[arm][1], model)
-        where = place(f"{model}-{arm}")
+        made = kept(f"peers {model} {arm}", partial(PEERS[arm][1], model)) / "model"
     else:
-        to = ENGINES[engine]
-        make, where = partial(exported, model, arm, to), place(f"{model}-{arm}-{to}")
-    return Candidate(name, lab.kept(where, make) / "model", engine)
+        source = kept(f"peers {model} {arm}", partial(quantized, model, arm))
+        graph = "onnx" if model == ptq.ENCODER else "genai"  # of which three engines read one file
+        to = "gguf" if engine == "llama.cpp" else graph
+        made = exported(f"peers {model} {arm} {to}", source, to)
+    return Candidate(name, made, engine)
 
 
 def quality(model, name):
-    """Size and closeness of one file, in its engine."""
+    """Size and closeness of one file, in its engine; the original's outputs are kept."""
+    measures = {"fidelity": fidelity} if model == ptq.ENCODER else MEASURES
+    scores = {}
     try:
         found = candidate(model, name)
-        first = Candidate("original", source_of(model, "float"))
-        measures = ("fidelity",) if model == ptq.ENCODER else ("perplexity", "fidelity")
-        with ptq.workbench(REAL[model], 0) as work:
-            made = measure_candidates([first, found], work, measures)["candidates"][1]
+        with ptq.workbench(REAL[model], 0) as work, closing(found.open(1)) as engine:
+            original = partial(open_engine, source_of(model, "float"), 1)
+            kept_there = kept(f"peers {model} reference", lambda folder: None)
+            work = dataclasses.replace(work, _reference=original, scratch=kept_there)
+            for measure in measures.values():
+                scores |= measure.run(engine, measure.Options(rows=ROWS), work)
     except CompressError as error:
         return {"refused": error.what}
-    scores = {key: value["value"] for key, value in made["quality"].items()}
-    return {"ours": arms(model)[name], "megabytes": made["weights_bytes"] / 1e6, **scores}
+    size = sum(file.stat().st_size for file in model_files(found.path))
+    return {"ours": arms(model)[name], "megabytes": size / 1e6, **scores}
 
 
 def key(model, name):

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 PAGES = {"minitron": "Minitron", "sparsity": "Sparsity", "quantization": "Quantization"}
+PAGES |= {"deploy": "Deployment"}
 
 
 @pytest.fixture(autouse=True)
