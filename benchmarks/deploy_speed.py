@@ -3,7 +3,7 @@
 from sweep import NOT_RUN
 
 from compressor.measure import latency
-from compressor.run.bench import measure_candidates
+from compressor.run.rounds import median, take_turns
 
 ROUNDS = 5
 FIRST = "float32, ONNX Runtime"  # what ratios are of
@@ -15,13 +15,13 @@ def timed(candidates, work, rounds=ROUNDS):
     Args:
         candidates: the first is what ratios are of.
     """
-    options = {"latency": latency.Options(batches=(1,), prompts=(128,), tokens=32)}
-    found = measure_candidates(candidates, work, options, threads=1, rounds=rounds)
-    entries = found["candidates"]
+    options = latency.Options(batches=(1,), prompts=(), tokens=32)
+    turns = take_turns(candidates, work, options, threads=1, rounds=rounds)
+    names = [candidate.name for candidate in candidates]
     return {
-        **{"noisy": found["noisy"], "noise": found["noise"], "rounds": rounds},
-        "ms": {e["name"]: e["latency_ms"]["p50"] for e in entries},
-        "ratio": {e["name"]: e["ratio"]["latency"] for e in entries},
+        **{"noisy": turns.noisy, "noise": turns.noise, "rounds": rounds},
+        "ms": {name: median(turns.rounds[i], "p50") for i, name in enumerate(names)},
+        "ratio": {name: turns.latency_ratio(i) for i, name in enumerate(names)},
     }
 
 
