@@ -12,8 +12,8 @@ norm, worst output and batch of the probe; where an engine rounds activations th
 activations left in float and as served. Top-1: positions of the probe with the same most likely
 answer, as served. Greedy: tokens of a continuation that are the same, as served. The probe's ids
 are random, and pico weights are wild: as served, a real model on real text is closer. A number in
-brackets is a reason, below the tables. 1 to 5 seconds a cell of the families and up to half a minute
-of the real models on a free core; these were taken on one that other work shared.
+brackets is a reason, below the tables. Seconds a cell on a free core, half a minute of the real
+models; these were taken on one that other work shared.
 """
 
 import re

@@ -11,8 +11,8 @@ on held-out sentences, ms a forward of one row of 128 tokens. All in the engine 
 file; one thread, all files of a model in one interleaved run, ratios within rounds. Half a minute a
 cell on a free core.
 
-Under each table, for every file of another program: the smallest and the fastest of ours that are as
-good, within 0.2 per cent of perplexity or 0.002 of cosine.
+Under each table, for every file of another program: the smallest and the fastest of ours that are
+as good, within 0.2 per cent of perplexity or 0.002 of cosine.
 """
 
 import dataclasses
