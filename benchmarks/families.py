@@ -8,18 +8,15 @@ ones of tests/families.py: random weights, two or three layers.
 """
 
 import argparse
-import sys
 import tempfile
 import warnings
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from cells import ROOT, Cells, table
-
-sys.path.insert(0, str(ROOT / "tests"))
-
 import torch
+from cells import Cells, table
+from picos import CONFIGS, pico, random_inputs, workbench
 
 from compressor.engines.generate import generate
 from compressor.engines.onnxruntime import OnnxRuntimeEngine
@@ -34,9 +31,6 @@ from compressor.model.probe import largest_difference
 from compressor.prune import minitron
 from compressor.quantize import rtn
 from compressor.run.gate import check_agreement
-from compressor.screen import Silent
-from compressor.training.workbench import Workbench
-from families import CONFIGS, pico, random_inputs
 
 CHECKS = ("pruned", "float", "int8", "int4", "dynamic")
 SHAPES = ((1, 1), (1, 7), (3, 11))
@@ -46,20 +40,6 @@ QUANTIZATION = {
     "int4": {"bits": 4, "group": 32},
     "dynamic": {"bits": 8, "group": None, "activation": "dynamic"},
 }
-
-
-def workbench(model):
-    """Random calibration batches of what the model reads."""
-    return Workbench(
-        seed=0,
-        device=torch.device("cpu"),
-        scratch=Path(tempfile.mkdtemp()),
-        _screen=Silent(),
-        _log=lambda line: None,
-        _batches=lambda split, n, **shape: [random_inputs(model, seed=i) for i in range(2)],
-        _teacher=lambda: model,
-        _reference=lambda: None,
-    )
 
 
 def sizes_of(model):

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PAGES = {
     **{"minitron": "Minitron", "sparsity": "Sparsity", "quantization": "Quantization"},
-    "qsd": "Quantized spike-driven transformers",
+    **{"deploy": "Deployment", "qsd": "Quantized spike-driven transformers"},
 }
 
 

@@ -67,6 +67,8 @@ class GenaiEngine:
                 f"onnxruntime-genai cannot load '{self.path.name}': {first_line(error)}",
                 "export it again",
             ) from error
+        finally:
+            self._given = b""
 
     def _config(self, threads: int | None, exact: bool) -> Any:
         config = self._og.Config(str(self.path))
@@ -80,7 +82,9 @@ class GenaiEngine:
             from compressor.engines.onnx_session import float_activations
 
             session["session.model_external_initializers_file_folder_path"] = str(self.path)
-            config.add_model_data(_GRAPH, float_activations(self.path / _GRAPH))
+            # the library keeps no copy: it reads these very bytes when it loads the model
+            self._given = float_activations(self.path / _GRAPH)
+            config.add_model_data(_GRAPH, self._given)
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         return config
 

@@ -145,7 +145,8 @@ def _plans(model: Model, options: Options) -> dict[str, _Plan]:
         owner: Any = model.module.get_submodule(place.owner)
         is_table = isinstance(owner, QuantTable) and place.part == "weight"
         shape = tuple((owner.codes_OI if is_table else getattr(owner, place.part)).shape)
-        if is_table and not options.requantize and options.type not in FLOATS:
+        moves = is_table and name not in _TABLES
+        if moves and not options.requantize and options.type not in FLOATS:
             found[name] = _Plan(place, block_of(owner, options.type, name), shape, codes=True)
         else:
             found[name] = _Plan(place, _kind(model, options, name, shape), shape)

@@ -147,7 +147,8 @@ def _error(
     w_OI = weight_of(model, target.name).float()
     scale_OG, zero_OG = grid_of(w_OI, bits, target.group, options)
     off_OI = dequantize(encode(w_OI, scale_OG, zero_OG, bits), scale_OG, zero_OG).sub_(w_OI)
-    costs = [each.square_() if h_I is None else each.square_().mul_(h_I) for each in (off_OI, w_OI)]
+    squares = (off_OI.square_(), w_OI.square())  # w_OI is the model's own
+    costs = [each if h_I is None else each.mul_(h_I) for each in squares]
     lost, energy = (float(cost.sum()) for cost in costs)
     return lost / energy if energy else 0.0
 

@@ -11,7 +11,7 @@ import torch
 
 from compressor import engines
 from compressor.engines import genai as library
-from compressor.engines import installed
+from compressor.engines import installed, onnx_session
 from compressor.engines.torch import TorchEngine
 from compressor.errors import CompressError
 from compressor.export import genai as export
@@ -150,3 +150,23 @@ def test_a_text_that_ends_early(served, tmp_path):
     ending = library.GenaiEngine(out, exact=True)
     assert ending.generate(prompt, 16) == text[: text.index(text[2])]
     assert check_agreement(library.GenaiEngine(out), model.formats.values(), out).ok
+
+
+@needs_genai
+def test_a_graph_in_memory_lives_until_it_is_loaded(served, monkeypatch):
+    """The library keeps a pointer to the bytes and no copy; freed, they once were overwritten."""
+    import onnxruntime_genai
+
+    gone, seen = [], []
+
+    class Given(bytes):
+        def __del__(self):
+            gone.append(True)
+
+    real, load = onnx_session.float_activations, onnxruntime_genai.Model
+    monkeypatch.setattr(onnx_session, "float_activations", lambda file: Given(real(file)))
+    monkeypatch.setattr(
+        onnxruntime_genai, "Model", lambda config: (seen.append(list(gone)), load(config))[1]
+    )
+    library.GenaiEngine(served[1].path, exact=True)
+    assert seen == [[]] and gone == [True]

@@ -113,6 +113,20 @@ def test_codes_are_moved_bit_for_bit(make_work, tmp_path, settings, kind, tied):
     assert found.ok and found.tolerance == 1e-4
 
 
+def test_tables_that_llama_cpp_adds_in_float_keep_no_codes(make_work, tmp_path):
+    """It ends the process where a table of positions or token types holds blocks."""
+    model = quantized(pico("bert", head=False, intermediate_size=64), make_work, bits=8)
+    assert "embeddings.token_type_embeddings" in model.formats
+    artifact = made(model, tmp_path)
+    stored = tensors_of(open_file(tmp_path / FILE))
+    for name in ("token_types.weight", "position_embd.weight"):
+        assert stored[name].tensor_type.name == "F32"
+    assert stored["token_embd.weight"].tensor_type.name == "Q8_0"
+    assert "embeddings.token_type_embeddings" not in artifact.manifest.formats
+    assert artifact.manifest.metrics["rounded_tensors"] == 0
+    assert open_and_check("gguf", tmp_path, artifact.manifest.formats.values()).ok
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])
 def test_float_types_round_as_torch_does(make_work, tmp_path, kind, dtype):
     model = quantized(pico("llama", intermediate_size=64), make_work, bits=4)

@@ -159,6 +159,20 @@ def test_mixed_bits_meet_their_budget(pico_llama, make_work):
         quantized(pico_llama(), make_work, mixed={"bytes": 100})
 
 
+@pytest.mark.parametrize("method", [rtn, gptq])
+def test_errors_are_estimated_without_touching_the_weights(pico_llama, make_work, method):
+    """8 bits for all by a budget are 8 bits for all by option."""
+    found = []
+    for bits in ({"mixed": {"average_bits": 9.0}}, {"bits": 8}):
+        model = pico_llama()
+        data = {} if method is rtn else DATA
+        method.run(model, method.Options(**{**data, "group": 16, **bits}), make_work())
+        tables = {n: m.weight for n, m in model.module.named_modules() if hasattr(m, "codes_OI")}
+        found.append(tables)
+    for name, weight in found[1].items():
+        assert torch.equal(found[0][name], weight), name
+
+
 def test_a_budget_is_given_once():
     with pytest.raises(ValidationError, match="exactly one"):
         Mixed(average_bits=4, bytes=100)
