@@ -12,7 +12,8 @@ def bench(
         list[str],
         typer.Argument(
             metavar="A [B ...]",
-            help="Directories, hub ids, package:NAME[/subdir], openvino:DIR, genai:DIR.",
+            help="Directories, hub ids, package:NAME[/subdir], or ENGINE:DIR: onnxruntime, genai, "
+            "openvino, gguf, llama.cpp.",
         ),
     ],
     data: Data = None,

@@ -46,12 +46,12 @@ def outputs_kept(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def relation_loss(own: Sequence[Tensor], above: Sequence[Tensor]) -> Tensor:
-    """The loss of paired outputs: [T B, N, C] of the student, [B, N, C] of the teacher."""
+def relation_loss(own: Sequence[Tensor], above: Sequence[Tensor], images: int) -> Tensor:
+    """The loss of paired outputs of B images, [T B, N, C] with time steps of each network's own."""
     terms = []
-    for x, target in zip(own, above, strict=True):
-        x_BNC = x.unflatten(0, (-1, len(target))).mean(dim=0)
-        difference = relation(x_BNC) - relation(target)
+    for pair in zip(own, above, strict=True):
+        x_BNC, target_BNC = (x.unflatten(0, (-1, images)).mean(dim=0) for x in pair)
+        difference = relation(x_BNC) - relation(target_BNC)
         terms.append(torch.linalg.matrix_norm(difference).mean())
     return torch.stack(terms).sum()
 

@@ -63,7 +63,8 @@ class Engine(Protocol):
 
 def installed(name: str) -> bool:
     """Whether the library of an engine can be imported here; it is not imported."""
-    return name not in EXTRAS or find_spec(EXTRAS[name].module) is not None
+    spec = find_spec(EXTRAS[name].module) if name in EXTRAS else None
+    return name not in EXTRAS or (spec is not None and spec.origin is not None)  # no mere folder
 
 
 def refuse_missing(name: str) -> None:
@@ -131,7 +132,8 @@ def refuse_device(name: str, path: Path, device: str) -> None:
     if device != "cpu" and name != "onnxruntime":
         raise CompressError(
             f"'{path.name}' runs in {name}, and --device {device} is for ONNX Runtime",
-            "leave --device out, or measure directories of export.onnx only",
+            "leave --device out, or measure directories of export.onnx; those of export.genai run "
+            "in ONNX Runtime as onnxruntime:DIR",
         )
 
 

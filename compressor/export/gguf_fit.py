@@ -31,6 +31,11 @@ def refuse_formats(model: Model, kind: str, requantize: str | None) -> None:
                 f"llama.cpp has no side paths, and '{name}' has one",
                 "export.safetensors with side: drop leaves them out; export that directory",
             )
+        if form.pattern is not None and requantize == "q4_k":
+            raise CompressError(
+                f"q4_k has a least value in every block and keeps no zeros, and '{name}' has them",
+                "requantize to q4_0, q5_0 or q8_0, which keep them",
+            )
     if requantize or kind in FLOATS:
         return
     if kind != "auto" and not quantized(model.formats):

@@ -62,7 +62,9 @@ def vocabulary(processor: Any, size: int) -> dict[str, Any]:
 def _kind(spec: dict[str, Any]) -> tuple[str, str]:
     """(tokenizer.ggml.model, tokenizer.ggml.pre)."""
     model, cut = spec["model"], spec.get("pre_tokenizer")
-    if model["type"] == "WordPiece" and model["continuing_subword_prefix"] == "##":
+    change = spec.get("normalizer") or {}
+    pieces = model["type"] == "WordPiece" and model["continuing_subword_prefix"] == "##"
+    if pieces and change.get("strip_accents") in (None, bool(change.get("lowercase"))):
         return "bert", "default"
     if model["type"] == "BPE" and model.get("byte_fallback") and _spaces(spec):
         return "llama", "default"
@@ -70,9 +72,11 @@ def _kind(spec: dict[str, Any]) -> tuple[str, str]:
         steps = (cut or {}).get("pretokenizers", [cut])
         last = steps[-1] or {}
         if last.get("type") == "ByteLevel" and not last.get("add_prefix_space"):
-            if len(steps) == 1 and last.get("use_regex", True):
+            if len(steps) == 1 and last.get("use_regex", True) and not change:
                 return "gpt2", "gpt-2"
             name = _CUTS.get(_pattern(steps[0]))
+            if change and (name, change["type"]) != ("qwen2", "NFC"):  # it changes no text
+                name = None
             if len(steps) == 2 and name and not last.get("use_regex", True):
                 return "gpt2", name
     raise CompressError(

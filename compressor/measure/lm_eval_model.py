@@ -67,6 +67,13 @@ class EngineLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         """(nats, whether greedy decoding gives it) of every (_, context ids, continuation ids)."""
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self._length:
+            raise CompressError(
+                f"a task asks for the likelihood of {longest} tokens and "
+                f"'{self._engine.path.name}' takes {self._length} at most",
+                "leave the task out",
+            )
         rows = [
             ([*context, *continuation][-(self._length + 1) :], len(continuation))
             for _, context, continuation in requests
@@ -135,7 +142,8 @@ class EngineLM(TemplateLM):
             )
         eos = self.tokenizer.decode(self.eot_token_id)
         ends = handle_stop_sequences(settings["until"], eos=eos)
-        batch = self._padded([ids[-(self._length - most) :] for ids in contexts])
+        given = [ids or [self.prefix_token_id] for ids in contexts]
+        batch = self._padded([ids[-(self._length - most) :] for ids in given])
         steps: list[Tensor] = []
         texts: list[str] = []
         for token in greedy_tokens(self._engine, batch, most):

@@ -168,10 +168,21 @@ def is_packed(files: list[Path]) -> bool:
 
 
 def model_files(path: Path) -> list[Path]:
-    """The weight files of a checkpoint or an exported directory."""
-    openvino = (f for xml in path.glob("*.xml") for f in (xml, xml.with_suffix(".bin")))
-    exported = sorted([*path.glob("*.onnx*"), *path.glob("*.gguf")])
-    return exported or sorted(openvino) or weight_files(path)
+    """The weight files of a checkpoint or an exported directory.
+
+    Files of other tools beside a checkpoint, as cloned repositories have them, do not count.
+    """
+    if exported := sorted(path.glob("*.onnx*")):
+        return exported
+    if (
+        not any(path.glob("*.safetensors.index.json"))
+        and not (path / "model.safetensors").is_file()
+    ):
+        graphs = [path / f"{name}model.xml" for name in ("", "encoder_", "decoder_")]
+        openvino = [f for x in graphs if x.is_file() for f in (x, x.with_suffix(".bin"))]
+        if other := [f for f in (path / "model.gguf", *openvino) if f.is_file()]:
+            return other
+    return weight_files(path)
 
 
 def side_paths(path: Path) -> list[Path]:

@@ -128,8 +128,8 @@ def _refuse_other_depth(student: Model, teacher: Model) -> None:
             f"the teacher is a {teacher.family.model_type}, whose q, k and v cannot be compared",
             f"take a {' or '.join(FAMILIES)} as teacher, or relations: 0",
         )
-    for key in ("num_hidden_layers", "patch_size"):
-        own, other = getattr(student.config, key), getattr(teacher.config, key)
+    for key in ("num_hidden_layers", "patch_size", "image_size", "backbone"):
+        own, other = (getattr(m.config, key, "vit") for m in (student, teacher))
         if own != other:
             raise CompressError(
                 f"the teacher has {key} {other} and the student {own}: relations of q, k and v "
@@ -164,7 +164,7 @@ class _Loss(nn.Module):
             if weights.logits:
                 terms["logits"] = weights.logits, self.divergence(logits, wanted).mean()
             if weights.relations:
-                terms["relations"] = weights.relations, relation_loss(own, above)
+                terms["relations"] = weights.relations, relation_loss(own, above, len(logits))
         self.parts = {name: value.detach() for name, (_, value) in terms.items()}
         return torch.stack([weight * value for weight, value in terms.values()]).sum()
 

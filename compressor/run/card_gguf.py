@@ -37,7 +37,7 @@ def _ran(manifest: Manifest) -> str:
     if manifest.engine == "gguf":
         return (
             "llama.cpp was not installed where this file was made, so it has not run there: "
-            "`pip install 'compress[llama-cpp]'`, then export again."
+            "`pip install 'compress[llama-cpp]'`, then `compress export` into a new directory."
         )
     metrics = manifest.metrics
     served = max(metrics["served"].values())

@@ -14,6 +14,7 @@ import torch
 from compressor.distill import latent
 from compressor.distill import minitron as minitron_retraining
 from compressor.distill.logits import kept_bytes
+from compressor.export import gguf
 from compressor.model.shapes import axes_of
 from compressor.prune import ast, minitron, squarehead
 from compressor.prune.damage import BY_ANSWERS
@@ -39,6 +40,9 @@ MEASURE_SECONDS = 6.0  # a process that imports torch, opens a model and times i
 # of a weight that trains behind a mask or a projection: mask or code, and the copy that is used
 MASKED_BYTES = 5.0
 CODE_BYTES = 1.25  # a code has a byte of its own in memory, and shares a scale and a zero point
+# of a weight in GGUF, scales included
+FILE_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_0": 22 / 32}
+FILE_BYTES |= {"q4_1": 20 / 32, "q4_0": 18 / 32, "q4_k": 144 / 256}
 # Bytes that training holds per hidden unit, token and layer for the backward pass.
 ACTIVATION_BYTES = 180
 
@@ -54,7 +58,7 @@ def estimate(
     """Numbers of one stage; `rates` are float32 and best floating-point operations a second."""
     if stage.kind == "search":
         return _estimate_search(setting, stage, before, after, teacher, rates)
-    size = after.parameters * after.weight_bytes
+    size = after.parameters * _width(stage, after)
     memory, disk, seconds = PROCESS_BYTES + 8.0 * before.parameters, size, 2.0
     if stage.trains:
         own = _training(setting, stage, before, after, teacher, rates[1])
@@ -79,6 +83,15 @@ def estimate(
         "disk_bytes": int(disk),
         "seconds": round(seconds, 1),
     }
+
+
+def _width(stage: Stage, after: Outline) -> float:
+    """Bytes of a weight in what a stage writes; an export may store another type."""
+    if isinstance(stage.options, gguf.Options):
+        kind = stage.options.requantize or stage.options.type
+        return FILE_BYTES.get(kind, after.weight_bytes)
+    halves = getattr(stage.options, "dtype", None) == "float16" and stage.kind == "export"
+    return min(2.0, after.weight_bytes) if halves else after.weight_bytes
 
 
 def _estimate_search(

@@ -32,7 +32,7 @@ HALF = 5e-3
 ROUNDED = 0.1
 # llama.cpp keeps keys and values in float16, and rounds activations to the type of the weights they
 # meet; quantized weights meet activations of 8 bits per block, as above. See docs/formats.md.
-HALF = 3e-2
+LLAMA = 3e-2
 # One scale for a token or a tensor: 8 to 16 per cent on the probe of an encoder of 6 layers.
 ROUNDED_WHOLE = 0.4
 
@@ -120,7 +120,7 @@ def check_agreement(
         with closing(kind(directory, exact=True)) as twin:
             exact = compare(twin, directory, least)
     elif engine.name == "llama.cpp":
-        allowed = ROUNDED if quantized else HALF
+        allowed = ROUNDED if quantized else LLAMA
         with closing(open_engine_of("gguf", directory)) as twin:
             exact = compare(twin, directory, least)
     return Agreement(compare(engine, directory, allowed), allowed, exact, least)

@@ -1,5 +1,6 @@
 """What this machine is and has: for manifests, preflight and honest tables."""
 
+import contextlib
 import ctypes
 import ctypes.util
 import gc
@@ -15,13 +16,12 @@ from typing import Any
 
 import torch
 
-from compressor.engines import EXTRAS, installed
+from compressor.engines import EXTRAS
 
 PACKAGES = (
     *("compress", "torch", "transformers", "onnx", "onnxruntime", "safetensors"),
     *("compressed-tensors", "numpy"),
 )
-OPTIONAL = ("gguf", "llama_cpp_python")
 
 
 def machine() -> dict[str, Any]:
@@ -31,9 +31,12 @@ def machine() -> dict[str, Any]:
 
 def packages() -> dict[str, str]:
     """Versions of the packages that decide results, and of Python."""
-    there = (extra.package for name, extra in EXTRAS.items() if installed(name))
-    found = {package: metadata.version(package) for package in (*PACKAGES, *there)}
-    return {"python": platform.python_version()} | found
+    wanted = [*PACKAGES, *(extra.package for extra in EXTRAS.values()), "lm-eval"]
+    found = {"python": platform.python_version()}
+    for package in wanted:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # or under another name, as -gpu
+            found[package] = metadata.version(package)
+    return found
 
 
 def _cpu() -> str:

@@ -114,8 +114,12 @@ def _model(directory: Path, manifest: Manifest) -> Model:
 def _probe(directory: Path, manifest: Manifest) -> Check:
     """Load in the serving engine and compare with the probe's outputs."""
     name, remark = manifest.engine or "torch", ""
-    if name == "llama.cpp" and not installed(name):
-        name, remark = "gguf", "; read back only, llama-cpp-python is not installed here"
+    if not installed(name):  # then the artefact is not at fault, and another engine reads it
+        name, lacks = {
+            "llama.cpp": ("gguf", "read back only, llama-cpp-python"),
+            "onnxruntime-genai": ("onnxruntime", "in ONNX Runtime, onnxruntime-genai"),
+        }.get(name, (name, name))
+        remark = f"; {lacks} is not installed here"
     try:
         found = open_and_check(name, directory, manifest.formats.values(), manifest.metrics)
     except CompressError as error:

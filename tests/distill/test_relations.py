@@ -16,18 +16,24 @@ def test_the_loss_is_the_formula():
             grams = [m[image].double() @ m[image].double().T for m in (x, y)]
             first, second = (gram / gram.square().sum().sqrt() for gram in grams)
             total += float((first - second).square().sum().sqrt()) / 3
-    torch.testing.assert_close(float(relation_loss(own, above)), total, rtol=1e-5, atol=0)
+    torch.testing.assert_close(float(relation_loss(own, above, 3)), total, rtol=1e-5, atol=0)
 
 
 def test_time_steps_count_as_their_mean():
     x = torch.randn(2, 4, 6)
-    assert float(relation_loss([torch.cat([x + 1, x - 1])], [x])) < 1e-5
-    assert float(relation_loss([torch.cat([x + 1, x + 1])], [x])) > 0.01
+    assert float(relation_loss([torch.cat([x + 1, x - 1])], [x], 2)) < 1e-5
+    assert float(relation_loss([torch.cat([x + 1, x + 1])], [x], 2)) > 0.01
+
+
+def test_a_teacher_may_have_other_time_steps():
+    x = torch.randn(2, 4, 6)
+    own, above = torch.cat([x + 1, x - 1]), torch.cat([x, x + 2, x - 2])
+    assert float(relation_loss([own], [above], 2)) < 1e-5
 
 
 def test_relations_do_not_change_with_the_size_of_activations():
     x, y = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
-    torch.testing.assert_close(relation_loss([5 * x], [y]), relation_loss([x], [y]))
+    torch.testing.assert_close(relation_loss([5 * x], [y], 2), relation_loss([x], [y], 2))
 
 
 def test_modules_are_q_k_and_v_of_every_layer():

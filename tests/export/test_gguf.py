@@ -11,7 +11,7 @@ from compressor.engines import llama_session
 from compressor.engines.gguf import FILE, GgufEngine, open_file, tensors_of, value
 from compressor.errors import CompressError
 from compressor.export import gguf as export
-from compressor.export import gguf_names
+from compressor.export import gguf_fit, gguf_names
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantLinear
 from compressor.model.manifest import WeightFormat, list_files, write_manifest
@@ -331,3 +331,12 @@ def test_config_and_file_must_belong_together(artefact):
     (artefact / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
     with pytest.raises(CompressError, match=r"llama\.block_count of model\.gguf is 3"):
         GgufEngine(artefact)
+
+
+def test_blocks_that_keep_no_zeros_are_refused_where_zeros_are_promised():
+    model = pico("llama", hidden_size=64)
+    model.formats["model.layers.0.mlp.up_proj"] = WeightFormat(pattern="2:4", sparsity=0.5)
+    with pytest.raises(CompressError, match="keeps no zeros") as caught:
+        gguf_fit.refuse_formats(model, "auto", "q4_k")
+    assert "q4_0" in caught.value.hint
+    gguf_fit.refuse_formats(model, "auto", "q4_0")

@@ -9,7 +9,7 @@ import pytest
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import load_directory, save
-from compressor.model.sources import check_safetensors, describe_source, resolve
+from compressor.model.sources import check_safetensors, describe_source, model_files, resolve
 from compressor.quantize import rtn
 
 
@@ -182,3 +182,12 @@ def test_the_card_and_the_licence_are_fetched_with_the_weights(monkeypatch, tmp_
     assert resolve("owner/name").path == tmp_path
     for wanted in ("README.md", "LICENSE", "LICENSE.txt", "model.safetensors", "tokenizer.json"):
         assert any(fnmatch(wanted, pattern) for pattern in given["owner/name"]), wanted
+
+
+def test_files_of_other_tools_beside_a_checkpoint_do_not_count(pico_llama, tmp_path):
+    folder = tmp_path / "cloned"
+    pico_llama().module.save_pretrained(folder)
+    wanted = [file.name for file in model_files(folder)]
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    (folder / "openvino_model.xml").write_text("<net/>")
+    assert [file.name for file in model_files(folder)] == wanted == ["model.safetensors"]

@@ -75,7 +75,7 @@ def test_the_loss_is_its_three_terms(weights):
         terms = (
             cross_entropy(logits, batch["labels"]),
             4 * kl_div(*soft, log_target=True, reduction="batchmean"),
-            relation_loss(own, above),
+            relation_loss(own, above, len(logits)),
         )
     assert len(own) == 9
     expected = sum(weight * float(term) for weight, term in zip(weights, terms, strict=True))
