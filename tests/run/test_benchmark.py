@@ -1,6 +1,7 @@
 """compressor.bench: names, defaults, data, output, and the mistakes that are plausible."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def test_mistakes_end_before_anything_is_measured(decoders, measured, tmp_path):
 
 
 def test_an_engine_in_front_of_a_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda module: module)
+    monkeypatch.setattr(engines, "find_spec", lambda module: SimpleNamespace(origin=module))
     for name, engine in (("a", "onnxruntime-genai"), ("b", "transformers")):
         (tmp_path / name).mkdir()
         write_manifest(tmp_path / name, Manifest("artifact", "llama", {}, engine=engine))

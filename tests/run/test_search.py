@@ -18,7 +18,7 @@ from compressor.distill import kd
 from compressor.errors import CompressError
 from compressor.model.manifest import read_manifest
 from compressor.prune import scores
-from compressor.run import preflight, search_latency, setting
+from compressor.run import estimates, preflight, search_latency, setting
 from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.machine import machine
 from compressor.run.setting import open_source
@@ -283,7 +283,7 @@ def test_a_file_that_goes_while_a_search_is_planned_counts_as_nothing(tmp_path, 
     (tmp_path / "there.safetensors").write_bytes(b"12345")
     listed = [tmp_path / "gone.safetensors", tmp_path / "there.safetensors"]
     monkeypatch.setattr(type(tmp_path), "rglob", lambda self, pattern: iter(listed))
-    assert preflight._tensor_bytes(tmp_path) == 5
+    assert estimates.tensor_bytes(tmp_path) == 5
 
 
 def test_the_plan_counts_candidates_and_sums_them(profile, arguments, tmp_path, monkeypatch):
@@ -326,7 +326,7 @@ def test_the_plan_counts_the_process_that_is_timed(profile, arguments):
     given = {"parameters": None, "latency": 0.7}
     once = compressor.plan(profile(), **arguments)["stages"][0]["peak_memory_bytes"]
     timed = compressor.plan(profile(**given), **arguments)["stages"][0]["peak_memory_bytes"]
-    assert timed - once == pytest.approx(preflight.PROCESS_BYTES, rel=0.01)
+    assert timed - once == pytest.approx(estimates.PROCESS_BYTES, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_the_plan_counts_the_passes_that_rank_layers(
     profile, arguments, monkeypatch, given, bodies, heads
 ):
     monkeypatch.setattr(preflight, "matmul_speed", lambda dtype: 1e5)
-    rate = 1e5 * preflight.EFFICIENCY[torch.float32]
+    rate = 1e5 * estimates.EFFICIENCY[torch.float32]
     wide = {"tolerance": 0.5} | given
     planned = compressor.plan(profile(**wide, samples=108), **arguments)["stages"][0]
     none = compressor.plan(profile(**wide, samples=8), **arguments)["stages"][0]
