@@ -45,7 +45,7 @@ def test_outputs_are_those_of_torch(name, kind, tmp_path):
     engine = LlamaCppEngine(tmp_path, threads=1)
     found = check_agreement(engine, artifact.manifest.formats.values(), tmp_path)
     assert found.ok and found.served_tolerance == LLAMA
-    assert max(found.served.values()) < CLOSE[kind] and max(found.exact.values()) == 0
+    assert max(found.served.errors.values()) < CLOSE[kind] and max(found.exact.errors.values()) == 0
     engine.close()
 
 
@@ -54,8 +54,8 @@ def test_rows_that_nobody_permuted_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_names, "_order", lambda *_: None)
     artifact = exported(pico("llama"), tmp_path)
     found = check_agreement(LlamaCppEngine(tmp_path), artifact.manifest.formats.values(), tmp_path)
-    assert max(found.exact.values()) == 0
-    assert not found.ok and max(found.served.values()) > 0.3
+    assert max(found.exact.errors.values()) == 0
+    assert not found.ok and max(found.served.errors.values()) > 0.3
 
 
 @pytest.mark.parametrize("kind", ["llama3", "linear"])
@@ -91,7 +91,7 @@ def test_codes_serve(bits, kind, make_work, tmp_path):
     artifact = exported(model, tmp_path)
     found = check_agreement(LlamaCppEngine(tmp_path), artifact.manifest.formats.values(), tmp_path)
     assert found.ok and found.served_tolerance == ROUNDED
-    assert 1e-4 < max(found.served.values()) < 4e-2
+    assert 1e-4 < max(found.served.errors.values()) < 4e-2
 
 
 def test_k_quants_are_those_of_llama_cpp(tmp_path):
