@@ -12,8 +12,9 @@ from compressor.model.forward import outputs
 from spiking import images, quantized
 
 
-@pytest.mark.parametrize("unrolled", [False, True])
-@pytest.mark.parametrize(("backbone", "bits"), [("vit", 4), ("vit", 2), ("stages", 4)])
+@pytest.mark.parametrize(
+    ("backbone", "bits", "unrolled"), [("vit", 4, False), ("vit", 2, True), ("stages", 4, True)]
+)
 def test_the_file_answers_as_torch_does(backbone, bits, unrolled, tmp_path):
     model = quantized(backbone, bits=bits, unrolled=unrolled, levels=3)
     export.run(model, export.Options(), tmp_path)
