@@ -39,6 +39,8 @@ def _unproven(engine: str | None, metrics: dict[str, Any]) -> str:
     if why := metrics.get("genai", {}).get("not_run"):
         return f"proven in ONNX Runtime; onnxruntime-genai has not run it. {why}"
     if engine == "gguf":
-        install = "python -m pip install 'compress[llama-cpp]'"
+        from compressor.engines import install_line
+
+        install = install_line("llama.cpp")
         return f"read back into PyTorch and compared; llama.cpp has not run it. {install}"
     return ""

@@ -67,13 +67,18 @@ def installed(name: str) -> bool:
     return name not in EXTRAS or (spec is not None and spec.origin is not None)  # no mere folder
 
 
+def install_line(name: str) -> str:
+    """What to type to get the library of an engine."""
+    return f"python -m pip install 'compress[{EXTRAS[name].extra}]'"
+
+
 def refuse_missing(name: str) -> None:
     """Raise CompressError where the library of an engine is not installed."""
     if not installed(name):
         other = "gguf: in front of the directory, which reads the file into PyTorch"
         if name not in GGUF:
             other = "onnxruntime: in front of the directory, which runs the same graph"
-        hint = f"python -m pip install 'compress[{EXTRAS[name].extra}]'"
+        hint = install_line(name)
         raise CompressError(
             f"{name} is not installed", hint if name == "gguf" else f"{hint}, or write {other}"
         )

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from compressor.engines import install_line
 from compressor.errors import CompressError
 
-INSTALL = "python -m pip install 'compress[llama-cpp]'"
 _ROOM = 256  # tokens that a row may still get before its context must grow
 _silent: list[Any] = []  # the log callback, which the library only points to
 
@@ -29,7 +29,7 @@ def bindings() -> Any:
         llama_cpp = importlib.import_module("llama_cpp")
     except ImportError as error:
         raise CompressError(
-            "llama.cpp runs through the package llama-cpp-python", INSTALL
+            "llama.cpp runs through the package llama-cpp-python", install_line("llama.cpp")
         ) from error
     if not _silent:
         callback = llama_cpp.llama_log_callback(lambda *_: None)

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.engines import install_line
 from compressor.errors import CompressError
 from compressor.export.gguf_table import ARCHS, Arch
 from compressor.model.families import Family
 from compressor.model.tables import QuantTable
 
-INSTALL = "python -m pip install 'compress[gguf]'"
+INSTALL = install_line("gguf")
 
 
 @dataclass(frozen=True)

@@ -24,21 +24,20 @@ ROWS = 1024  # of a table whose integers are made at once
 
 @dataclass(frozen=True)
 class Form:
-    """A block type: range of q, bytes of a block, and the number that GGUF has for the type."""
+    """A block type: range of q and bytes of a block."""
 
     name: str
     low: int
     high: int
     bytes: int
-    number: int
 
 
 # from the smallest: the first that holds a table is the one to take
 FORMS = (
-    Form("q4_0", -8, 7, 18, 2),
-    Form("q4_1", 0, 15, 20, 3),
-    Form("q5_0", -16, 15, 22, 6),
-    Form("q8_0", -128, 127, 34, 8),
+    Form("q4_0", -8, 7, 18),
+    Form("q4_1", 0, 15, 20),
+    Form("q5_0", -16, 15, 22),
+    Form("q8_0", -128, 127, 34),
 )
 BY_NAME = {form.name: form for form in FORMS}
 

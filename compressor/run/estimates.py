@@ -16,6 +16,7 @@ from compressor.distill import minitron as minitron_retraining
 from compressor.distill.logits import kept_bytes
 from compressor.export import gguf
 from compressor.model.shapes import axes_of
+from compressor.numerics.ggml_blocks import BLOCK, FORMS
 from compressor.prune import ast, minitron, squarehead
 from compressor.prune.damage import BY_ANSWERS
 from compressor.prune.scores import by_removal, removable
@@ -41,8 +42,8 @@ MEASURE_SECONDS = 6.0  # a process that imports torch, opens a model and times i
 MASKED_BYTES = 5.0
 CODE_BYTES = 1.25  # a code has a byte of its own in memory, and shares a scale and a zero point
 # of a weight in GGUF, scales included
-FILE_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_0": 22 / 32}
-FILE_BYTES |= {"q4_1": 20 / 32, "q4_0": 18 / 32, "q4_k": 144 / 256}
+FILE_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q4_k": 144 / 256}
+FILE_BYTES |= {form.name: form.bytes / BLOCK for form in FORMS}
 # Bytes that training holds per hidden unit, token and layer for the backward pass.
 ACTIVATION_BYTES = 180
 
