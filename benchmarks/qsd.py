@@ -1,6 +1,6 @@
 """QSD: a vision transformer as a quantized spike-driven one, and what each of its parts is worth.
 
-    python benchmarks/qsd.py arms [--model MNIST|digits] [--seeds 0 1 2 3 4]
+    python benchmarks/qsd.py arms [--model MNIST|"MNIST, longer"|digits] [--seeds 0 1 2 3 4]
     python benchmarks/qsd.py page
 
 Seeds are folds: of five, each holds out another fifth of the images. Cells are appended to

@@ -21,14 +21,16 @@ from compressor.training.workbench import Workbench
 
 FOLDS, BATCH, RATE = 5, 64, 2e-3
 DEVIATION = 0.1  # of the ViT's first weights: about 1 / sqrt(width), which learns more than 0.02
+LONGER = "MNIST, longer"
+MNIST = (
+    {"image_size": 28, "patch_size": 7, "hidden_size": 64, "num_hidden_layers": 3}
+    | {"num_attention_heads": 4, "intermediate_size": 128},
+    2500,
+)
 # {data: (ViT, steps of the ViT, steps of what starts from it)}
 SETTINGS = {
-    "MNIST": (
-        {"image_size": 28, "patch_size": 7, "hidden_size": 64, "num_hidden_layers": 3}
-        | {"num_attention_heads": 4, "intermediate_size": 128},
-        2500,
-        800,
-    ),
+    "MNIST": (*MNIST, 800),
+    LONGER: (*MNIST, 2500),
     "digits": (
         {"image_size": 8, "patch_size": 2, "hidden_size": 48, "num_hidden_layers": 2}
         | {"num_attention_heads": 4, "intermediate_size": 96},
@@ -117,7 +119,8 @@ def vit(data, fold):
         learn(model, data, fold, ce, ce.Options(train=options(steps)))
         model.module.save_pretrained(folder)
 
-    model = load_directory(kept(f"qsd-{data}-{fold}-{steps}-{RATE}-{DEVIATION}", make))
+    name = data.removesuffix(", longer")  # whose ViT is MNIST's
+    model = load_directory(kept(f"qsd-{name}-{fold}-{steps}-{RATE}-{DEVIATION}", make))
     model.module.requires_grad_(False)
     return model
 

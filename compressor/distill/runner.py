@@ -59,7 +59,7 @@ def run(
         weights: whether the model's own weights train; else only what the objective learns.
 
     Returns:
-        {steps, tokens, seconds, loss, precision}.
+        {steps, tokens, seconds, loss, precision}; see training/loop.py.
 
     Raises:
         CompressError: rows longer than the model takes, too little text, or a loss that is not
@@ -76,13 +76,26 @@ def run(
     elif isinstance(objective, AsksTeacher):
         work.log("the teacher is asked at every step")
     kept = validation_batches(wanted, work) if team().leads else []
+    if team().leads and wanted.validate_every and not kept:
+        raise CompressError(
+            "train.validate_every asks for validation rows, and the data holds not one",
+            "give more documents with --data, name some under data.validation, or leave it out",
+        )
     model.module.eval()
     before = validation_loss(objective, kept, work) if kept else None
+
+    def look() -> float:
+        return team().from_leader(validation_loss(objective, kept, work).loss if kept else 0.0)
+
     with zeros_held(model):
         facts = train(
-            model, batches, objective, wanted, work, optimizer, after_step, identity=str(options)
+            *(model, batches, objective, wanted, work, optimizer, after_step),
+            identity=str(options),
+            look=look,
         )
     model.notes["loss"] = metrics.loss_curve(work.scratch)
+    if wanted.validate_every:
+        model.notes["validation_loss"] = metrics.curve(work.scratch, "validation")
     model.notes["training"] = facts
     team().meet()  # after this nobody else needs the scratch
     work.log(f"training: {facts}")

@@ -57,24 +57,29 @@ def check_calibration(setting: Setting) -> None:
             setting.log(said)
 
 
-def refuse_unranked(setting: Setting) -> None:
-    """Refuse a search without validation rows: nothing else may choose.
+def refuse_unvalidated(setting: Setting) -> None:
+    """Refuse what chooses by validation rows where there is none: searches, and best weights.
 
     Raises:
         CompressError: there is no data, or the validation split is empty.
     """
-    for stage in setting.profile.stages:
-        if stage.kind != "search":
+    for stage in _stages(setting):
+        train = getattr(stage.options, "train", None)
+        if stage.kind != "search" and not getattr(train, "validate_every", 0):
             continue
         setting.refuse_unreadable(stage.method)
-        assert setting.corpus is not None
-        length, corpus = stage.options.train.length, setting.corpus
-        known = corpus.documents["validation"]
+        assert setting.corpus is not None and train is not None
+        known = setting.corpus.documents["validation"]
         if not known or not len(
-            corpus.rows("validation", setting.processor, length, setting.reading)
+            setting.corpus.rows("validation", setting.processor, train.length, setting.reading)
         ):
+            what = (
+                "candidates cannot be ranked"
+                if stage.kind == "search"
+                else f"validate_every of {stage.method} has nothing to look at"
+            )
             raise CompressError(
-                "the validation split has no rows, so candidates cannot be ranked",
+                f"the validation split has no rows, so {what}",
                 "give more documents with --data, or name some under data.validation",
             )
 

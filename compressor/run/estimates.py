@@ -29,6 +29,7 @@ from compressor.run.profile import Stage
 from compressor.run.search_stages import candidate_stages, planned_shapes
 from compressor.run.setting import Setting
 from compressor.training.calibrated import CalibrationOptions
+from compressor.training.validation import MOST
 
 # Resident bytes of a process that has imported torch and transformers and run one forward.
 PROCESS_BYTES = 700_000_000
@@ -196,8 +197,14 @@ def _training(
         depth = trained.sizes["layers"] + trained.sizes.get("decoder_layers", 0)
         memory += positions * trained.sizes["hidden"] * depth * ACTIVATION_BYTES
     disk = 24.0 * (after.parameters + moving)  # two snapshots of weights and both Adam moments
+    seconds = tokens * work / rate
+    if train.validate_every:
+        looks = -(-train.steps // train.validate_every)
+        seen = looks * MOST * train.batch * setting.row_tokens(train.length)  # at most
+        seconds += seen * work / 3 / rate  # a forward is a third of a step
+        disk += 8.0 * after.parameters  # the best weights, and those that take their place
     if isinstance(stage.options, latent.Options) and latent.caches(
         stage.options, setting.task, before.config
     ):
         disk += 2.0 * teacher.sizes["hidden"] * tokens  # at most: a row is stored once
-    return memory, disk + tokens * _kept(stage.options, teacher), tokens * work / rate
+    return memory, disk + tokens * _kept(stage.options, teacher), seconds

@@ -26,6 +26,7 @@ _RANKINGS = {
 
 _CURVES = {
     "loss": "training loss",
+    "validation_loss": "loss on validation rows",
     "flip_rate": "share of the mask that changed when it was chosen again",
 }
 

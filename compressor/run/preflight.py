@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from compressor.errors import CompressError
-from compressor.run.data_needs import check_calibration, refuse_missing_data, refuse_unranked
+from compressor.run.data_needs import check_calibration, refuse_missing_data, refuse_unvalidated
 from compressor.run.estimates import EFFICIENCY, estimate, tensor_bytes
 from compressor.run.layout import search_place, stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
@@ -52,7 +52,7 @@ def plan_run(setting: Setting) -> dict[str, Any]:
         raise CompressError(
             "the profile sets a floor for fidelity and names no data", "add --data FILE"
         )
-    refuse_unranked(setting)
+    refuse_unvalidated(setting)
     refuse_missing_data(setting)
     check_calibration(setting)
     outline = original = outline_of(setting.source, setting.profile.dtype)

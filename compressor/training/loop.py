@@ -3,7 +3,8 @@
 A step is `accumulate` forward and backward passes, a clipped gradient, the optimizer's step and
 `after_step`. Dropout is off, weights are float32, bfloat16 is autocast only. A run that is
 stopped goes on from its last snapshot and ends with the same bits as one that was not. Under
-torchrun a batch is shared out by rows and gradients are averaged (training/parallel.py).
+torchrun a batch is shared out by rows and gradients are averaged (training/parallel.py). With
+`validate_every` it ends with the weights of the best look, not the last (training/best.py).
 """
 
 import math
@@ -19,7 +20,7 @@ from torch.optim import AdamW, Optimizer
 from compressor.errors import CompressError
 from compressor.model.model import Model
 from compressor.model.qsd_layers import norms_of
-from compressor.training import metrics
+from compressor.training import best, metrics
 from compressor.training.batches import on_device, row_inputs
 from compressor.training.options import Train, lr_factor
 from compressor.training.parallel import team
@@ -69,6 +70,8 @@ class _Progress:
     loss: float = 0.0  # of the last line of metrics
     recent: float = 0.0  # sum since then
     since: int = 0  # steps since then
+    best: float | None = None  # least validation loss
+    best_step: int = 0
 
 
 def train(
@@ -80,6 +83,7 @@ def train(
     optimizer: Optimizer | None = None,
     after_step: Callable[[int], None] | None = None,
     identity: str = "",
+    look: Callable[[], float] | None = None,
 ) -> dict[str, Any]:
     """Train the parameters of `model` that require gradients, and those of `objective`.
 
@@ -92,17 +96,18 @@ def train(
         optimizer: over the same parameters; AdamW when None. Its learning rates are the highest.
         after_step: called with the number of finished steps.
         identity: whatever else makes this run this run; a snapshot of another one is not used.
+        look: the loss on validation rows, the same in all processes; `validate_every` wants it.
 
     Returns:
-        {steps, tokens, seconds, loss, precision}; loss is the mean over the last steps.
+        {steps, tokens, seconds, loss, precision}; loss is the mean over the last steps. With
+        `validate_every` also best_step, after which the weights were what they are now.
 
     Raises:
         NotFinite: the loss or its gradient is; earlier snapshots stay.
     """
     module = model.module if isinstance(model, Model) else model
-    module.eval()
-    for norm in norms_of(module):
-        norm.train()
+    assert look is not None or not options.validate_every, "nothing to look at"
+    _learning(module)
     objective.to(work.device)
     weights = _trained(module, objective)
     learners = _learners(weights, objective, options)
@@ -129,7 +134,7 @@ def train(
     saved = clock = time.perf_counter()
     with work.progress("train", options.steps) as advance:
         advance(done.step)
-        while done.step < options.steps:
+        while not best.is_over(done, options):
             loss = _backward(objective, batches, options, precision, work, done)
             peers.average(p.grad for p in weights.values() if p.grad is not None)
             for _, learner in learners:
@@ -144,14 +149,49 @@ def train(
             now = time.perf_counter()
             done.seconds, clock = done.seconds + now - clock, now
             _record(done, loss, options, objective, work)
+            if look is not None and best.looks_now(done, options):
+                _look(look, module, state, done, work)
+                clock = time.perf_counter()
             advance(1)
-            due = now - saved >= options.snapshot_seconds or done.step == options.steps
+            due = now - saved >= options.snapshot_seconds or best.is_over(done, options)
             if due and peers.leads:
                 snapshot()
                 saved = time.perf_counter()
     module.eval()
     facts = {"steps": done.step, "tokens": done.tokens, "seconds": round(done.seconds, 2)}
-    return facts | {"loss": done.loss, "precision": precision}
+    facts |= {"loss": done.loss, "precision": precision}
+    if done.best is None:
+        return facts
+    if done.best_step < done.step:
+        peers.meet()  # the leader may still write
+        best.restore(work.scratch, state)
+    return facts | {"best_step": done.best_step}
+
+
+def _learning(module: nn.Module) -> None:
+    """No dropout, but batch norms follow their inputs."""
+    module.eval()
+    for norm in norms_of(module):
+        norm.train()
+
+
+def _look(
+    look: Callable[[], float],
+    module: nn.Module,
+    state: dict[str, Tensor],
+    done: _Progress,
+    work: Workbench,
+) -> None:
+    """Keep the weights of now if validation rows like them best."""
+    module.eval()
+    loss = look()
+    _learning(module)
+    if team().leads:
+        metrics.append(work.scratch, {"step": done.step, "validation": loss})
+    if best.is_better(loss, done):
+        done.best, done.best_step = loss, done.step
+        if team().leads:
+            best.keep(work.scratch, state)
 
 
 def _trained(module: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
@@ -276,6 +316,7 @@ def _resume(
     if team().leads:
         if found is None:
             remove_snapshots(work.scratch)
+            best.forget(work.scratch)
         metrics.cut_back(work.scratch, found.step if found else 0)
     if found is None:
         return _Progress()

@@ -31,11 +31,22 @@ class Train:
         description="auto takes bfloat16 where a short timing finds it clearly faster",
     )
     snapshot_seconds: float = Field(default=300, ge=0, description="time between two snapshots")
+    validate_every: int = Field(
+        default=0,
+        ge=0,
+        description="steps between two looks at validation rows, of which the best weights are "
+        "kept; 0: the last weights, whatever they are",
+    )
+    patience: int = Field(
+        default=0, ge=0, description="looks without a better one that end the training; 0: none do"
+    )
 
     @model_validator(mode="after")
     def _in_range(self) -> "Train":
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must be at least 0 and below 1")
+        if self.patience and not self.validate_every:
+            raise ValueError("patience counts looks: give validate_every too, e.g. 50")
         return self
 
 

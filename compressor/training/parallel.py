@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
@@ -93,6 +94,12 @@ class Team:
         if self.size > 1:
             for tensor in tensors:
                 tensor.copy_(self._accelerator.reduce(tensor, "mean"))
+
+    def from_leader(self, value: float) -> float:
+        """The leader's number, in every process."""
+        number = torch.tensor([value * self.size if self.leads else 0.0], dtype=torch.float64)
+        self.average([number])
+        return float(number)
 
     def explain(self, error: Exception) -> Exception:
         """What to raise for an error: another process's failure, if that is what caused it."""
