@@ -1,7 +1,7 @@
 """Quantized distillation and differentiable quantization on images, as in the paper?
 
-A convolutional teacher and a student of a tenth of its size learn the 10,000 images of MNIST's test
-set: 8,000 to train on, 1,000 for rates and 1,000 held out. As in arXiv 1802.05668, PM rounds the
+A convolutional teacher, or a ViT, and a student of a tenth of its size learn the 10,000 images of
+MNIST's test set: 8,000 to train on, 1,000 for rates and 1,000 held out; 400 steps, a ViT 1,200. As in arXiv 1802.05668, PM rounds the
 distilled student, with one scale a tensor or one every 256 weights; QD goes on training it behind
 its grid, DQ moves the points of its codebooks, to which weights are assigned anew after every step
 or, held, never. The loss is 0.7 T^2 KL + 0.3 CE with T = 2. Biases stay float. Sizes are by the
@@ -20,6 +20,7 @@ from cells import DATA, table
 from sweep import NOT_RUN, mean
 from torch import nn
 from torch.nn.functional import max_pool2d, relu
+from transformers import ViTConfig, ViTForImageClassification
 
 from compressor.numerics.buckets import Buckets, even_points, scaled, stored
 from compressor.numerics.coding import coded_bytes, huffman_bits, pooled
@@ -35,12 +36,15 @@ from compressor.training.options import Train
 from compressor.training.projected import Projected, projected
 from compressor.training.workbench import Workbench
 
-TITLE = "Quantized students of a convolutional teacher"
-MODELS = ("MNIST",)
+TITLE = "Quantized students of image classifiers"
+CNN, VIT = MODELS = ("MNIST", "MNIST, ViT")
 SPLITS = {"train": slice(0, 8000), "validation": slice(8000, 9000), "heldout": slice(9000, 10000)}
-STEPS, BATCH, BUCKET = 400, 64, 256
+STEPS, BATCH, BUCKET = {CNN: 400, VIT: 1200}, 64, 256
 BITS = (2, 4, 8)
-WIDTHS = {"teacher": (16, 32, 128), "student": (4, 8, 32)}
+WIDTHS = {
+    CNN: {"teacher": (16, 32, 128), "student": (4, 8, 32)},
+    VIT: {"teacher": (64, 3), "student": (24, 2)},
+}
 ARMS = ("PM, no buckets", "PM", "QD", "DQ", "DQ, held")
 QD_RATE, DQ_RATE = 1e-3, 0.02  # DQ's is in mean gaps between points
 
@@ -57,6 +61,25 @@ class Net(nn.Module):
         x = max_pool2d(relu(self.first(x)), 2)
         x = max_pool2d(relu(self.second(x)), 2)
         return self.out(relu(self.dense(x.flatten(1))))
+
+
+class Transformer(nn.Module):
+    """A ViT of patches of 7 x 7: pixels [B, 1, 28, 28] -> logits [B, 10]."""
+
+    def __init__(self, width, layers):
+        super().__init__()
+        config = ViTConfig(
+            **{"image_size": 28, "patch_size": 7, "num_channels": 1, "num_labels": 10},
+            **{"hidden_size": width, "intermediate_size": 2 * width, "initializer_range": 0.1},
+            **{"num_hidden_layers": layers, "num_attention_heads": 4},
+        )
+        self.vit = ViTForImageClassification(config).eval()
+
+    def forward(self, x):
+        return self.vit(pixel_values=x).logits
+
+
+NETS = {CNN: Net, VIT: Transformer}
 
 
 class Loss(nn.Module):
@@ -85,14 +108,14 @@ def images():
     return pixels, torch.tensor([document.label for document in read_idx(file)])
 
 
-def batches(seed):
+def batches(seed, steps):
     """Batches of the training split, drawn anew every epoch."""
     pixels, labels = (x[SPLITS["train"]] for x in images())
     draw, found = torch.Generator().manual_seed(seed), []
-    while len(found) < STEPS:
+    while len(found) < steps:
         rows = torch.randperm(len(labels), generator=draw).split(BATCH)
         found += [{"pixel_values": pixels[r], "labels": labels[r]} for r in rows if len(r) == BATCH]
-    return found[:STEPS]
+    return found[:steps]
 
 
 @torch.no_grad()
@@ -104,41 +127,42 @@ def accuracy(net, split):
 
 def learn(net, objective, seed, lr, optimizer=None, after_step=None):
     """Train in place."""
+    steps = STEPS[VIT if isinstance(net, Transformer) else CNN]
     options = Train(
-        **{"steps": STEPS, "batch": BATCH, "lr": lr, "precision": "float32"},
+        **{"steps": steps, "batch": BATCH, "lr": lr, "precision": "float32"},
         **{"snapshot_seconds": 1e6},
     )
     with tempfile.TemporaryDirectory() as scratch:
         surroundings = (seed, torch.device("cpu"), Path(scratch), Silent(), lambda line: None)
         work = Workbench(*surroundings, _batches=None, _teacher=None, _reference=None)
-        train(net, batches(seed), objective, options, work, optimizer, after_step)
+        train(net, batches(seed, steps), objective, options, work, optimizer, after_step)
 
 
 @cache
-def trained(kind, seed):
+def trained(model, kind, seed):
     """The teacher, the student without one, or the student that learned from the teacher."""
     torch.manual_seed(seed)
-    net = Net(*WIDTHS["teacher" if kind == "teacher" else "student"])
-    teacher = trained("teacher", seed) if kind == "distilled" else None
+    net = NETS[model](*WIDTHS[model]["teacher" if kind == "teacher" else "student"])
+    teacher = trained(model, "teacher", seed) if kind == "distilled" else None
     learn(net, Loss(net, teacher), seed, 3e-3)
     return net.requires_grad_(False)
 
 
-def float_cell(kind, seed):
+def float_cell(model, kind, seed):
     """A float network."""
-    net = trained(kind, seed)
+    net = trained(model, kind, seed)
     count = sum(p.numel() for p in net.parameters())
     return {"bytes": 4 * count, **{s: accuracy(net, s) for s in ("validation", "heldout")}}
 
 
-def cell(arm, bits, seed):
+def cell(model, arm, bits, seed):
     """A quantized student: accuracies and sizes."""
-    net = Net(*WIDTHS["student"])
-    net.load_state_dict(trained("distilled", seed).state_dict())
+    net = NETS[model](*WIDTHS[model]["student"])
+    net.load_state_dict(trained(model, "distilled", seed).state_dict())
     buckets = Buckets(None if arm == "PM, no buckets" else BUCKET, True, "linear")
     users = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     layers = [((m,), _codebook(m.weight.detach(), buckets, bits, "DQ" in arm)) for m in users]
-    loss = Loss(net, trained("teacher", seed))
+    loss = Loss(net, trained(model, "teacher", seed))
     if arm == "QD":
         learn(net, Projected(loss, layers), seed, QD_RATE)
     elif "DQ" in arm:
@@ -179,31 +203,35 @@ def _sizes(net, layers, bits):
     return {"bytes": plain, "huffman_bytes": coded, "huffman_bits": huffman / weights}
 
 
-def key(arm, bits, seed):
-    return f"vision {arm} {bits} bits seed {seed}" if bits else f"vision {arm} seed {seed}"
+def key(model, arm, bits, seed):
+    name = "vision" if model == CNN else "vision ViT"
+    return f"{name} {arm} {bits} bits seed {seed}" if bits else f"{name} {arm} seed {seed}"
 
 
 def run(cells, model, seeds):
     """Every arm with every seed."""
     for seed in seeds:
         for kind in ("teacher", "alone", "distilled"):
-            cells.run(key(kind, None, seed), partial(float_cell, kind, seed))
+            cells.run(key(model, kind, None, seed), partial(float_cell, model, kind, seed))
         for bits in BITS:
             for arm in ARMS:
-                cells.run(key(arm, bits, seed), partial(cell, arm, bits, seed))
+                cells.run(key(model, arm, bits, seed), partial(cell, model, arm, bits, seed))
 
 
 def section(cells):
-    """A row for every arm: means over seeds."""
-    rows = [_row(cells, kind, None) for kind in ("teacher", "alone", "distilled")]
-    rows += [_row(cells, arm, bits) for bits in BITS for arm in ARMS]
+    """A table for each kind of network, a row for every arm: means over seeds."""
     header = ["network", "bits", "validation %", "held out %", "bytes", "with Huffman", "seeds"]
-    return [table(header, rows)]
+    blocks = []
+    for model, title in ((CNN, "Convolutional networks"), (VIT, "ViTs")):
+        rows = [_row(cells, model, kind, None) for kind in ("teacher", "alone", "distilled")]
+        rows += [_row(cells, model, arm, bits) for bits in BITS for arm in ARMS]
+        blocks += [f"### {title}", table(header, rows)]
+    return blocks
 
 
-def _row(cells, arm, bits):
+def _row(cells, model, arm, bits):
     names = {"alone": "student alone", "distilled": "student distilled"}
-    found = [cells.found.get(key(arm, bits, seed)) for seed in range(10)]
+    found = [cells.found.get(key(model, arm, bits, seed)) for seed in range(10)]
     found = [cell for cell in found if cell]
     start = [names.get(arm, arm), str(bits or 32)]
     if not found:
