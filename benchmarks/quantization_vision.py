@@ -5,7 +5,7 @@ MNIST's test set: 8,000 to train on, 1,000 for rates and 1,000 held out; 400 ste
 in arXiv 1802.05668, PM rounds the distilled student, with one scale a tensor or one every 256
 weights; QD goes on training it behind its grid, DQ moves the points of its codebooks, to which
 weights are assigned anew after every step or, held, never. The loss is 0.7 T^2 KL + 0.3 CE with
-T = 2. Biases and a ViT's positions stay float. Sizes are by the paper's formula; Huffman is the mean
+T = 2. Biases and positions stay float. Sizes are by the paper's formula; Huffman is the mean
 code length over all tensors. Trained arms take the same steps. The paper trains QD from scratch;
 here all arms start from the student that was distilled in float. At most a minute a cell.
 """
