@@ -184,6 +184,7 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     model.module.to(work.device)
     train = options.train
     settle(model, work.batches("train", _SETTLING, batch=train.batch, length=train.length))
+    untrained = _counted(model, train, work)
     layers: list[tuple[Target, Projection]] = [
         (t, LearnedGrid(weight_of(model, t.name), t.bits, None)) for t in targets(model, options)
     ]
@@ -196,6 +197,9 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     model.notes["spikes"] = spikes = _counted(model, train, work)
     products = vit_products(before) if before.model_type == "vit" else spikes["float_mac"]
     spikes["float_energy_nj"] = MAC_PJ * products / 1000
+    spikes["untrained"] = {
+        name: untrained[name] for name in ("firing_rate", "energy_nj", "entropy")
+    }
     size = model.notes["size"]  # real numbers; what papers print for parameters are equivalents
     size["bit_equivalents"] = round(size["weights"] * size["bits"] / 32 + size["float"])
     work.log(

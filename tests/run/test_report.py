@@ -67,6 +67,17 @@ def test_the_validation_loss_stands_beside_the_training(written):
         assert "steps 300; validation loss 3.14 before, 0.25 after (512 rows)" in shown
 
 
+def test_what_spikes_cost_is_said(tmp_path, sample_report):
+    bits = {"q": 1.5, "k": 1.25, "v": 0.5}
+    found = {"firing_rate": 0.169, "ac": 1205105.4, "mac": 50176, "entropy": bits}
+    found |= {"energy_nj": 1315.4, "float_energy_nj": 8432.0}
+    found["untrained"] = {"entropy": bits | {"v": 0.75}}
+    sample_report["stages"][1]["notes"] = {"spikes": found}
+    write_report(tmp_path, sample_report)
+    shown = "16.9% | 1,205,105 | 50,176 | 1315 | 8432 | 6.4x | 1.50, 1.25, 0.50 | 1.50, 1.25, 0.75"
+    assert shown in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_no_absolute_path_is_left(written):
     for text in written.values():
         assert "/home/" not in text and "someone" not in text
