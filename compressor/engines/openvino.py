@@ -6,16 +6,18 @@ same file would give other numbers on another machine.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from compressor.engines import refuse_missing
 from compressor.engines.onnx_files import refusal
-from compressor.engines.onnxruntime import OnnxRuntimeEngine
+from compressor.engines.onnxruntime import Cache, OnnxRuntimeEngine
 from compressor.errors import CompressError, first_line
 
 
@@ -36,6 +38,27 @@ class OpenVinoEngine(OnnxRuntimeEngine):
     def __init__(self, path: Path, threads: int | None = None) -> None:
         refuse_missing(self.name)
         self._open(Path(path), lambda file: _Session(file, threads))
+
+    def _step(self, ids: np.ndarray, cache: Cache, mask: np.ndarray) -> tuple[Tensor, Cache]:
+        """Row by row: OpenVINO 2026.4 computes GroupQueryAttention of one row only."""
+        if self._encoder is not None or len(ids) == 1:
+            return super()._step(ids, cache, mask)
+        rows = [
+            super(OpenVinoEngine, self)._step(ids[i : i + 1], _row(cache, i), mask[i : i + 1])
+            for i in range(len(ids))
+        ]
+        values = {
+            name: _Value(np.concatenate([own.values[name].numpy() for _, own in rows]))
+            for name in cache.values
+        }
+        whole = np.concatenate([own.mask for _, own in rows])
+        return torch.cat([logits for logits, _ in rows]), replace(cache, values=values, mask=whole)
+
+
+def _row(cache: Cache, i: int) -> Cache:
+    """The cache of one row of a decoder."""
+    values: dict[str, Any] = {n: _Value(v.numpy()[i : i + 1]) for n, v in cache.values.items()}
+    return replace(cache, values=values, mask=cache.mask[i : i + 1])
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 The graph is that of export.onnx, our codes and all. genai_config.json tells the library the names
 of its inputs and outputs, its sizes and the special tokens; `type: decoder` is its word for a
-decoder whose architecture it need not know. The cache is not shared between past and present
-(`past_present_share_buffer`): our graph gives back a longer one at every step.
+decoder whose architecture it need not know. Past and present share one buffer of `max_length`
+tokens (`past_present_share_buffer`), so that no step copies the cache; a graph without the fused
+attention gives back a longer cache at every step instead.
 
 Where the library is installed, it must give the probe's outputs and greedy text before the export
 counts as done. Where it is not, ONNX Runtime proves the graph, and manifest and card say that the
@@ -40,7 +41,8 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     """
     refuse(model)
     metrics = onnx.run(model, options, out).manifest.metrics
-    (out / CONFIG).write_text(json.dumps(_config(model), indent=2) + "\n", encoding="utf-8")
+    config = _config(model, onnx.fuses(model, options))
+    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if installed(GenaiEngine.name):
         said = {"tokenizer": _reads_like(model, out)}
         return artifact(model, out, GenaiEngine.name, model.formats, metrics | {"genai": said})
@@ -66,7 +68,7 @@ def refuse(model: Model) -> None:
         )
 
 
-def _config(model: Model) -> dict[str, Any]:
+def _config(model: Model, shares: bool) -> dict[str, Any]:
     """genai_config.json; keys as the library's own model builder writes them."""
     sizes, most = model.sizes, int(model.config.max_position_embeddings)
     special = _special_tokens(model)
@@ -90,7 +92,7 @@ def _config(model: Model) -> dict[str, Any]:
         "num_key_value_heads": sizes["kv_heads"],
     }
     about = {"type": "decoder", "context_length": most, "vocab_size": sizes["vocabulary"]}
-    search = {"max_length": most, "do_sample": False, "past_present_share_buffer": False}
+    search = {"max_length": most, "do_sample": False, "past_present_share_buffer": shares}
     return {"model": {**about, **special, "decoder": decoder}, "search": search}
 
 

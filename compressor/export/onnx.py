@@ -5,7 +5,7 @@ GatherBlockQuantized; formats with an activation become integer products, MatMul
 static grid, MatMul of DequantizeLinear; codebooks become Gather and float products
 (onnx_codebook.py). Precision is what `model.formats` says; nothing is quantized here. A table
 shared by embedding and head is stored once. Decoders get a KV cache (onnx_forward.py has the
-inputs and outputs).
+inputs and outputs) and the runtime's own attention (onnx_fused.py).
 
 The scales in the file are our float16 values as float32. The probe holds the outputs of the
 model in torch, with float activations.
@@ -22,6 +22,7 @@ from pydantic import Field
 from compressor.export.files import artifact, write_probe_of, write_side_files
 from compressor.export.onnx_forward import Graph, graphs
 from compressor.export.onnx_half import store_half
+from compressor.export.onnx_tidy import tidy
 from compressor.export.onnx_twin import make_twin
 from compressor.model.layers import float_inputs
 from compressor.model.manifest import Artifact
@@ -39,6 +40,10 @@ class Options:
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="how float weights are stored; products are float32"
     )
+    attention: Literal["fused", "plain"] = Field(
+        "fused",
+        description="of decoders: nodes of ONNX Runtime, faster, or those of the ONNX standard",
+    )
 
 
 def run(model: Model, options: Options, out: Path) -> Artifact:
@@ -53,9 +58,10 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     with float_inputs(model.module):
         write_probe_of(model, out)
     halved: Counter[str] = Counter()
-    for graph in graphs(twin):
+    for graph in graphs(twin, fuses(model, options)):
         program = _export(graph, options)
         _name_axes(program, graph)
+        tidy(program.model)
         _strip(program.model)
         if options.dtype == "float16":
             halved.update(store_half(program, graph.module))
@@ -64,6 +70,11 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     write_side_files(model, out)
     metrics = {"float16": dict(halved)} if halved else {}
     return artifact(model, out, "onnxruntime", model.formats, metrics)
+
+
+def fuses(model: Model, options: Options) -> bool:
+    """Whether a decoder's attention becomes nodes of ONNX Runtime, which want heads of 8 N."""
+    return options.attention == "fused" and model.sizes["head_dim"] % 8 == 0
 
 
 def _export(graph: Graph, options: Options) -> Any:

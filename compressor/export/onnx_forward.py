@@ -6,19 +6,22 @@ decoder  input_ids, attention_mask, position_ids, past_key_values.L.key|value
          -> logits, present.L.key|value            cache [batch, kv_heads, past, head_dim]
 both     two graphs, see onnx_pair.py
 
-One graph serves prompts and single tokens: past may be 0. Rows may be padded on the left; then
-attention_mask [batch, past + sequence] is 0 there and position_ids count real tokens only.
+One graph serves prompts and single tokens: past may be 0. Several tokens behind a past want a batch
+of one row, or `attention: plain`. Rows may be padded on the left; then attention_mask
+[batch, past + sequence] is 0 there and position_ids count real tokens only.
 Layers with a sliding window keep all tokens in their cache too; the mask alone hides the rest.
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compressor.export.onnx_fused import fused, past
 from compressor.model.model import Model, pool
 
 Axes = dict[int, str]  # which axes of an input are free, and their names
@@ -66,10 +69,26 @@ class _Decoder(nn.Module):
 
     def forward(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         given = dict(zip(self.names, tensors, strict=True))
-        cache = filled_cache(given, "past_key_values")
         tokens = {name: t for name, t in given.items() if "." not in name}
-        result = self.module(**tokens, past_key_values=cache, use_cache=True)
+        with self._attention():
+            cache = self._past(given, tokens)
+            result = self.module(**tokens, past_key_values=cache, use_cache=True)
         return result.logits, *(t for layer in cache.layers for t in (layer.keys, layer.values))
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def _past(self, given: Mapping[str, Tensor], tokens: Mapping[str, Tensor]) -> Any:
+        return filled_cache(given, "past_key_values")
+
+
+class _FusedDecoder(_Decoder):
+    def _attention(self) -> AbstractContextManager[None]:
+        return fused(self.module)
+
+    def _past(self, given: Mapping[str, Tensor], tokens: Mapping[str, Tensor]) -> Any:
+        before = [t for name, t in given.items() if name not in tokens]
+        return past(before, tokens["input_ids"], tokens["attention_mask"])
 
 
 def filled_cache(given: Mapping[str, Tensor], prefix: str) -> Any:
@@ -83,13 +102,19 @@ def filled_cache(given: Mapping[str, Tensor], prefix: str) -> Any:
     return cache
 
 
-def graphs(model: Model) -> list[Graph]:
-    """Wrap a model (the exporter's twin) for its task; encoder-decoders make two graphs."""
+def graphs(model: Model, fuses: bool = True) -> list[Graph]:
+    """Wrap a model (the exporter's twin) for its task; encoder-decoders make two graphs.
+
+    Args:
+        fuses: whether a decoder gets the attention of ONNX Runtime (onnx_fused.py).
+    """
     from compressor.export.onnx_pair import wrap_pair
 
     if len(model.family.stacks) > 1:
         return wrap_pair(model)
-    return [_wrap_decoder(model) if model.task == "causal-lm" else _wrap_encoder(model)]
+    if model.task == "causal-lm":
+        return [_wrap_decoder(model, _FusedDecoder if fuses else _Decoder)]
+    return [_wrap_encoder(model)]
 
 
 def _wrap_encoder(model: Model) -> Graph:
@@ -121,13 +146,13 @@ def _tokenizer_outputs(model: Model) -> list[str]:
     return [] if model.processor is None else list(model.processor.model_input_names)
 
 
-def _wrap_decoder(model: Model) -> Graph:
+def _wrap_decoder(model: Model, wrapper: type[_Decoder]) -> Graph:
     sizes = model.sizes
     inputs = token_inputs("") | cache_inputs(
         "past_key_values", sizes["layers"], sizes["kv_heads"], sizes["head_dim"], BEFORE, PAST
     )
     outputs = ["logits", *parts("present", sizes["layers"])]
-    return Graph("model.onnx", _Decoder(model, list(inputs)).eval(), inputs, outputs)
+    return Graph("model.onnx", wrapper(model, list(inputs)).eval(), inputs, outputs)
 
 
 def token_inputs(prefix: str) -> dict[str, tuple[Tensor, Axes]]:
