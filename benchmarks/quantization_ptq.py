@@ -5,8 +5,8 @@ layers that a group does not divide get one scale per output channel. llm-compre
 environment of its own (benchmarks/peer_llm_compressor.py has the commands) and scores the same
 held-out rows with its own quantized model. Decoders: nats per token. all-MiniLM-L6-v2: one minus
 the mean cosine of sentence embeddings to the original's, on 512 sentences of the dev part of STS-B.
-Seconds to a minute a cell. ONNX Runtime's own quantizers (benchmarks/peer_onnxruntime.py) need no data, so they
-have one cell each: rounding to nearest, HQQ, and dynamic int8. It has no 3 bits.
+Seconds to a minute a cell. ONNX Runtime's own quantizers (benchmarks/peer_onnxruntime.py) need no
+data, so they have one cell each: rounding to nearest, HQQ, and dynamic int8. It has no 3 bits.
 
 *GPTQ* orders columns by activation in both programs, with the grid of the extreme values; *GPTQ,
 clipped* searches the grid as well. *AWQ* cannot fold scales into the norms of a post-norm encoder.
