@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "bytes": "quantization_bytes",
     "cost": "quantization_cost",
     "vision": "quantization_vision",
+    "cache": "quantization_cache",
 }
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ class _Session:
             raise refusal(found, said, "OpenVINO", library.__version__) from error
         self._request = self._compiled.create_infer_request()
         self.inputs = {i.any_name: _shape(i) for i in self._compiled.inputs}
+        self.kinds = {i.any_name: i.element_type.to_dtype() for i in self._compiled.inputs}
         self.outputs = [o.any_name for o in self._compiled.outputs]
 
     def value(self, array: np.ndarray) -> _Value:

@@ -19,16 +19,22 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from compressor.errors import CompressError
 from compressor.export.files import artifact, write_probe_of, write_side_files
 from compressor.export.onnx_forward import Graph, graphs
 from compressor.export.onnx_half import store_half
 from compressor.export.onnx_tidy import tidy
 from compressor.export.onnx_twin import make_twin
+from compressor.model.kv_cache import BITS, bytes_per_token, has_scales
 from compressor.model.layers import float_inputs
 from compressor.model.manifest import Artifact
 from compressor.model.model import Model
 from compressor.options import options
 
+PLAIN_CACHE = (  # what is wrong, and what to do
+    "the cache of this model is in 8 bits, which nodes of the ONNX standard do not read",
+    "leave attention: plain out of export.onnx, or quantize.cache out of the profile",
+)
 _LARGEST_FILE = 1_900_000_000  # bytes; a protobuf ends at 2^31, and the graph needs room too
 
 
@@ -51,9 +57,10 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     tokenizer and probe into a directory; large graphs get a NAME.onnx.data beside them.
 
     Raises:
-        CompressError: ONNX Runtime has no node for a module's bits or groups, or an
-            encoder-decoder has no head.
+        CompressError: ONNX Runtime has no node for a module's bits or groups, an encoder-decoder
+            has no head, or see refuse_cache.
     """
+    refuse_cache(model, options)
     twin = make_twin(model)
     with float_inputs(model.module):
         write_probe_of(model, out)
@@ -68,13 +75,21 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
         size = sum(v.const_value.nbytes for v in program.model.graph.initializers.values())
         program.save(str(out / graph.file), external_data=size > _LARGEST_FILE)
     write_side_files(model, out)
-    metrics = {"float16": dict(halved)} if halved else {}
+    metrics: dict[str, Any] = {"float16": dict(halved)} if halved else {}
+    if has_scales(model):
+        metrics["cache"] = {"bits": BITS, "bytes_per_token": bytes_per_token(model.sizes)}
     return artifact(model, out, "onnxruntime", model.formats, metrics)
 
 
 def fuses(model: Model, options: Options) -> bool:
     """Whether a decoder's attention becomes nodes of ONNX Runtime, which want heads of 8 N."""
     return options.attention == "fused" and model.sizes["head_dim"] % 8 == 0
+
+
+def refuse_cache(model: Model, options: Options) -> None:
+    """Raise CompressError where keys and values are rounded and the graph could not say so."""
+    if has_scales(model) and not fuses(model, options):
+        raise CompressError(*PLAIN_CACHE)
 
 
 def _export(graph: Graph, options: Options) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.export.onnx_fused import fused, past
+from compressor.model.kv_cache import has_scales
 from compressor.model.model import Model, pool
 
 Axes = dict[int, str]  # which axes of an input are free, and their names
@@ -84,9 +84,13 @@ class _Decoder(nn.Module):
 
 class _FusedDecoder(_Decoder):
     def _attention(self) -> AbstractContextManager[None]:
+        from compressor.export.onnx_fused import fused
+
         return fused(self.module)
 
     def _past(self, given: Mapping[str, Tensor], tokens: Mapping[str, Tensor]) -> Any:
+        from compressor.export.onnx_fused import past
+
         before = [t for name, t in given.items() if name not in tokens]
         return past(before, tokens["input_ids"], tokens["attention_mask"])
 
@@ -149,7 +153,8 @@ def _tokenizer_outputs(model: Model) -> list[str]:
 def _wrap_decoder(model: Model, wrapper: type[_Decoder]) -> Graph:
     sizes = model.sizes
     inputs = token_inputs("") | cache_inputs(
-        "past_key_values", sizes["layers"], sizes["kv_heads"], sizes["head_dim"], BEFORE, PAST
+        *("past_key_values", sizes["layers"], sizes["kv_heads"], sizes["head_dim"], BEFORE, PAST),
+        dtype=torch.int8 if has_scales(model) else torch.float32,
     )
     outputs = ["logits", *parts("present", sizes["layers"])]
     return Graph("model.onnx", wrapper(model, list(inputs)).eval(), inputs, outputs)
@@ -173,7 +178,14 @@ def parts(prefix: str, layers: int) -> list[str]:
 
 
 def cache_inputs(
-    prefix: str, layers: int, heads: int, width: int, length: int, axes: Axes
+    prefix: str,
+    layers: int,
+    heads: int,
+    width: int,
+    length: int,
+    axes: Axes,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, tuple[Tensor, Axes]]:
     """Keys and values [batch, heads, length, width] of all layers."""
-    return {name: (torch.zeros(ROWS, heads, length, width), axes) for name in parts(prefix, layers)}
+    example = torch.zeros(ROWS, heads, length, width, dtype=dtype)
+    return {name: (example.clone(), axes) for name in parts(prefix, layers)}

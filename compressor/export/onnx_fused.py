@@ -10,7 +10,7 @@ in the place of its own function, and a cache whose layers hold the past only.
 
 Which tokens count is a float mask, added to the scores, so rows may be padded on either side. The
 length of a row with its past is that of attention_mask, never of the cache, which a runtime may
-have made longer than it is.
+have made longer than it is. A cache in 8 bits (quantize.cache) is read and written as it is.
 """
 
 import sys
@@ -25,8 +25,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import eager_mask
 
+from compressor.model.kv_cache import BITS, scales_of
+
 NAME = "compress_fused"  # of the attention, for transformers
 _ROTARY = "apply_rotary_pos_emb"
+_GRID = "PER_CHANNEL"  # of a cache in 8 bits
 _HIDDEN = -1e9  # score of what a token may not see; of float32's least two would be minus infinity
 
 
@@ -88,12 +91,18 @@ def attention(
         "num_heads": heads,
         "kv_num_heads": shared,
         "scale": float(width**-0.5 if scaling is None else scaling),
+        **({"softcap": float(softcap)} if softcap else {}),
     }
+    scales, kept = scales_of(module), q_BHSD.dtype
+    if scales is not None:
+        rest += [None, *(scale_KD.flatten() for scale_KD in scales)]
+        settings |= {"k_quant_type": _GRID, "v_quant_type": _GRID, "kv_cache_bit_width": BITS}
+        kept = torch.int8
     y_BSI, layer.keys, layer.values = symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         [*flat, *rest],
-        settings | ({"softcap": float(softcap)} if softcap else {}),
-        dtypes=(q_BHSD.dtype,) * 3,
+        settings,
+        dtypes=(q_BHSD.dtype, kept, kept),
         shapes=((rows, new, heads * width), *[(rows, shared, total, width)] * 2),
         version=1,
     )

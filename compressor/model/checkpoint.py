@@ -27,6 +27,7 @@ from compressor.model.compressed import (
 )
 from compressor.model.conv1d import to_linear, turned_names
 from compressor.model.families import Family, find_family
+from compressor.model.kv_cache import read_cache_scales, write_cache_scales
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Manifest, WeightFormat, quantized, read_manifest
 from compressor.model.model import Model, task_of
@@ -119,6 +120,7 @@ def load_directory(
     )
     promised = {name for name, form in formats.items() if form.side_rank is not None}
     read_sides(model, path, promised if known else None)
+    read_cache_scales(model, path)
     return model
 
 
@@ -268,6 +270,7 @@ def save(model: Model, directory: Path, parent: Path, shard: int | None = None) 
     else:
         write_float(model.module, directory, float_state(model.module, dtype), dtype, shard)
     write_sides(model, directory, dtype)
+    write_cache_scales(model, directory)
 
 
 def quantized_files(

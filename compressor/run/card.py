@@ -183,6 +183,7 @@ def model_card(
         *gguf_lines(manifest),
         *_sparsity(manifest),
         *_coding(manifest),
+        *_cache(manifest),
         *_fidelity(manifest.metrics["fidelity"]),
         *_side_paths(manifest),
         "Every option, seed and digest is in `manifest.json`.",
@@ -245,6 +246,17 @@ def _coding(manifest: Manifest) -> list[str]:
     if not coded:
         return []
     return [CODED_GAIN.format(**coded, saved=1 - coded["bytes"] / coded["packed_bytes"])]
+
+
+def _cache(manifest: Manifest) -> list[str]:
+    """What a token takes in a cache of 8 bits."""
+    if "cache" not in manifest.metrics:
+        return []
+    taken = manifest.metrics["cache"]["bytes_per_token"]
+    return [
+        f"Keys and values are stored in 8 bits: a token takes {taken['int8']:,} bytes of cache, in "
+        f"float32 it would take {taken['float32']:,}."
+    ]
 
 
 def _sparsity(manifest: Manifest) -> list[str]:

@@ -9,7 +9,7 @@ from compressor.prune.scores import ScoreOptions
 from compressor.run.methods import WITHOUT_DATA
 from compressor.run.profile import Stage
 from compressor.run.setting import Setting
-from compressor.training.calibrated import CalibrationOptions
+from compressor.training.calibrated import SequenceOptions
 
 
 def refuse_missing_data(setting: Setting) -> None:
@@ -33,7 +33,7 @@ def check_calibration(setting: Setting) -> None:
     config = config_of(read_config(setting.source.path))
     for stage in _stages(setting):
         options = stage.options
-        if isinstance(options, CalibrationOptions) and options.reads_data:
+        if isinstance(options, SequenceOptions) and options.reads_data:
             length = options.tokens(config)
         elif isinstance(options, ScoreOptions) and getattr(options, "scores", None) is None:
             length = options.length

@@ -20,7 +20,7 @@ from compressor.numerics.ggml_blocks import BLOCK, FORMS
 from compressor.prune import ast, minitron, squarehead
 from compressor.prune.damage import BY_ANSWERS
 from compressor.prune.scores import by_removal, removable
-from compressor.quantize import qsd
+from compressor.quantize import cache, qsd
 from compressor.quantize.trained import TrainedOptions
 from compressor.run.methods import learns
 from compressor.run.oneshot_needs import oneshot_needs
@@ -75,6 +75,9 @@ def estimate(
         own = oneshot_needs(stage.options, *given)
         least = memory if stage.trains else 0.0
         memory, disk, seconds = max(least, PROCESS_BYTES + own[0]), disk + own[1], seconds + own[2]
+    elif isinstance(stage.options, cache.Options):
+        tokens = setting.reading.positions(stage.options.tokens(before.config))
+        seconds += 2.0 * before.parameters * tokens * stage.options.samples / rates[0]
     elif stage.kind == "export":
         seconds += EXPORT_SECONDS
         memory = PROCESS_BYTES + EXPORT_BYTES + 40.0 * teacher.parameters

@@ -11,6 +11,7 @@ from compressor.errors import Refused
 from compressor.measure import fidelity
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.count import count_nonzero, count_parameters
+from compressor.model.kv_cache import has_scales
 from compressor.model.manifest import Artifact, Manifest
 from compressor.model.side_files import copy_side_files
 from compressor.run.card import SIDE_LOSSES, model_card
@@ -18,6 +19,7 @@ from compressor.run.gate import check_agreement
 from compressor.run.llama_text import compare_text
 from compressor.run.methods import load_method
 from compressor.run.profile import Stage
+from compressor.run.rehearse_formats import refuse_cached
 from compressor.training.workbench import Workbench
 
 
@@ -45,6 +47,8 @@ def export_into(
     """
     method: Any = load_method(stage.method)
     model = parent.load()
+    if has_scales(model) and stage.method != "export.onnx":
+        refuse_cached(stage.method)
     copy_side_files(parent.path, directory)
     artifact: Artifact = method.run(model, stage.options, directory)
     task, parameters = model.task, count_parameters(model.module)

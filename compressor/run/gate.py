@@ -33,7 +33,8 @@ ROUNDED = 0.1
 # llama.cpp keeps keys and values in float16, and rounds activations to the type of the weights they
 # meet; quantized weights meet activations of 8 bits per block, as above. See docs/formats.md.
 LLAMA = 3e-2
-# One scale for a token or a tensor: 8 to 16 per cent on the probe of an encoder of 6 layers.
+# One scale for a token or a tensor: 8 to 16 per cent on the probe of an encoder of 6 layers. So too
+# for keys and values in 8 bits, whose scales are those of real text.
 ROUNDED_WHOLE = 0.4
 
 
@@ -111,9 +112,10 @@ def check_agreement(
     least = HALF if (metrics or {}).get("float16", {}).get("rounded") else EXACT
     quantized = [f for f in formats if f.bits is not None and f.codebook is None]
     whole = any(f.activation is not None for f in quantized)
-    served = engine.name in GRAPHS and bool(quantized)
+    cached = "cache" in (metrics or {})
+    served = engine.name in GRAPHS and (bool(quantized) or cached)
     rounds = served or (engine.name == "transformers" and whole)  # by formulas of its own
-    allowed = (ROUNDED_WHOLE if whole else ROUNDED) if rounds else least
+    allowed = (ROUNDED_WHOLE if whole or cached else ROUNDED) if rounds else least
     exact = None
     if served:
         kind: Any = type(engine)

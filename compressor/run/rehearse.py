@@ -40,13 +40,14 @@ from compressor.run.measuring import refuse_unfit
 from compressor.run.methods import load_method
 from compressor.run.profile import Profile, Stage
 from compressor.run.rehearse_formats import (
+    check_cache,
     check_groups,
     check_jointly_sparse,
     check_packed,
     refuse_requantized,
 )
 from compressor.run.search_stages import candidate_stages, planned_shapes
-from compressor.training.calibrated import CalibrationOptions
+from compressor.training.calibrated import SequenceOptions
 from compressor.training.reading import most_tokens
 
 
@@ -89,10 +90,13 @@ def rehearse(
     refuse_requantized(profile.stages, source)
     check_packed(profile.stages, source)
     made = _rehearse_from(job, made)
+    check_cache(profile.stages, source, made)
     for name, stages in profile.baselines.items():
         refuse_requantized(stages, source)
         check_packed(stages, source)
         _rehearse_baseline(job, name, stages, made)
+        with _named(f"baseline '{name}'"):
+            check_cache(stages, source, [made[0]] * len(stages))
     return list(dict.fromkeys(job.remarks))  # the candidates of a search say the same
 
 
@@ -269,7 +273,7 @@ def _check_sparse(where: str, stage: Stage, model: Model) -> None:
             check_jointly_sparse(model, own.sparse)
         if isinstance(own, AllocatedOptions):
             exceptions(own, found)
-        if isinstance(own, CalibrationOptions):
+        if isinstance(own, SequenceOptions):
             own.tokens(model.config)
         if isinstance(own, ast.Options):
             earlier.refuse_looser(model, own)

@@ -8,19 +8,23 @@ from compressor.export import (
     genai,
     gguf,
     huffman,
+    onnx,
     onnx_formats,
     safetensors,
 )
+from compressor.model import kv_cache
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.prune.sparsity import SparseOptions, targets
-from compressor.quantize import qsd
+from compressor.quantize import cache, qsd
 from compressor.quantize.mixed import refuse_small
 from compressor.quantize.planned import planned
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.quantize.weights import GridOptions, WeightOptions
 from compressor.run.profile import Stage
+
+CACHE = "quantize.cache"
 
 
 def refuse_requantized(stages: tuple[Stage, ...], source: Checkpoint) -> None:
@@ -29,7 +33,7 @@ def refuse_requantized(stages: tuple[Stage, ...], source: Checkpoint) -> None:
     Raises:
         CompressError: names the stage, and the model that the checkpoint was made from.
     """
-    editing = [stage.method for stage in stages if stage.kind != "export"]
+    editing = [s.method for s in stages if s.kind != "export" and s.method != CACHE]
     if not editing or all(form.bits is None for form in source.manifest.formats.values()):
         return
     origin = source.manifest.base_model.get("id")
@@ -37,6 +41,36 @@ def refuse_requantized(stages: tuple[Stage, ...], source: Checkpoint) -> None:
         f"'{source.path.name}' is quantized already, and {editing[0]} needs float weights",
         f"--model {origin or 'the float checkpoint'}, from which it was made; or leave only "
         "exports in the profile",
+    )
+
+
+def check_cache(stages: tuple[Stage, ...], source: Checkpoint, made: list[Model]) -> None:
+    """Refuse what a cache in 8 bits cannot be made for, and what may not follow it."""
+    begins = [i for i, stage in enumerate(stages) if stage.method == CACHE]
+    if begins:
+        cache.refuse(made[begins[0]])
+    stored = (source.path / kv_cache.FILE).is_file()
+    later = stages if stored else stages[begins[0] + 1 :] if begins else ()
+    for stage in later:
+        if stage.method == "export.onnx":
+            if stage.options.attention == "plain":
+                raise CompressError(*onnx.PLAIN_CACHE)
+        elif stage.kind == "export":
+            refuse_cached(stage.method)
+        else:
+            raise CompressError(
+                f"{stage.method} would change what {CACHE} has measured",
+                f"--model a checkpoint from before its {CACHE} stage"
+                if stored
+                else f"put {CACHE} last, before the exports",
+            )
+
+
+def refuse_cached(method: str) -> None:
+    """Refuse an export of a model whose cache is in 8 bits, but for export.onnx."""
+    raise CompressError(
+        f"{method} cannot say that the cache is in 8 bits",
+        f"use export.onnx, or leave {CACHE} out",
     )
 
 

@@ -158,7 +158,8 @@ def check_order(document: Document, path: tuple[Any, ...], stages: tuple[Stage, 
     order = {"prune": 0, "distill": 0, "search": 0, "quantize": 1, "export": 2}
     for i, (before, after) in enumerate(pairwise(stages), start=1):
         where = document.where((*path, i))
-        if before.kind == after.kind == "quantize":
+        both = before.kind == after.kind == "quantize"
+        if both and "quantize.cache" not in (before.method, after.method):
             raise CompressError(f"{where}a second quantize stage", "keep one of them")
         if order[after.kind] < order[before.kind]:
             raise CompressError(

@@ -29,27 +29,17 @@ _ROWS, _TOKENS = 8, 1024  # that go through the model together; more take memory
 
 
 @options
-class CalibrationOptions:
-    """Which data decides."""
+class SequenceOptions:
+    """Which sequences decide."""
 
     samples: int = Field(128, ge=1, description="calibration sequences")
     length: int | None = Field(
         None, ge=2, description="tokens of a sequence; null: 512, or as many as the model takes"
     )
-    offload: bool = Field(
-        False,
-        description="keep one block in memory: weights stay in files, activations are spilled to "
-        "disk; for a model that is larger than memory",
-    )
 
     @property
     def reads_data(self) -> bool:
         """Whether calibration sequences are read."""
-        return True
-
-    @property
-    def solves(self) -> bool:
-        """Whether whole matrices of second moments are made, and what stays is changed."""
         return True
 
     def tokens(self, config: Any) -> int:
@@ -67,6 +57,22 @@ class CalibrationOptions:
                 f"set length to {most} or less",
             )
         return self.length
+
+
+@options
+class CalibrationOptions(SequenceOptions):
+    """Which data decides, block by block."""
+
+    offload: bool = Field(
+        False,
+        description="keep one block in memory: weights stay in files, activations are spilled to "
+        "disk; for a model that is larger than memory",
+    )
+
+    @property
+    def solves(self) -> bool:
+        """Whether whole matrices of second moments are made, and what stays is changed."""
+        return True
 
 
 def rows_at_once(length: int) -> int:
