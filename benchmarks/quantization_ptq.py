@@ -8,8 +8,9 @@ the mean cosine of sentence embeddings to the original's, on 512 sentences of th
 Seconds to a minute a cell. ONNX Runtime's own quantizers (benchmarks/peer_onnxruntime.py) need no
 data, so they have one cell each: rounding to nearest, HQQ, and dynamic int8. It has no 3 bits.
 
-*GPTQ* orders columns by activation in both programs, with the grid of the extreme values; *GPTQ,
-clipped* searches the grid as well. *AWQ* cannot fold scales into the norms of a post-norm encoder.
+*GPTQ* orders columns by activation in both programs, with the grid of the extreme values; *clipped*
+arms search the grid as well. ONNX Runtime's symmetric grid spends its odd level on the side of the
+largest weight, ours lies in the middle. *AWQ* cannot fold scales into the norms of a post-norm encoder.
 *W8A8* rounds activations to 8 bits per token when they come.
 """
 
@@ -44,6 +45,7 @@ FLOAT = {"embeddings": False, "head": False, "uneven": "channel"}
 DATA_OPTIONS = {"samples": SAMPLES, "length": LENGTH}
 OURS = {
     "RTN": (rtn, {}),
+    "RTN, clipped": (rtn, {"clip": "mse"}),
     "GPTQ": (gptq, {"clip": "none"} | DATA_OPTIONS),
     "GPTQ, clipped": (gptq, {"clip": "mse"} | DATA_OPTIONS),
     "AWQ": (awq, DATA_OPTIONS),
