@@ -10,8 +10,8 @@ data, so they have one cell each: rounding to nearest, HQQ, and dynamic int8. It
 
 *GPTQ* orders columns by activation in both programs, with the grid of the extreme values; *clipped*
 arms search the grid as well. ONNX Runtime's symmetric grid spends its odd level on the side of the
-largest weight, ours lies in the middle. *AWQ* cannot fold scales into the norms of a post-norm encoder.
-*W8A8* rounds activations to 8 bits per token when they come.
+largest weight, ours lies in the middle. *AWQ* cannot fold scales into the norms of a post-norm
+encoder. *W8A8* rounds activations to 8 bits per token when they come.
 """
 
 from functools import cache, partial
