@@ -15,6 +15,7 @@ from experiments import main
 EXPERIMENTS = {
     "decay": "sparsity_decay",
     "retraining": "sparsity_retraining",
+    "longer": "sparsity_longer",
     "squarehead": "sparsity_squarehead",
     "solver": "sparsity_solver",
     "memory": "sparsity_memory",

@@ -63,12 +63,12 @@ def arms_of(pattern):
     return [arm for arm in TRAINED if pattern == "2:4" or arm not in ABLATED]
 
 
-def cell(model, pattern, arm, seed, lr=None):
+def cell(model, pattern, arm, seed, lr=None, steps=None):
     """Losses after an arm."""
     student, facts = lab.original(model), {}
     options = Train(
         **{
-            "steps": SHORTER.get(model, STEPS),
+            "steps": steps or SHORTER.get(model, STEPS),
             "batch": lab.BATCH,
             "length": lab.LENGTH,
             "lr": lr or 1e-3,
