@@ -93,9 +93,7 @@ def run(
             identity=str(options),
             look=look,
         )
-    model.notes["loss"] = metrics.loss_curve(work.scratch)
-    if wanted.validate_every:
-        model.notes["validation_loss"] = metrics.curve(work.scratch, "validation")
+    note_curves(model, wanted, work)
     model.notes["training"] = facts
     team().meet()  # after this nobody else needs the scratch
     work.log(f"training: {facts}")
@@ -105,6 +103,13 @@ def run(
         model.notes["validation"] = losses | {"parts": after.parts, "rows": after.rows}
         work.log(f"validation: {model.notes['validation']}")
     return facts
+
+
+def note_curves(model: Model, options: Train, work: Workbench) -> None:
+    """Note the curves in the metrics of a scratch."""
+    model.notes["loss"] = metrics.loss_curve(work.scratch)
+    if options.validate_every:
+        model.notes["validation_loss"] = metrics.curve(work.scratch, "validation")
 
 
 def _refuse_long_rows(model: Model, length: int) -> None:

@@ -21,6 +21,7 @@ from compressor.errors import CompressError, first_line
 CONFIG = "genai_config.json"
 _GRAPH = "model.onnx"
 _ERRORS_ONLY = 3  # log_severity_level
+_ROOM = 2048  # tokens that may follow a prompt of `prefill`
 
 
 @dataclass
@@ -57,6 +58,7 @@ class GenaiEngine:
         stated = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))["model"]
         last = stated.get("eos_token_id", [])
         self.ends: list[int] = last if isinstance(last, list) else [last]
+        self._longest = int(stated["context_length"])
         refuse_missing(self.name)
         self._og: Any = import_module("onnxruntime_genai")
         self._og.disable_telemetry_events()
@@ -96,7 +98,7 @@ class GenaiEngine:
         """Logits [B, S, V] of prompts, which may be padded on either side, and their cache."""
         ids = batch["input_ids"]
         mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
-        cache = _Cache([self._generator() for _ in ids])
+        cache = _Cache([self._generator(int(m.sum()) + _ROOM) for m in mask])
         found = [self._step(g, row[m]) for g, row, m in zip(cache.rows, ids, mask, strict=True)]
         logits = torch.zeros(*ids.shape, found[0].shape[-1])
         for row, keep, values in zip(logits, mask, found, strict=True):
@@ -113,7 +115,7 @@ class GenaiEngine:
 
         It ends where the library does: before an end-of-text token of genai_config.json.
         """
-        generator = self._generator()
+        generator = self._generator(len(prompt) + tokens)
         generator.append_tokens(np.array([prompt], dtype=np.int32))
         while not generator.is_done() and generator.token_count() < len(prompt) + tokens:
             generator.generate_next_token()
@@ -126,9 +128,11 @@ class GenaiEngine:
         except RuntimeError:  # a kind of tokenizer that the library does not know
             return None
 
-    def _generator(self) -> Any:
+    def _generator(self, tokens: int) -> Any:
+        """A row of at most so many tokens: its cache is made for all of them at once."""
         options = self._og.GeneratorParams(self._model)
         options.set_search_options(do_sample=False, num_beams=1, repetition_penalty=1.0)
+        options.set_search_options(max_length=min(tokens, self._longest))
         return self._og.Generator(self._model, options)
 
     def _step(self, generator: Any, ids: Tensor) -> Tensor:

@@ -28,8 +28,7 @@ _FAILURES = (
     *(NoSuchFile, NotImplemented, RuntimeException),
 )
 _ERRORS_ONLY = 3  # log_severity_level
-_GRID_SETTINGS = ("k_quant_type", "v_quant_type", "kv_cache_bit_width")
-_GRIDS = 11  # inputs of GroupQueryAttention from here on: sinks, which nothing of ours has, scales
+_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
 
 
 class Value(Protocol):
@@ -49,7 +48,7 @@ class Session:
 
     Attributes:
         inputs: {name: shape}; a free axis is its name.
-        kinds: {name: np.int8 or np.float32}; a cache in 8 bits, or any other input.
+        types: {name: dtype} of the inputs that are numbers, not ids: float32, or int8 of a cache.
         outputs: names.
 
     Raises:
@@ -71,9 +70,8 @@ class Session:
         model = float_activations(file) if exact else str(file)
         self._session = _load(model, file, settings, provider)
         self.inputs: dict[str, list[Any]] = {i.name: i.shape for i in self._session.get_inputs()}
-        self.kinds = {
-            i.name: np.int8 if i.type == "tensor(int8)" else np.float32
-            for i in self._session.get_inputs()
+        self.types = {
+            i.name: _TYPES[i.type] for i in self._session.get_inputs() if i.type in _TYPES
         }
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -92,13 +90,12 @@ class Session:
 def float_activations(file: Path) -> bytes:
     """The model with float activations; external data stays outside.
 
-    Every MatMulNBits gets accuracy_level 1, integer products become float ones of the inputs over
-    their steps, not rounded, and a cache in 8 bits becomes one in float32.
+    Every MatMulNBits gets accuracy_level 1, and integer products become float ones of the inputs
+    over their steps, not rounded. A cache in 8 bits stays one.
     """
     import onnx
 
     model = onnx.load(file, load_external_data=False)
-    _float_cache(model.graph)
     nodes = []
     rounded = {n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
     for node in model.graph.node:
@@ -109,21 +106,6 @@ def float_activations(file: Path) -> bytes:
     del model.graph.node[:], model.graph.value_info[:]  # which tell the types of codes
     model.graph.node.extend(nodes)
     return model.SerializeToString()
-
-
-def _float_cache(graph: Any) -> None:
-    """Take the grids from attention, and the type of codes from its past and present."""
-    from onnx import TensorProto
-
-    for node in graph.node:
-        if node.op_type == "GroupQueryAttention":
-            del node.input[_GRIDS:]
-            kept = [a for a in node.attribute if a.name not in _GRID_SETTINGS]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-    for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.INT8:  # nothing else is
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
 
 
 def _without_rounding(node: Any, rounded: set[str]) -> list[Any]:

@@ -85,7 +85,7 @@ class OnnxRuntimeEngine:
         empty = {}
         for name in self._past:
             _, heads, _, width = self._main.inputs[name]
-            zeros = np.zeros((len(ids), heads, 0, width), self._main.kinds[name])
+            zeros = np.zeros((len(ids), heads, 0, width), self._main.types[name])
             empty[name] = self._main.value(zeros)
         return self._step(ids, Cache(empty, mask[:, :0], self._read_source(batch)), mask)
 

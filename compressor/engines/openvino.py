@@ -40,8 +40,8 @@ class OpenVinoEngine(OnnxRuntimeEngine):
         self._open(Path(path), lambda file: _Session(file, threads))
 
     def _step(self, ids: np.ndarray, cache: Cache, mask: np.ndarray) -> tuple[Tensor, Cache]:
-        """Row by row: OpenVINO 2026.4 computes GroupQueryAttention of one row only."""
-        if self._encoder is not None or len(ids) == 1:
+        """Row by row where it must be: OpenVINO 2026.4 has GroupQueryAttention of one row only."""
+        if len(ids) == 1 or not self._main.one_row:
             return super()._step(ids, cache, mask)
         rows = [
             super(OpenVinoEngine, self)._step(ids[i : i + 1], _row(cache, i), mask[i : i + 1])
@@ -87,13 +87,16 @@ class _Session:
         try:
             library = import_module("openvino")
             core = library.Core()
-            self._compiled = core.compile_model(core.read_model(str(found)), "CPU", settings)
+            read = core.read_model(str(found))
+            kinds = {node.get_type_name() for node in read.get_ops()}
+            self._compiled = core.compile_model(read, "CPU", settings)
         except RuntimeError as error:
             said = RuntimeError(_reason(error))
             raise refusal(found, said, "OpenVINO", library.__version__) from error
+        self.one_row = "GroupQueryAttention" in kinds
         self._request = self._compiled.create_infer_request()
         self.inputs = {i.any_name: _shape(i) for i in self._compiled.inputs}
-        self.kinds = {i.any_name: i.element_type.to_dtype() for i in self._compiled.inputs}
+        self.types = {i.any_name: i.element_type.to_dtype() for i in self._compiled.inputs}
         self.outputs = [o.any_name for o in self._compiled.outputs]
 
     def value(self, array: np.ndarray) -> _Value:

@@ -25,6 +25,9 @@ from compressor.model.manifest import Artifact
 from compressor.model.model import Model
 from compressor.options import options
 
+_LONGEST = (
+    4096  # tokens of a text unless its user says more; memory for all of them is taken at once
+)
 _TEXT = "Once upon a time, in 1999, there was a naïve “wolf”:\n  isn't it?"
 
 
@@ -92,7 +95,8 @@ def _config(model: Model, shares: bool) -> dict[str, Any]:
         "num_key_value_heads": sizes["kv_heads"],
     }
     about = {"type": "decoder", "context_length": most, "vocab_size": sizes["vocabulary"]}
-    search = {"max_length": most, "do_sample": False, "past_present_share_buffer": shares}
+    longest = min(most, _LONGEST) if shares else most
+    search = {"max_length": longest, "do_sample": False, "past_present_share_buffer": shares}
     return {"model": {**about, **special, "decoder": decoder}, "search": search}
 
 

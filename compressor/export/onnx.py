@@ -31,10 +31,6 @@ from compressor.model.manifest import Artifact
 from compressor.model.model import Model
 from compressor.options import options
 
-PLAIN_CACHE = (  # what is wrong, and what to do
-    "the cache of this model is in 8 bits, which nodes of the ONNX standard do not read",
-    "leave attention: plain out of export.onnx, or quantize.cache out of the profile",
-)
 _LARGEST_FILE = 1_900_000_000  # bytes; a protobuf ends at 2^31, and the graph needs room too
 
 
@@ -60,7 +56,8 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
         CompressError: ONNX Runtime has no node for a module's bits or groups, an encoder-decoder
             has no head, or see refuse_cache.
     """
-    refuse_cache(model, options)
+    if has_scales(model):
+        refuse_cache(model, options)
     twin = make_twin(model)
     with float_inputs(model.module):
         write_probe_of(model, out)
@@ -87,9 +84,12 @@ def fuses(model: Model, options: Options) -> bool:
 
 
 def refuse_cache(model: Model, options: Options) -> None:
-    """Raise CompressError where keys and values are rounded and the graph could not say so."""
-    if has_scales(model) and not fuses(model, options):
-        raise CompressError(*PLAIN_CACHE)
+    """Raise CompressError where the graph could not say that keys and values are in 8 bits."""
+    if not fuses(model, options):
+        raise CompressError(
+            "the cache of this model is in 8 bits, which nodes of the ONNX standard do not read",
+            "leave attention: plain out of export.onnx, or quantize.cache out of the profile",
+        )
 
 
 def _export(graph: Graph, options: Options) -> Any:

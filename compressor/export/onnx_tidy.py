@@ -30,7 +30,7 @@ def _divide(reciprocal: Any) -> None:
     """Products with 1 / sqrt become quotients."""
     below = reciprocal.outputs[0]
     for node, place in list(below.uses()):
-        if node.op_type != "Mul":
+        if node.op_type != "Mul" or node.outputs[0].is_graph_output():
             continue
         other = node.inputs[1 - place]
         quotient = ir.node("Div", [other, reciprocal.inputs[0]])
@@ -43,8 +43,19 @@ def _divide(reciprocal: Any) -> None:
 def _shorten(node: Any) -> None:
     """A reshape reads what the one before it reads, and goes where that has its shape."""
     before = _made_by(node.inputs[0], "Reshape")
-    if before is not None:
+    if before is not None and _takes_no_axis_over(node):
         node.replace_input_with(0, before.inputs[0])
     source, result = node.inputs[0], node.outputs[0]
-    if source.shape is not None and source.shape == result.shape and not result.is_graph_output():
+    if _is_known(source.shape) and source.shape == result.shape and not result.is_graph_output():
         ir.convenience.replace_all_uses_with(result, source)
+
+
+def _takes_no_axis_over(reshape: Any) -> bool:
+    """Whether a 0 in the shape it asks for would be a 0, and not an axis of its input."""
+    attribute = reshape.attributes.get("allowzero")
+    return attribute is not None and attribute.as_int() == 1
+
+
+def _is_known(shape: Any) -> bool:
+    """Whether every axis has a number or a name; two axes of neither need not be equal."""
+    return shape is not None and all(isinstance(axis, int) or axis.value for axis in shape)

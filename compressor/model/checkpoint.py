@@ -27,7 +27,7 @@ from compressor.model.compressed import (
 )
 from compressor.model.conv1d import to_linear, turned_names
 from compressor.model.families import Family, find_family
-from compressor.model.kv_cache import read_cache_scales, write_cache_scales
+from compressor.model.kv_cache import has_scales, read_cache_scales, write_cache_scales
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Manifest, WeightFormat, quantized, read_manifest
 from compressor.model.model import Model, task_of
@@ -36,7 +36,7 @@ from compressor.model.pooling import fit_pooling, read_pooling
 from compressor.model.shapes import config_of, drop_extras, model_class
 from compressor.model.side import read_sides, write_sides
 from compressor.model.side_files import copy_side_files
-from compressor.model.sources import FLOAT, PACKED, is_packed, read_config, weight_files
+from compressor.model.sources import CACHE, FLOAT, PACKED, is_packed, read_config, weight_files
 from compressor.model.sparse import broken_promise
 from compressor.model.spill import Spill
 from compressor.model.stored import float_state, quantized_state
@@ -61,6 +61,11 @@ class Checkpoint:
         """
         return cls(Path(path), read_manifest(Path(path)))
 
+    @property
+    def rounds_cache(self) -> bool:
+        """Whether its manifest says that keys and values are stored in 8 bits."""
+        return any(stage.method == "quantize.cache" for stage in self.manifest.stages)
+
     def load(self, spill: Path | None = None) -> Model:
         """Load the model: float32 on the CPU, eval mode, quantized modules in place.
 
@@ -70,6 +75,11 @@ class Checkpoint:
             CompressError: it cannot be loaded, or its zeros are not those of the manifest.
         """
         model = load_directory(self.path, self.manifest.formats, spill)
+        if self.rounds_cache and not has_scales(model):
+            raise CompressError(
+                f"'{self.path.name}' misses {CACHE}, the scales of its cache in 8 bits",
+                "put the file back, or make it again",
+            )
         broken = broken_promise(model, self.manifest.formats)
         if broken:
             raise CompressError(

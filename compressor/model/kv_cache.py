@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from compressor.errors import CompressError
 from compressor.model.beside import TensorFile
 from compressor.model.model import Model
+from compressor.model.sources import CACHE
 
-FILE = "cache.safetensors"
 BITS = 8
 _ATTENTION = "compress_rounded_cache"  # for transformers
 _SIDES = ("key", "value")
@@ -42,7 +42,6 @@ def attach(model: Model, scales: Sequence[Scales]) -> None:
     for module, pair in zip(attentions(model), scales, strict=True):
         for side, scale_KD in zip(_SIDES, pair, strict=True):
             module.register_buffer(f"{side}_scale", scale_KD, persistent=False)
-        module.rounds_cache = True
     _register()
     model.module.set_attn_implementation(_ATTENTION)  # type: ignore[operator]
 
@@ -65,8 +64,7 @@ def rounded(x_BKSD: Tensor, scale_KD: Tensor) -> Tensor:
 
 
 def _attention(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **named: Any) -> Any:
-    if module.rounds_cache:
-        k, v = rounded(k, module.key_scale), rounded(v, module.value_scale)
+    k, v = rounded(k, module.key_scale), rounded(v, module.value_scale)
     eager = sys.modules[type(module).__module__].eager_attention_forward
     return eager(module, q, k, v, mask, **named)
 
@@ -96,7 +94,7 @@ def write_cache_scales(model: Model, directory: Path) -> None:
         for side, scale in zip(_SIDES, scales_of(module) or (), strict=True)
     }
     TensorFile(tensors, {"holds": "scales of keys and values", "bits": BITS}).write(
-        directory / FILE
+        directory / CACHE
     )
 
 
@@ -106,7 +104,7 @@ def read_cache_scales(model: Model, directory: Path) -> None:
     Raises:
         CompressError: the file is damaged, or of another model.
     """
-    file = directory / FILE
+    file = directory / CACHE
     if not file.is_file():
         return
     tensors, sizes = TensorFile.read(file).tensors, model.sizes
@@ -116,7 +114,7 @@ def read_cache_scales(model: Model, directory: Path) -> None:
         t.shape == shape and bool((t > 0).all() and t.isfinite().all()) for t in tensors.values()
     )
     if tensors.keys() != wanted or not fits:
-        raise CompressError(f"{FILE} of '{directory.name}' is not of its model", _HINT)
+        raise CompressError(f"{CACHE} of '{directory.name}' is not of its model", _HINT)
     attach(
         model,
         [

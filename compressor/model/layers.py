@@ -114,20 +114,15 @@ class QuantLinear(QuantTable):
 
 @contextmanager
 def float_inputs(module: nn.Module) -> Iterator[None]:
-    """Until the block ends, inputs of Linears, keys and values stay float, whatever is said."""
-    found = [
-        (layer, name)
-        for layer in module.modules()
-        for name in ("rounds_input", "rounds_cache")
-        if hasattr(layer, name)
-    ]
-    for layer, name in found:
-        setattr(layer, name, False)
+    """Until the block ends, inputs of Linears stay float, whatever their formats say."""
+    found = [m for m in module.modules() if isinstance(m, QuantLinear)]
+    for layer in found:
+        layer.rounds_input = False
     try:
         yield
     finally:
-        for layer, name in found:
-            setattr(layer, name, True)
+        for layer in found:
+            layer.rounds_input = True
 
 
 class QuantEmbedding(QuantTable):

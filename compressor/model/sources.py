@@ -19,6 +19,7 @@ FLOAT = "model.safetensors"
 PACKED = "packed.safetensors"  # codes, or sparse weights without zeros: nobody else loads it
 _LAYOUT = "compressed-tensors"  # the quant_method of our checkpoints in that layout
 SIDE = "side.safetensors"  # side paths beside the weights (model/side.py)
+CACHE = "cache.safetensors"  # scales of keys and values (model/kv_cache.py)
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -185,14 +186,14 @@ def model_files(path: Path) -> list[Path]:
     return weight_files(path)
 
 
-def side_paths(path: Path) -> list[Path]:
-    """The file of a directory's side paths, if it has one."""
-    return [path / SIDE] if (path / SIDE).is_file() else []
+def beside_weights(path: Path) -> list[Path]:
+    """Files that belong to the weights: side paths of layers, scales of the cache."""
+    return [path / name for name in (SIDE, CACHE) if (path / name).is_file()]
 
 
 def deployed_bytes(path: Path) -> int:
     """Bytes of all files a deployment copies: weights, config, tokenizer; no card, no probe."""
-    files = {path / "config.json", *side_files(path), *model_files(path), *side_paths(path)}
+    files = {path / "config.json", *side_files(path), *model_files(path), *beside_weights(path)}
     return sum(file.stat().st_size for file in files)
 
 
@@ -235,7 +236,7 @@ def describe_source(source: Source) -> dict[str, Any]:
     import hashlib
 
     total = hashlib.sha256()
-    weights = [*weight_files(source.path), *side_paths(source.path)]
+    weights = [*weight_files(source.path), *beside_weights(source.path)]
     for file in [source.path / "config.json", *weights, *side_files(source.path)]:
         total.update(f"{file.relative_to(source.path).as_posix()} {file_digest(file)}\n".encode())
     return {"id": source.id, "sha256": total.hexdigest(), "license": _license(source.path)}

@@ -130,10 +130,13 @@ def run(model: Model, options: Options, work: Workbench) -> None:
             if this.number > started:  # another process may have read this start by now
                 _start(model, options, this, identity, work)
         _train(model, loss, options, this, work)
-    model.notes["loss"] = metrics.loss_curve(work.scratch)
+    runner.note_curves(model, options.train, work)
     made, totals = model.notes["rounds"], ("steps", "tokens", "seconds")
     sums = {key: sum(each["training"][key] for each in made) for key in totals}
-    model.notes["training"] = model.notes["training"] | sums
+    last = model.notes["training"]
+    if "best_step" in last:
+        sums["best_step"] = rounds[-1].before + last["best_step"]
+    model.notes["training"] = last | sums
 
 
 def _start(model: Model, options: Options, this: _Round, identity: str, work: Workbench) -> None:

@@ -80,7 +80,7 @@ def _largest(model: Model, batch: dict[str, torch.Tensor]) -> list[Scales]:
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    model.module(**accepted(model, batch), past_key_values=cache, use_cache=True)
+    model.base(**accepted(model, batch), past_key_values=cache, use_cache=True)  # without the head
     real_B1S1 = batch["attention_mask"][:, None, :, None].bool()
 
     def most(x_BKSD: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from compressor.model.manifest import read_manifest, write_manifest
-from compressor.model.sources import side_paths, weight_files
+from compressor.model.sources import beside_weights, weight_files
 from compressor.run.layout import SEARCH, remove
 
 WEIGHTS_REMOVED = "weights_removed"  # in manifest.metrics, after keep: last
@@ -23,7 +23,7 @@ def drop_weights(directory: Path) -> None:
     """Delete the weights of a stage and say so in its manifest; what else it holds stays."""
     manifest = read_manifest(directory)
     if not manifest.metrics.get(WEIGHTS_REMOVED):
-        weights = [file.name for file in (*weight_files(directory), *side_paths(directory))]
+        weights = [file.name for file in (*weight_files(directory), *beside_weights(directory))]
         kept = {name: entry for name, entry in manifest.files.items() if name not in weights}
         metrics = manifest.metrics | {WEIGHTS_REMOVED: True}
         manifest = dataclasses.replace(manifest, files=kept, metrics=metrics)

@@ -12,10 +12,10 @@ from compressor.export import (
     onnx_formats,
     safetensors,
 )
-from compressor.model import kv_cache
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
+from compressor.model.sources import CACHE as CACHE_FILE
 from compressor.prune.sparsity import SparseOptions, targets
 from compressor.quantize import cache, qsd
 from compressor.quantize.mixed import refuse_small
@@ -49,14 +49,15 @@ def check_cache(stages: tuple[Stage, ...], source: Checkpoint, made: list[Model]
     begins = [i for i, stage in enumerate(stages) if stage.method == CACHE]
     if begins:
         cache.refuse(made[begins[0]])
-    stored = (source.path / kv_cache.FILE).is_file()
+    stored = (source.path / CACHE_FILE).is_file()
     later = stages if stored else stages[begins[0] + 1 :] if begins else ()
     for stage in later:
         if stage.method == "export.onnx":
-            if stage.options.attention == "plain":
-                raise CompressError(*onnx.PLAIN_CACHE)
+            onnx.refuse_cache(made[0], stage.options)
         elif stage.kind == "export":
             refuse_cached(stage.method)
+        elif stage.method == CACHE:
+            raise CompressError(f"a second {CACHE} stage", "keep one of them")
         else:
             raise CompressError(
                 f"{stage.method} would change what {CACHE} has measured",

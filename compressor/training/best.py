@@ -1,11 +1,11 @@
 """The best weights of a training: it looks at validation rows as it goes, and may end early.
 
-They lie in best.safetensors, beside the snapshots. A run that goes on from a snapshot older than
-the file comes to the same step again and writes the same weights.
+They lie beside the snapshots, best-<step>.safetensors: the best of now, and the best that the last
+snapshot knows of, from which a killed run goes on.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from compressor.training.options import Train
 from compressor.training.snapshot import flush
 
-NAME = "best.safetensors"
+_PREFIX, _PARTIAL = "best-", "best.partial"
 
 
 class Progress(Protocol):
@@ -44,26 +44,34 @@ def is_better(loss: float, done: Progress) -> bool:
     return math.isfinite(loss) and (done.best is None or loss < done.best)
 
 
-def keep(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Put the weights of now in the place of the best."""
-    partial = folder / f"{NAME}.partial"
+def keep(folder: Path, step: int, state: Mapping[str, Tensor], known: int) -> None:
+    """Write the weights of `step`; all others go but those of `known`, the last snapshot's best."""
+    partial = folder / _PARTIAL
     try:
         save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, partial)
         flush(partial)
-        partial.rename(folder / NAME)
+        partial.rename(_file(folder, step))
     finally:
         partial.unlink(missing_ok=True)  # a full disk gets its space back
     flush(folder)
+    forget(folder, but=(step, known))
 
 
 @torch.no_grad()
-def restore(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Put the best weights back."""
-    found = load_file(folder / NAME)
+def restore(folder: Path, step: int, state: Mapping[str, Tensor]) -> None:
+    """Put the weights of a step back."""
+    found = load_file(_file(folder, step))
     for name, value in state.items():
         value.copy_(found[name])
 
 
-def forget(folder: Path) -> None:
-    """Delete the weights of another run."""
-    (folder / NAME).unlink(missing_ok=True)
+def forget(folder: Path, but: Collection[int] = ()) -> None:
+    """Delete the weights of other steps."""
+    kept = {_file(folder, step) for step in but}
+    for file in folder.glob(f"{_PREFIX}*"):
+        if file not in kept:
+            file.unlink()
+
+
+def _file(folder: Path, step: int) -> Path:
+    return folder / f"{_PREFIX}{step:09d}.safetensors"

@@ -72,6 +72,7 @@ class _Progress:
     since: int = 0  # steps since then
     best: float | None = None  # least validation loss
     best_step: int = 0
+    known_step: int = 0  # best_step of the last snapshot
 
 
 def train(
@@ -128,6 +129,7 @@ def train(
             precision = choose_precision(objective, first, list(weights.values()), options, work)
 
     def snapshot() -> None:
+        done.known_step = done.best_step
         facts = {"identity": identity, "progress": asdict(done)}
         write_snapshot(work.scratch, State(done.step, dict(state), optimizer.state_dict(), facts))
 
@@ -148,10 +150,12 @@ def train(
                 after_step(done.step)
             now = time.perf_counter()
             done.seconds, clock = done.seconds + now - clock, now
-            _record(done, loss, options, objective, work)
+            done.recent, done.since = done.recent + loss, done.since + 1
             if look is not None and best.looks_now(done, options):
                 _look(look, module, state, done, work)
                 clock = time.perf_counter()
+            if done.step % _EVERY == 0 or done.step == 1 or best.is_over(done, options):
+                _record(done, options, objective, work)
             advance(1)
             due = now - saved >= options.snapshot_seconds or best.is_over(done, options)
             if due and peers.leads:
@@ -164,7 +168,7 @@ def train(
         return facts
     if done.best_step < done.step:
         peers.meet()  # the leader may still write
-        best.restore(work.scratch, state)
+        best.restore(work.scratch, done.best_step, state)
     return facts | {"best_step": done.best_step}
 
 
@@ -191,7 +195,7 @@ def _look(
     if best.is_better(loss, done):
         done.best, done.best_step = loss, done.step
         if team().leads:
-            best.keep(work.scratch, state)
+            best.keep(work.scratch, done.step, state, done.known_step)
 
 
 def _trained(module: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
@@ -283,12 +287,8 @@ def _refuse_unless_finite(value: float, what: str, step: int) -> None:
         )
 
 
-def _record(
-    done: _Progress, loss: float, options: Train, objective: nn.Module, work: Workbench
-) -> None:
-    done.recent, done.since = done.recent + loss, done.since + 1
-    if done.step % _EVERY and done.step not in (1, options.steps):
-        return
+def _record(done: _Progress, options: Train, objective: nn.Module, work: Workbench) -> None:
+    """A line of metrics: what is new since the last one."""
     done.loss, done.recent, done.since = done.recent / done.since, 0.0, 0
     factor = lr_factor(options, done.step - 1)
     record = {

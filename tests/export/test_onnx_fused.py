@@ -2,14 +2,19 @@
 
 from collections import Counter
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
+from onnxscript import ir
 
 from compressor.engines.generate import follow
 from compressor.engines.onnxruntime import OnnxRuntimeEngine
 from compressor.engines.torch import TorchEngine
 from compressor.export import onnx as export
+from compressor.export.onnx_tidy import tidy
 from families import pico
 
 FUSED = ("GroupQueryAttention", "RotaryEmbedding")
@@ -63,3 +68,79 @@ def test_a_row_is_reshaped_no_more_than_it_must_be(tmp_path):
     assert nodes["Reciprocal"] == 0 and nodes["Div"] == 2 * model.sizes["layers"] + 1
     assert nodes["Transpose"] <= 1 and nodes["Reshape"] <= 4
     assert nodes["Concat"] < model.sizes["layers"] + 6  # no cache is put together
+
+
+def graph(nodes, outputs, known=True):
+    """A graph x [2, N, 8] -> outputs, as torch.onnx hands it over."""
+    axes = [2, "n", 8] if known else [None, None, None]
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, axes)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(np.array(v), k) for k, v in SHAPES.items()],
+        value_info=[helper.make_tensor_value_info("b", TensorProto.FLOAT, axes)],
+    )
+    imports = [helper.make_opsetid("", 20)]
+    return helper.make_model(made, opset_imports=imports, ir_version=10)
+
+
+SHAPES = {"flat": [2, -1], "cube": [2, -1, 8], "over": [0, 2, -1], "eight": [-1, 8]}
+
+
+def reshape(source, shape, result, allowzero=1):
+    return helper.make_node("Reshape", [source, shape], [result], allowzero=allowzero)
+
+
+CASES = {  # nodes, outputs, Reshapes that are left
+    "a chain that ends where it began": (
+        [
+            reshape("x", "flat", "a"),
+            reshape("a", "cube", "b"),
+            helper.make_node("Neg", ["b"], ["y"]),
+        ],
+        *(["y"], 0),
+    ),
+    "an output keeps its node": ([reshape("x", "flat", "a"), reshape("a", "cube", "b")], ["b"], 1),
+    "an axis that is taken over": (
+        [reshape("x", "eight", "a"), reshape("a", "over", "c", allowzero=0)],
+        *(["c"], 2),
+    ),
+}
+
+
+@pytest.mark.parametrize(("nodes", "outputs", "left"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("known", [True, False])
+def test_tidy_changes_no_answer(nodes, outputs, left, known):
+    before = graph(nodes, outputs, known)
+    model = ir.from_proto(before)
+    tidy(model)
+    after = ir.to_proto(model)
+    x = np.arange(2 * 4 * 8, dtype=np.float32).reshape(2, 4, 8)
+    wanted, got = (
+        InferenceSession(m.SerializeToString()).run(None, {"x": x}) for m in (before, after)
+    )
+    assert all(map(np.array_equal, wanted, got))
+    if known:
+        assert sum(node.op_type == "Reshape" for node in after.graph.node) == left
+
+
+def test_a_quotient_that_is_an_output_is_left_alone():
+    nodes = [
+        helper.make_node("Sqrt", ["x"], ["s"]),
+        helper.make_node("Reciprocal", ["s"], ["r"]),
+        helper.make_node("Mul", ["r", "x"], ["m"]),
+        helper.make_node("Mul", ["x", "r"], ["p"]),
+        helper.make_node("Neg", ["p"], ["y"]),
+    ]
+    before = graph(nodes, ["m", "y"])
+    model = ir.from_proto(before)
+    tidy(model)
+    x = np.arange(1, 65, dtype=np.float32).reshape(2, 4, 8)
+    wanted, got = (
+        InferenceSession(m.SerializeToString()).run(None, {"x": x})
+        for m in (before, ir.to_proto(model))
+    )
+    for mine, theirs in zip(wanted, got, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+    assert [node.op_type for node in model.graph].count("Div") == 1

@@ -4,7 +4,8 @@ import pytest
 
 import compressor
 from compressor.errors import CompressError
-from compressor.model.kv_cache import FILE
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.sources import CACHE
 from compressor.run.standalone import export_checkpoint
 
 PROFILE = """\
@@ -40,10 +41,13 @@ def test_a_run_from_weights_to_a_graph(llama_folder, text_file, tmp_path):
         profile, model=str(llama_folder), data=str(text_file), out=tmp_path / "out"
     )
     made = run.path / "03-export.onnx"
-    assert (run.path / "02-quantize.cache" / FILE).is_file()
+    assert (run.path / "02-quantize.cache" / CACHE).is_file()
     assert "in 8 bits: a token takes" in (made / "README.md").read_text()
     assert compressor.verify(made)["ok"]
     with pytest.raises(CompressError, match="cannot say that the cache"):
         export_checkpoint(
             str(run.path / "02-quantize.cache"), to="safetensors", out=tmp_path / "dense"
         )
+    (run.path / "02-quantize.cache" / CACHE).unlink()
+    with pytest.raises(CompressError, match=r"misses cache\.safetensors"):
+        Checkpoint.open(run.path / "02-quantize.cache").load()

@@ -378,7 +378,15 @@ def test_a_baseline_holds_no_search(profile, tmp_path):
         compressor.load_profile(tmp_path / "search.yaml")
 
 
-def test_without_validation_rows_nothing_is_trained(profile, arguments, monkeypatch):
+LOOKS = """\
+name: looks
+stages:
+  - distill.ce: {{train: {{steps: 2, batch: 2, length: 16, {}}}}}
+measures: []
+"""
+
+
+def test_without_validation_rows_nothing_is_trained(profile, arguments, monkeypatch, tmp_path):
     corpus = setting.load_corpus
 
     def without(*given):
@@ -389,6 +397,12 @@ def test_without_validation_rows_nothing_is_trained(profile, arguments, monkeypa
     with pytest.raises(CompressError, match="cannot be ranked"):
         compressor.run(profile(), **arguments)
     assert not list(arguments["out"].glob("search/01/*-*"))
+    looks, arguments = tmp_path / "looks.yaml", {k: v for k, v in arguments.items() if k != "out"}
+    looks.write_text(LOOKS.format("validate_every: 1"))
+    with pytest.raises(CompressError, match=r"validate_every of distill\.ce has nothing"):
+        compressor.plan(looks, **arguments)
+    looks.write_text(LOOKS.format(""))
+    compressor.plan(looks, **arguments)
 
 
 def test_several_processes_are_refused(profile, arguments):

@@ -19,7 +19,8 @@ stages:
   - prune.minitron: {sizes: {mlp: 32, layers: 2}, samples: 8, length: 16}
   - distill.kd: {train: &train {steps: 10, batch: 4, length: 16, lr: 1.0e-3, warmup: 1,
       accumulate: 2, precision: float32, validate_every: 4}}
-  - distill.latent: {train: *train}
+  - distill.latent: {train: {steps: 10, batch: 4, length: 16, lr: 0.3, warmup: 1, accumulate: 2,
+      precision: float32, validate_every: 2}}  # far too fast: an early look is the best
   - distill.minitron: {train: *train, intermediate: on, correct_teacher: {lr: 1.0e-3}}
   - prune.squarehead: {teacher: stage:4, sparsity: 0.5, gradual: [0.3], start: magnitude,
       train: *train}
@@ -68,7 +69,7 @@ def test_two_processes_train_what_one_does(folder):
     log = (two / "log.txt").read_text()
     assert "2 processes share every batch" in log and log.count("starts") == len(STAGES)
     wanted = losses(one)
-    assert len(wanted) == 10 and losses(two) == pytest.approx(wanted, rel=1e-5)
+    assert len(wanted) == 10 and losses(two) == pytest.approx(wanted, rel=1e-4)
     notes = [
         [read_manifest(home / stage).metrics["notes"]["validation"] for stage in STAGES[1:]]
         for home in (one, two)
@@ -76,6 +77,11 @@ def test_two_processes_train_what_one_does(folder):
     for mine, theirs in zip(*notes, strict=True):
         assert theirs.pop("parts") == pytest.approx(mine.pop("parts"), rel=1e-4)
         assert theirs == pytest.approx(mine, rel=1e-4) and mine["after"] < mine["before"]
+    best = [
+        read_manifest(home / STAGES[2]).metrics["notes"]["training"]["best_step"]
+        for home in (one, two)
+    ]
+    assert best[0] == best[1] < 10
     for stage in STAGES:
         mine, theirs = (load_file(home / stage / "model.safetensors") for home in (one, two))
         for name in mine:

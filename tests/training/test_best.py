@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from compressor.distill import ce, runner
 from compressor.errors import CompressError
-from compressor.training import best
 from compressor.training.loop import Train, train
 
 SHORT = {"batch": 4, "length": 16, "lr": 3e-3, "warmup": 2, "precision": "float32"}
@@ -21,8 +20,13 @@ class Stop(Exception):
     pass
 
 
-def fit(model, work, values, stop=None, **changes):
-    """Train; `values` are what looks find. Returns facts and the weights after every step."""
+def fit(model, work, values, stop=None, without=None, **changes):
+    """Train; `values` are what looks find. Returns facts and the weights after every step.
+
+    Args:
+        stop: the step that a kill ends.
+        without: the first step without a snapshot.
+    """
     settings = Train(**SHORT | {"steps": 12, "validate_every": 2, "snapshot_seconds": 0} | changes)
     looked, seen, after = [], iter(values), {}
 
@@ -30,6 +34,8 @@ def fit(model, work, values, stop=None, **changes):
         after[step] = {k: v.clone() for k, v in model.module.state_dict().items()}
         if step == stop:
             raise Stop
+        if step == without:
+            object.__setattr__(settings, "snapshot_seconds", 1e6)  # this step has none
 
     def look():
         looked.append(next(seen))
@@ -99,12 +105,27 @@ def test_a_resumed_run_keeps_the_same_weights(pico_llama, make_work, stop, patie
     assert same(whole.module.state_dict(), again.module.state_dict())
 
 
+def test_a_look_that_comes_out_otherwise_than_before_the_kill(pico_llama, make_work):
+    """The killed run had found better weights than its last snapshot knew; this one does not."""
+    whole = pico_llama()
+    fit(whole, make_work(), [5, 4, 4.5, 4.2, 4.3, 4.4])
+    shutil.rmtree(make_work().scratch)
+    with pytest.raises(Stop):  # snapshots: after every step until the fourth
+        fit(pico_llama(), make_work(), [5, 4, 3], 8, without=5)
+    assert {p.name for p in make_work().scratch.glob("best-*")} == {
+        f"best-{step:09d}.safetensors" for step in (4, 6)
+    }
+    model = pico_llama()
+    got, _, _ = fit(model, make_work(), [4.5, 4.2, 4.3, 4.4])
+    assert got["best_step"] == 4 and same(whole.module.state_dict(), model.module.state_dict())
+
+
 def test_weights_of_another_run_are_forgotten(pico_llama, make_work):
     fit(pico_llama(), make_work(), [1, 2, 2, 2, 2, 2])
     work = make_work()
     with pytest.raises(Stop):
         fit(pico_llama(), work, [], 1, lr=1e-3)
-    assert not (work.scratch / best.NAME).exists()
+    assert not list(work.scratch.glob("best*"))
 
 
 def test_a_method_looks_at_validation_rows_and_notes_what_it_found(pico_llama, make_work):
