@@ -2,8 +2,8 @@
 
 Ours: 8 bits rounded to nearest; 4 bits by GPTQ with clipped grids, symmetric or with zero points; 4
 or 8 bits layer by layer, 5.25 on average with scales. Groups of 32 (also of 64 and 128), embeddings
-and head included, 128 calibration rows of 128 tokens. One checkpoint each, exported to every
-engine. The others are made by benchmarks/deploy_made.py.
+and head included, or these *tables* in 8 bits; 128 calibration rows of 128 tokens. One checkpoint
+each, exported to every engine. The others are made by benchmarks/deploy_made.py.
 
 Decoders: perplexity on 64 held-out windows of 128 tokens, KL from the original in nats, ms a token
 of a greedy text behind a prompt of 128. all-MiniLM-L6-v2: one minus the mean cosine of sentence
@@ -49,9 +49,12 @@ OURS = {
     "int8, group 128": (rtn, {"bits": 8, "group": 128}),
     "int4, group 64": (gptq, _GPTQ | {"group": 64}),
     "int4, zero points": (gptq, _GPTQ | {"symmetric": False}),
+    "int4, tables int8": (gptq, _GPTQ | {"table_bits": 8}),
+    "int4, tables int8, group 128": (gptq, _GPTQ | {"table_bits": 8, "group": 128}),
 }
 ENGINES = ("onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp")
 LATER = ("int8, group 128", "int4, group 64", "int4, zero points", "int4 and int8", "Q6_K")
+LATER += ("int4, tables int8",)
 PEERS = {  # what is made: (engine, maker)
     "quantize_dynamic int8": ("onnxruntime", dynamic),
     "genai builder int4": ("onnxruntime-genai", partial(builder, precision="int4")),

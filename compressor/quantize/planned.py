@@ -13,7 +13,7 @@ from compressor.quantize.activations import ACTIVATIONS
 from compressor.quantize.rescaled import RescaledOptions
 from compressor.quantize.targets import quantizable
 from compressor.quantize.trained import TrainedOptions
-from compressor.quantize.weights import GridOptions, WeightOptions
+from compressor.quantize.weights import GridOptions, WeightOptions, bits_of
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,19 @@ def planned(model: Model, options: WeightOptions) -> Plan:
     searched = isinstance(options, TrainedOptions) and options.first_last
     searched = searched and model.task in CLASSIFIERS
     mixed = options.mixed if isinstance(options, GridOptions) else None
-    bits = (options.bits,) if mixed is None else mixed.rising
+    bits = (None,) if mixed is None else mixed.rising
     choices = [dict(_formats(model, options, each)) for each in bits]
     return Plan(choices, options.known_beforehand and not searched)
 
 
-def _formats(model: Model, options: WeightOptions, bits: int) -> Iterator[tuple[str, WeightFormat]]:
+def _formats(
+    model: Model, options: WeightOptions, chosen: int | None
+) -> Iterator[tuple[str, WeightFormat]]:
+    """Formats by name; `chosen` are the bits that a budget may choose."""
     activation = ACTIVATIONS[options.rounded_inputs]
     inside = prunable(model) if isinstance(options, RescaledOptions) else None
     for names in quantizable(model, *options.quantizes_ends):
+        bits = bits_of(model, names, options) if chosen is None else chosen
         for name in names:
             module = model.module.get_submodule(name)
             assert isinstance(module.weight, Tensor)

@@ -1,5 +1,7 @@
 """Which modules a quantizer replaces and whether its groups fit; weights are not looked at."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from compressor.errors import CompressError
@@ -39,6 +41,13 @@ def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:
                 "set embeddings and head both to true or both to false",
             )
     return [names for key, names in tied.items() if key not in skipped]
+
+
+def is_table(model: Model, names: Sequence[str]) -> bool:
+    """Whether modules that share a weight are an embedding, the output projection, or both."""
+    projection = model.module.get_output_embeddings()  # type: ignore[operator]
+    found = [model.module.get_submodule(name) for name in names]
+    return any(isinstance(m, nn.Embedding) or m is projection for m in found)
 
 
 def _tables(model: Model) -> set[int]:

@@ -3,7 +3,7 @@
 Norms and biases stay float. A table shared by embedding and head is quantized once.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from compressor.model.tables import QuantTable
 from compressor.numerics.clipping import clipped_grid
 from compressor.numerics.quantizer import encode, grid
 from compressor.options import exactly_one, options
-from compressor.quantize.targets import quantizable, refuse_uneven
+from compressor.quantize.targets import is_table, quantizable, refuse_uneven
 
 _LARGEST = torch.finfo(torch.float16).max
 
@@ -106,6 +106,19 @@ class GridOptions(WeightOptions):
     mixed: Mixed | None = Field(
         None, description="bits layer by layer under a budget, in place of bits"
     )
+    table_bits: Literal[8, 4, 3, 2] | None = Field(
+        None,
+        description="bits of embedding tables and the output projection, which lose more by few "
+        "bits than other layers; null: as bits",
+    )
+
+    @model_validator(mode="after")
+    def _tables_are_there(self) -> "GridOptions":
+        if self.table_bits is not None and self.mixed is not None:
+            raise ValueError("mixed gives tables their bits too: leave table_bits or mixed out")
+        if self.table_bits is not None and not any(self.quantizes_ends):
+            raise ValueError("table_bits needs embeddings or head to be quantized")
+        return self
 
     @property
     def known_beforehand(self) -> bool:
@@ -161,8 +174,15 @@ def shaped_targets(model: Model, options: WeightOptions) -> list[Target]:
     for names in found:
         inputs = weight_of(model, names[0]).shape[1]
         even = options.group is not None and inputs % options.group == 0
-        targets.append(Target(tuple(names), options.bits, options.group if even else None))
+        bits = bits_of(model, names, options)
+        targets.append(Target(tuple(names), bits, options.group if even else None))
     return targets
+
+
+def bits_of(model: Model, names: Sequence[str], options: WeightOptions) -> int:
+    """Bits of modules that share a weight, where no budget decides."""
+    own = options.table_bits if isinstance(options, GridOptions) else None
+    return own if own is not None and is_table(model, names) else options.bits
 
 
 def linear_targets(model: Model, targets: Iterable[Target]) -> list[Target]:

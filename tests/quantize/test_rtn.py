@@ -64,6 +64,28 @@ def test_embeddings_and_head_may_stay_float(pico_llama, make_work):
     assert "lm_head" not in model.formats
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_may_have_bits_of_their_own(pico_llama, make_work, tied):
+    model = pico_llama(tie_word_embeddings=tied)
+    rtn.run(model, rtn.Options(bits=4, group=16, table_bits=8), make_work())
+    tables = {"model.embed_tokens", "lm_head"}
+    assert tables < model.formats.keys()
+    for name, form in model.formats.items():
+        assert form.bits == (8 if name in tables else 4)
+    alike = pico_llama(tie_word_embeddings=tied)
+    rtn.run(alike, rtn.Options(bits=8, group=16), make_work())
+    got, wanted = (m.module.get_input_embeddings().codes_OI for m in (model, alike))
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "other", [{"mixed": {"average_bits": 5.0}}, {"embeddings": False, "head": False}]
+)
+def test_bits_of_tables_without_effect_are_refused(other):
+    with pytest.raises(ValidationError, match="table_bits"):
+        rtn.Options(table_bits=8, **other)
+
+
 def test_pruning_facts_survive(pico_bert, make_work):
     model = pico_bert()
     name = "encoder.layer.0.output.dense"

@@ -28,6 +28,7 @@ def weightless(model):
         (rtn, {"bits": 8, "group": 16, "symmetric": False}),
         (rtn, {"bits": 2, "group": 16, "symmetric": False}),
         (rtn, {"bits": 4, "group": 16, **FLOAT_TABLES}),
+        (rtn, {"bits": 4, "group": 16, "table_bits": 8}),
         (rtn, {"bits": 8, "group": None, "activation": "token"}),
         (nf4, {"group": 16}),
     ],
