@@ -209,7 +209,7 @@ def _verdict(cells, model, name, peer, level):
     fast = min(level, key=lambda n: ratios[n])
     return (
         f"{said}, and {ratios[small] / ratios[name]:.2f} of its time; the fastest of ours takes "
-        f"{ratios[fast] / ratios[name]:.2f} of its time ({fast})."
+        f"{ratios[fast] / ratios[name]:.2f} of its time ({fast}){_doubt(cells, model)}."
     )
 
 
@@ -218,6 +218,10 @@ def _share(level, name, peer):
 
 
 def _ratio(cells, model, name):
-    """Time of a file, of float32 ONNX's; None where it was not timed, or the machine was busy."""
-    found = cells.found.get(speed_key(model, "peers"))
-    return None if found is None or found["noisy"] else found["ratio"].get(name)
+    """Time of a file, of float32 ONNX's, paired in rounds; None where it was not timed."""
+    return cells.found.get(speed_key(model, "peers"), {}).get("ratio", {}).get(name)
+
+
+def _doubt(cells, model):
+    """Said of times whose rounds lie far apart."""
+    return ", on a noisy machine" if cells.found[speed_key(model, "peers")]["noisy"] else ""

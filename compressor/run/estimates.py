@@ -205,7 +205,7 @@ def _training(
         looks = -(-train.steps // train.validate_every)
         seen = looks * MOST * train.batch * setting.row_tokens(train.length)  # at most
         seconds += seen * work / 3 / rate  # a forward is a third of a step
-        disk += 8.0 * after.parameters  # the best weights, and those that take their place
+        disk += 12.0 * after.parameters  # the best of now, of the last snapshot, and while written
     if isinstance(stage.options, latent.Options) and latent.caches(
         stage.options, setting.task, before.config
     ):

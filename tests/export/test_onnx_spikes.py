@@ -11,13 +11,27 @@ from compressor.export import safetensors
 from compressor.model.forward import outputs
 from spiking import images, quantized
 
+WIDE = {"widths": [16, 32, 64, 96]}  # kernels that are not so small that the exporter folds them
+
+
+def check_packed(tensors, model, bits):
+    """Codes take their bits, and no large matrix is there in floats."""
+    packed = [t for t in tensors if t.data_type == onnx.TensorProto.UINT8]
+    floats = [t for t in tensors if t.data_type == onnx.TensorProto.FLOAT and t.dims]
+    codes = [model.module.get_submodule(name).codes_OI.numel() for name in model.formats]
+    least = sum(codes) * bits / 8
+    assert 0.8 * least <= sum(len(t.raw_data) for t in packed) < 1.6 * least
+    assert max(len(t.raw_data) // 4 for t in floats) < max(codes)
+
 
 @pytest.mark.parametrize(
-    ("backbone", "bits", "unrolled"), [("vit", 4, False), ("vit", 2, True), ("stages", 4, True)]
+    ("backbone", "bits", "unrolled", "more"),
+    [("vit", 4, False, {}), ("vit", 2, True, {}), ("stages", 4, False, WIDE)],
 )
-def test_the_file_answers_as_torch_does(backbone, bits, unrolled, tmp_path):
-    model = quantized(backbone, bits=bits, unrolled=unrolled, levels=3)
+def test_the_file_answers_as_torch_does(backbone, bits, unrolled, more, tmp_path):
+    model = quantized(backbone, bits=bits, unrolled=unrolled, levels=3, **more)
     export.run(model, export.Options(), tmp_path)
+    check_packed(onnx.load(tmp_path / "model.onnx").graph.initializer, model, bits)
     engine = OnnxRuntimeEngine(tmp_path)
     for rows in (1, 5):
         batch = images(model, rows)
@@ -37,24 +51,3 @@ def test_transformers_loads_the_float_export(backbone, tmp_path):
     with torch.no_grad():
         got = loaded(pixel_values=batch["pixel_values"]).logits
     torch.testing.assert_close(got, outputs(model, batch)["logits"], rtol=1e-4, atol=1e-4)
-
-
-def test_codes_are_packed(tmp_path):
-    model = quantized("vit")
-    export.run(model, export.Options(), tmp_path)
-    graph = onnx.load(tmp_path / "model.onnx").graph
-    packed = [t for t in graph.initializer if t.data_type == onnx.TensorProto.UINT8]
-    floats = [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT and t.dims]
-    weights = sum(model.module.get_submodule(n).codes_OI.numel() for n in model.formats)
-    assert weights / 2 <= sum(len(t.raw_data) for t in packed) < 0.8 * weights
-    largest = max(model.module.get_submodule(n).codes_OI.numel() for n in model.formats)
-    assert max(len(t.raw_data) // 4 for t in floats) < largest
-
-
-def test_large_kernels_are_packed(tmp_path):
-    """Small ones the exporter folds into floats."""
-    model = quantized("stages", widths=[16, 32, 64, 96])
-    export.run(model, export.Options(), tmp_path)
-    graph = onnx.load(tmp_path / "model.onnx").graph
-    packed = {tuple(t.dims) for t in graph.initializer if t.data_type == onnx.TensorProto.UINT8}
-    assert {(96, 288), (128, 144), (32, 576)} <= packed
