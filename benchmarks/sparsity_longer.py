@@ -26,27 +26,31 @@ def run(cells, model, seeds):
 
 
 def section(cells):
-    """Perplexity and gap closed after both lengths."""
-    base, start = (
-        cells.found.get(name)
-        for name in (
-            f"retraining {MODEL} original",
-            f"retraining {MODEL} {PATTERN} SparseGPT seed 0",
-        )
-    )
+    """Perplexity and gap closed after both lengths, to the dense model of the same length."""
+    starts = (f"retraining {MODEL} original", f"retraining {MODEL} {PATTERN} SparseGPT seed 0")
+    base, start = (cells.found.get(name) for name in starts)
     if not (base and start):
         return [NOT_RUN]
     whole, pruned = (math.exp(cell["heldout"]) for cell in (base, start))
+    found = {arm: _perplexities(cells, arm) for arm in ARMS}
     rows = []
-    for arm in ARMS:
-        short = key(retraining.prefix(MODEL, PATTERN, arm), RATE, 0)
-        found = [cells.found.get(name) for name in (short, f"longer {MODEL} {PATTERN} {arm}")]
-        values = [math.exp(cell["heldout"]) if cell else None for cell in found]
-        closed = [v and 100 * (pruned - v) / (pruned - whole) for v in values]
-        shown = [
-            [f"{v:.2f}", f"{c:.0f}"] if v else [NOT_RUN] * 2
-            for v, c in zip(values, closed, strict=False)
-        ]
-        rows.append([arm, *shown[0], *shown[1]])
-    header = ["arm", "100 steps", "gap closed %", f"{STEPS} steps", "gap closed %"]
+    for arm, values in found.items():
+        row = [arm]
+        for value, dense in zip(values, found["dense, trained"], strict=True):
+            ends = (whole, dense)
+            closed = [value and end and 100 * (pruned - value) / (pruned - end) for end in ends]
+            row += [
+                f"{value:.2f}" if value else NOT_RUN,
+                *(f"{c:.0f}" if c else "" for c in closed),
+            ]
+        rows.append(row)
+    part = ["gap closed %", "to trained dense %"]
+    header = ["arm", "100 steps", *part, f"{STEPS} steps", *part]
     return [f"Original {whole:.2f}, SparseGPT {pruned:.2f}.", table(header, rows)]
+
+
+def _perplexities(cells, arm):
+    """After 100 steps and after STEPS; None where it was not run."""
+    short = key(retraining.prefix(MODEL, PATTERN, arm), RATE, 0)
+    cells = [cells.found.get(name) for name in (short, f"longer {MODEL} {PATTERN} {arm}")]
+    return [math.exp(cell["heldout"]) if cell else None for cell in cells]
