@@ -58,7 +58,7 @@ class GenaiEngine:
         stated = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))["model"]
         last = stated.get("eos_token_id", [])
         self.ends: list[int] = last if isinstance(last, list) else [last]
-        self._longest = int(stated["context_length"])
+        self._longest = int(stated.get("context_length", _ROOM))
         refuse_missing(self.name)
         self._og: Any = import_module("onnxruntime_genai")
         self._og.disable_telemetry_events()
