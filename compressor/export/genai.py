@@ -25,9 +25,8 @@ from compressor.model.manifest import Artifact
 from compressor.model.model import Model
 from compressor.options import options
 
-_LONGEST = (
-    4096  # tokens of a text unless its user says more; memory for all of them is taken at once
-)
+# Tokens of a text unless its user says more: memory for all of them is taken at once.
+_LONGEST = 4096
 _TEXT = "Once upon a time, in 1999, there was a naïve “wolf”:\n  isn't it?"
 
 

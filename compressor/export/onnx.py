@@ -25,7 +25,7 @@ from compressor.export.onnx_forward import Graph, graphs
 from compressor.export.onnx_half import store_half
 from compressor.export.onnx_tidy import tidy
 from compressor.export.onnx_twin import make_twin
-from compressor.model.kv_cache import BITS, bytes_per_token, has_scales
+from compressor.model.kv_cache import cache_facts, has_scales
 from compressor.model.layers import float_inputs
 from compressor.model.manifest import Artifact
 from compressor.model.model import Model
@@ -74,7 +74,7 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
     write_side_files(model, out)
     metrics: dict[str, Any] = {"float16": dict(halved)} if halved else {}
     if has_scales(model):
-        metrics["cache"] = {"bits": BITS, "bytes_per_token": bytes_per_token(model.sizes)}
+        metrics["cache"] = cache_facts(model.sizes)
     return artifact(model, out, "onnxruntime", model.formats, metrics)
 
 

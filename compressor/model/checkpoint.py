@@ -27,7 +27,7 @@ from compressor.model.compressed import (
 )
 from compressor.model.conv1d import to_linear, turned_names
 from compressor.model.families import Family, find_family
-from compressor.model.kv_cache import has_scales, read_cache_scales, write_cache_scales
+from compressor.model.kv_cache import METHOD, has_scales, read_cache_scales, write_cache_scales
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Manifest, WeightFormat, quantized, read_manifest
 from compressor.model.model import Model, task_of
@@ -64,7 +64,7 @@ class Checkpoint:
     @property
     def rounds_cache(self) -> bool:
         """Whether its manifest says that keys and values are stored in 8 bits."""
-        return any(stage.method == "quantize.cache" for stage in self.manifest.stages)
+        return any(stage.method == METHOD for stage in self.manifest.stages)
 
     def load(self, spill: Path | None = None) -> Model:
         """Load the model: float32 on the CPU, eval mode, quantized modules in place.

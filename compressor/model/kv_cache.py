@@ -22,10 +22,11 @@ from compressor.model.beside import TensorFile
 from compressor.model.model import Model
 from compressor.model.sources import CACHE
 
+METHOD = "quantize.cache"  # that fixes the scales
 BITS = 8
 _ATTENTION = "compress_rounded_cache"  # for transformers
 _SIDES = ("key", "value")
-_HINT = "make the quantize.cache stage again"
+_HINT = f"make the {METHOD} stage again"
 
 Scales = tuple[Tensor, Tensor]  # of keys and of values, [kv_heads, head_dim]
 
@@ -82,6 +83,11 @@ def bytes_per_token(sizes: dict[str, int]) -> dict[str, int]:
     """{float32, int8}: what a token takes in the cache of all layers."""
     numbers = 2 * sizes["layers"] * sizes["kv_heads"] * sizes["head_dim"]
     return {"float32": 4 * numbers, "int8": numbers}
+
+
+def cache_facts(sizes: dict[str, int]) -> dict[str, Any]:
+    """{bits, bytes_per_token}, for notes and manifests."""
+    return {"bits": BITS, "bytes_per_token": bytes_per_token(sizes)}
 
 
 def write_cache_scales(model: Model, directory: Path) -> None:

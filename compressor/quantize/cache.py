@@ -16,7 +16,7 @@ import torch
 
 from compressor.errors import CompressError
 from compressor.model.forward import accepted
-from compressor.model.kv_cache import BITS, Scales, attach, bytes_per_token
+from compressor.model.kv_cache import Scales, attach, cache_facts
 from compressor.model.model import Model
 from compressor.options import options
 from compressor.training.batches import on_device
@@ -71,7 +71,7 @@ def run(model: Model, options: Options, work: Workbench) -> None:
             "start from a sound checkpoint",
         )
     attach(model, [(_scale(k), _scale(v)) for k, v in largest])
-    model.notes["cache"] = {"bits": BITS, "bytes_per_token": bytes_per_token(model.sizes)}
+    model.notes["cache"] = cache_facts(model.sizes)
     work.log(f"cache: {model.notes['cache']}")
 
 

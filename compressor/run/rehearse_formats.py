@@ -13,6 +13,7 @@ from compressor.export import (
     safetensors,
 )
 from compressor.model.checkpoint import Checkpoint
+from compressor.model.kv_cache import METHOD as CACHE
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.model.sources import CACHE as CACHE_FILE
@@ -23,8 +24,6 @@ from compressor.quantize.planned import planned
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.quantize.weights import GridOptions, WeightOptions
 from compressor.run.profile import Stage
-
-CACHE = "quantize.cache"
 
 
 def refuse_requantized(stages: tuple[Stage, ...], source: Checkpoint) -> None:

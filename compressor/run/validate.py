@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressError
+from compressor.model.kv_cache import METHOD
 from compressor.options import nearest
 from compressor.run.make_options import make_options
 from compressor.run.methods import KINDS, load_method, method_names
@@ -159,7 +160,7 @@ def check_order(document: Document, path: tuple[Any, ...], stages: tuple[Stage, 
     for i, (before, after) in enumerate(pairwise(stages), start=1):
         where = document.where((*path, i))
         both = before.kind == after.kind == "quantize"
-        if both and "quantize.cache" not in (before.method, after.method):
+        if both and METHOD not in (before.method, after.method):
             raise CompressError(f"{where}a second quantize stage", "keep one of them")
         if order[after.kind] < order[before.kind]:
             raise CompressError(
