@@ -17,6 +17,7 @@ EXPERIMENTS = {
     "retraining": "sparsity_retraining",
     "longer": "sparsity_longer",
     "squarehead": "sparsity_squarehead",
+    "enough": "sparsity_enough",
     "solver": "sparsity_solver",
     "memory": "sparsity_memory",
 }

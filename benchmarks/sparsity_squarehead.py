@@ -42,6 +42,8 @@ LOSSES = {
 class Arms:
     """The arms of one task."""
 
+    experiment = "squarehead"
+
     def __init__(self, cells, model):
         self.cells, self.model = cells, model
         self.task = importlib.import_module(MODELS[model])
@@ -70,7 +72,10 @@ class Arms:
         def make(folder):
             save(self.finetuned(task.start(), lr, 0, task.TEACHER_STEPS), folder, task.parent())
 
-        return load_directory(lab.kept(f"{self.model}-{task.TEACHER_STEPS}-{lr:g}", make))
+        return load_directory(lab.kept(self.teacher_name(lr), make))
+
+    def teacher_name(self, lr):
+        return f"{self.model}-{self.task.TEACHER_STEPS}-{lr:g}"
 
     def teacher(self):
         model = self.taught(self.best_rate("dense"))
@@ -93,16 +98,17 @@ class Arms:
         )
         with self.work(self.teacher, seed + 1) as work:
             squarehead.run(student, options, work)
-        return self.measured(student, lr) | {"training": student.notes["training"]}
+        return self.measured(student, lr)
 
     def measured(self, model, lr):
         rows = self.task.losses(model, "heldout")
         validation = per_unit(self.task.losses(model, "validation"))
         facts = {"lr": lr, "validation": validation, "heldout": per_unit(rows), "rows": rows}
-        return facts | self.task.more(model)
+        trained = {k: v for k, v in model.notes.items() if k == "training"}
+        return facts | trained | self.task.more(model)
 
     def key(self, arm, lr, seed=0):
-        return f"squarehead {self.model} {arm} lr {lr:g} seed {seed}"
+        return f"{self.experiment} {self.model} {arm} lr {lr:g} seed {seed}"
 
     def rates(self, arm):
         return self.task.TEACHER_RATES if arm == "dense" else self.task.RATES
@@ -161,18 +167,18 @@ def section(cells):
 
 
 def _table(arms, teacher):
-    rows = [_row(arms, arm, arms.best_rate(arm), teacher) for arm in ("dense", "dense, longer")]
+    rows = [row(arms, arm, arms.best_rate(arm), teacher) for arm in ("dense", "dense, longer")]
     if "trivial" in teacher:
         rows.insert(0, ["trivial", *[""] * 5, f"{teacher['trivial']:.3f}"])
     for sparsity in sorted(SPARSITIES):
         for loss in LOSSES:
             rate = arms.best_rate(arm_of(loss, TUNED))
-            rows.append(_row(arms, arm_of(loss, sparsity), rate, teacher))
+            rows.append(row(arms, arm_of(loss, sparsity), rate, teacher))
     header = ["arm", "rate", arms.task.LOSS, "seeds", "minus dense", "95 % interval", "accuracy"]
     return table(header, rows)
 
 
-def _row(arms, arm, lr, teacher):
+def row(arms, arm, lr, teacher):
     found = arms.found(arm, lr)
     if not found:
         return [arm, f"{lr:g}" if lr else NOT_RUN, NOT_RUN, "0", NOT_RUN, NOT_RUN, ""]
