@@ -23,11 +23,11 @@ from compressor.engines.onnxruntime import OnnxRuntimeEngine
 from compressor.engines.torch import TorchEngine
 from compressor.export import onnx as export
 from compressor.model.budget import TargetSizes
-from compressor.model.checkpoint import save
 from compressor.model.count import count_parameters
 from compressor.model.forward import output_mask, outputs
 from compressor.model.model import Model
 from compressor.model.probe import largest_difference
+from compressor.model.saving import save
 from compressor.prune import minitron
 from compressor.quantize import rtn
 from compressor.run.gate import check_agreement

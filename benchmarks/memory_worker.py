@@ -13,10 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from compressor.distill import kd
 from compressor.export import safetensors as export
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
 from compressor.model.families import find_family
 from compressor.model.manifest import Manifest, write_manifest
 from compressor.model.model import Model
+from compressor.model.saving import save
 from compressor.quantize import rtn
 from compressor.run.machine import peak_memory, reset_peak_memory
 from compressor.run.prove import save_and_prove

@@ -20,8 +20,9 @@ from memory import alone
 from sweep import NOT_RUN
 
 from compressor.model.budget import TargetSizes
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
 from compressor.model.importance import measure_importance
+from compressor.model.saving import save
 from compressor.model.shrink import shrink
 from compressor.prune import minitron
 

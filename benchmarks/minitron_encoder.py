@@ -23,8 +23,9 @@ from torch.nn.functional import cosine_similarity
 from compressor.distill import latent
 from compressor.distill.runner import backbone
 from compressor.distill.runner import run as train
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
 from compressor.model.model import pool
+from compressor.model.saving import save
 from compressor.model.sources import resolve
 from compressor.prune import minitron
 from compressor.run.bench import measure_candidates

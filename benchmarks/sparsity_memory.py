@@ -19,7 +19,8 @@ from memory import alone
 from sweep import NOT_RUN
 from watched import watched
 
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
+from compressor.model.saving import save
 from compressor.prune import sparsegpt
 from compressor.run.machine import give_back_memory
 from compressor.run.prove import save_and_prove

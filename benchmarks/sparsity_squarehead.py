@@ -21,7 +21,8 @@ from sweep import NOT_RUN, mean
 
 from compressor.distill import ce
 from compressor.distill.runner import run as train
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
+from compressor.model.saving import save
 from compressor.prune import squarehead
 from compressor.training.options import Train
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from compressor.errors import CompressError
 from compressor.export.files import artifact, write_probe_of, write_side_files
-from compressor.model.checkpoint import write_quantized
-from compressor.model.compressed import obstacle
+from compressor.model.compressed_config import obstacle
 from compressor.model.manifest import Artifact, WeightFormat, quantized
 from compressor.model.model import Model
+from compressor.model.saving import write_quantized
 from compressor.options import options
 
 

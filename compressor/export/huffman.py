@@ -16,10 +16,10 @@ import torch
 
 from compressor.errors import CompressError
 from compressor.export.files import artifact, write_probe_of, write_side_files
-from compressor.model.checkpoint import write_config
 from compressor.model.coded import STREAM, coded_state
 from compressor.model.manifest import Artifact, WeightFormat, quantized
 from compressor.model.model import Model
+from compressor.model.saving import write_config
 from compressor.model.side import write_sides
 from compressor.model.sources import PACKED
 from compressor.model.stored import quantized_state

@@ -22,11 +22,11 @@ from torch.nn.functional import linear
 
 from compressor.errors import CompressError
 from compressor.export.files import artifact, write_probe_of, write_side_files
-from compressor.model.checkpoint import turned_state, write_float
 from compressor.model.layers import QuantEmbedding, QuantLinear
 from compressor.model.manifest import Artifact, WeightFormat, quantized
 from compressor.model.model import Model
 from compressor.model.packed import SHAPE, packed_state
+from compressor.model.saving import turned_state, write_float
 from compressor.model.side import beside, drop_sides, without_sides, write_sides
 from compressor.model.sources import FLOAT, PACKED
 from compressor.model.stored import names_on_disk, stored

@@ -1,14 +1,11 @@
-"""Checkpoints on disk: load with every oddity handled once at this door, save for everybody.
+"""Checkpoints from disk: load with every oddity handled once at this door (saving.py writes them).
 
-A float checkpoint is what plain transformers writes and reads, and so is a quantized one where
-compressed-tensors has a form for all of it. Other codes, and sparse weights packed without their
-zeros (docs/formats.md), lie in a file of another name, so that transformers refuses the directory
-instead of loading half of it.
+Float weights and those of compressed-tensors lie where plain transformers reads them; other codes,
+and sparse weights packed without their zeros (docs/formats.md), in a file of another name.
 """
 
-import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,28 +16,22 @@ from torch import nn
 from compressor.errors import CompressError, first_line
 from compressor.model import layers
 from compressor.model.coded import packed_view
-from compressor.model.compressed import (
-    compressed_state,
-    in_our_names,
-    obstacle,
-    quantization_config,
-)
+from compressor.model.compressed import in_our_names
+from compressor.model.compressed_config import obstacle
 from compressor.model.conv1d import to_linear, turned_names
 from compressor.model.families import Family, find_family
-from compressor.model.kv_cache import METHOD, has_scales, read_cache_scales, write_cache_scales
+from compressor.model.kv_cache import METHOD, has_scales, read_cache_scales
 from compressor.model.manifest import NAME as MANIFEST
 from compressor.model.manifest import Manifest, WeightFormat, quantized, read_manifest
 from compressor.model.model import Model, task_of
 from compressor.model.packed import dense_view
-from compressor.model.pooling import fit_pooling, read_pooling
+from compressor.model.pooling import read_pooling
 from compressor.model.shapes import config_of, drop_extras, model_class
-from compressor.model.side import read_sides, write_sides
-from compressor.model.side_files import copy_side_files
-from compressor.model.sources import CACHE, FLOAT, PACKED, is_packed, read_config, weight_files
+from compressor.model.side import read_sides
+from compressor.model.sources import CACHE, is_packed, read_config, weight_files
 from compressor.model.sparse import broken_promise
 from compressor.model.spill import Spill
-from compressor.model.stored import float_state, quantized_state
-from compressor.model.stream import Lazy, in_float32, open_tensors, write_tensors
+from compressor.model.stream import in_float32, open_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
 
@@ -254,102 +245,3 @@ def load_processor(path: Path) -> Any:
             f"the tokenizer of '{path.name}' cannot be loaded: {first_line(error)}",
             "restore its tokenizer files",
         ) from error
-
-
-def save(model: Model, directory: Path, parent: Path, shard: int | None = None) -> None:
-    """Write a model and the side files of its parent into an existing directory.
-
-    Float weights are written in the dtype the source had, as transformers would; quantized ones as
-    codes (`quantized_files`), whose scales stay float16. Beside the model only one
-    tensor at a time is in memory, and the side paths of a model that has some. The manifest and
-    the probe are the caller's business.
-
-    Args:
-        model: what to save.
-        directory: an existing directory.
-        parent: checkpoint directory whose side files travel along.
-        shard: bytes of one weight file, stream.SHARD when None.
-    """
-    names = [name for name, _ in model.module.named_parameters()]
-    assert not any("parametrizations" in name for name in names), "an active parametrization"
-    copy_side_files(parent, directory)
-    fit_pooling(directory, model.sizes["hidden"])
-    dtype = getattr(torch, model.source_dtype)
-    if quantized(model.formats):
-        write_quantized(model.module, model.formats, directory, dtype, shard)
-    else:
-        write_float(model.module, directory, float_state(model.module, dtype), dtype, shard)
-    write_sides(model, directory, dtype)
-    write_cache_scales(model, directory)
-
-
-def quantized_files(
-    module: Any, formats: Mapping[str, WeightFormat], dtype: torch.dtype
-) -> tuple[str, dict[str, Lazy]]:
-    """The name of the weight file of a model with Quant modules, and its tensors.
-
-    That is FLOAT in the layout of compressed-tensors where it has a form for all of them, else
-    PACKED in ours. The model may lie on the meta device.
-    """
-    if obstacle(module, formats) is None:
-        return FLOAT, compressed_state(module, formats, dtype)
-    return PACKED, quantized_state(module, dtype)
-
-
-def write_quantized(
-    module: Any,
-    formats: Mapping[str, WeightFormat],
-    directory: Path,
-    dtype: torch.dtype,
-    shard: int | None = None,
-) -> None:
-    """Write config and weights of a model with Quant modules."""
-    name, state = quantized_files(module, formats, dtype)
-    write_config(module, directory, dtype)
-    if name == FLOAT:
-        _add_to_config(directory, {"quantization_config": quantization_config(module, formats)})
-        _write_generation_config(module, directory)
-    write_tensors(directory, Path(name).stem, state, shard)
-
-
-def write_float(
-    module: Any,
-    directory: Path,
-    state: dict[str, Lazy],
-    dtype: torch.dtype,
-    shard: int | None = None,
-    name: str = FLOAT,
-) -> None:
-    """Write what `save_pretrained` would write of a module, with `state` for its weights.
-
-    Args:
-        state: {name in the file: tensor as it is in memory}; GPT-2's are turned here.
-        name: of the weight file; PACKED where `state` is one of model/packed.py.
-    """
-    write_config(module, directory, dtype)
-    _write_generation_config(module, directory)
-    write_tensors(directory, Path(name).stem, turned_state(module, state), shard)
-
-
-def _write_generation_config(module: Any, directory: Path) -> None:
-    if module.can_generate() and not (directory / "generation_config.json").is_file():
-        module.generation_config.save_pretrained(directory)  # else the parent's was copied
-
-
-def turned_state(module: Any, state: dict[str, Lazy]) -> dict[str, Lazy]:
-    """`state` with the matrices turned that the module's class stores with inputs first."""
-    turned = turned_names(type(module), module.config)  # names on disk are those in memory
-    return {name: lazy.turned() if name in turned else lazy for name, lazy in state.items()}
-
-
-def write_config(module: Any, directory: Path, dtype: torch.dtype) -> None:
-    """Write config.json: the module's class and sizes, and the dtype of the stored weights."""
-    module.config.architectures = [type(module).__name__]
-    module.config.save_pretrained(directory)
-    _add_to_config(directory, {"dtype": str(dtype)[6:]})
-
-
-def _add_to_config(directory: Path, keys: dict[str, Any]) -> None:
-    file = directory / "config.json"
-    content = json.loads(file.read_text(encoding="utf-8")) | keys
-    file.write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -44,7 +44,7 @@ from compressor.prune.adaptive import Adaptive
 from compressor.prune.side_start import Start, refuse_sides, side_of
 from compressor.prune.sparsity import SparseOptions, kept_pattern, targets
 from compressor.training import metrics
-from compressor.training.loop import parameter_groups
+from compressor.training.learners import parameter_groups
 from compressor.training.masked_adamw import DecayForm, MaskedAdamW
 from compressor.training.options import Train
 from compressor.training.parallel import team

@@ -62,7 +62,8 @@ from compressor.quantize.trained import (
 )
 from compressor.quantize.weights import Target, weight_of
 from compressor.training.batches import on_device
-from compressor.training.loop import NotFinite, parameter_groups
+from compressor.training.learners import parameter_groups
+from compressor.training.loop import NotFinite
 from compressor.training.options import Train, defaulting
 from compressor.training.parallel import alone
 from compressor.training.projected import Projected

@@ -21,8 +21,8 @@ from torch.optim import AdamW, Optimizer
 from compressor.distill.logits import LogitsLoss, refuse_unlike
 from compressor.distill.predictions import CLASSIFIERS
 from compressor.errors import CompressError
-from compressor.model.checkpoint import quantized_files
 from compressor.model.model import Model
+from compressor.model.saving import quantized_files
 from compressor.model.tables import QuantTable
 from compressor.numerics.buckets import Buckets, Scaling
 from compressor.numerics.coding import coded_bytes, huffman_bits, pooled
@@ -30,7 +30,7 @@ from compressor.numerics.projection import Projection
 from compressor.options import options
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.quantize.weights import Target, WeightOptions, place, targets, weight_of
-from compressor.training.loop import parameter_groups
+from compressor.training.learners import parameter_groups
 from compressor.training.options import Train
 from compressor.training.projected import Projected
 

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import Refused
-from compressor.model.checkpoint import load_directory, save
-from compressor.model.compressed import layout
+from compressor.model.checkpoint import load_directory
+from compressor.model.compressed_config import layout
 from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.forward import output_mask, outputs
 from compressor.model.manifest import Manifest, WeightFormat, quantized
 from compressor.model.model import Model
 from compressor.model.probe import largest_difference, probe_batches, write_probe
+from compressor.model.saving import save
 from compressor.model.sparse import broken_promise
 from compressor.model.tables import QuantTable
 from compressor.run.machine import give_back_memory

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from compressor.model.checkpoint import quantized_files
 from compressor.model.layers import install
 from compressor.model.model import Model
+from compressor.model.saving import quantized_files
 from compressor.model.shapes import drop_extras, empty_model
 from compressor.model.sources import PACKED
 from compressor.model.stored import quantized_state

@@ -4,36 +4,28 @@ Models on the meta device have names, shapes and ties and no weights, so this ta
 Wrong tasks, other vocabularies, layers that do not exist and groups that do not divide all show.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from compressor.errors import CompressError
-from compressor.model.budget import Shape, sizes_for
+from compressor.model.budget import Shape
 from compressor.model.candidates import label
 from compressor.model.checkpoint import Checkpoint, load_processor, read_pooling
 from compressor.model.families import find_family
 from compressor.model.importance_file import find_scores
 from compressor.model.manifest import NAME as MANIFEST
-from compressor.model.manifest import WeightFormat, read_manifest
+from compressor.model.manifest import read_manifest
 from compressor.model.model import Model
 from compressor.model.scaling import refuse_unfolded, unfolded
 from compressor.model.shapes import config_of, empty_model, model_class
-from compressor.model.shrink import Kept, shrink
 from compressor.model.side import stored_ranks
 from compressor.model.sources import read_config, resolve
 from compressor.model.unpromised import unpromised_zeros
-from compressor.prune import ast, earlier, minitron, squarehead
-from compressor.prune.allocation import AllocatedOptions, exceptions
-from compressor.prune.cutting import refuse_formats
-from compressor.prune.damage import refuse_unpredictable
-from compressor.prune.scores import fitting, layers_to_go
-from compressor.prune.sparsity import SparseOptions, kept_pattern, targets
-from compressor.quantize import gptq
+from compressor.prune import earlier, squarehead
+from compressor.prune.sparsity import SparseOptions
 from compressor.run.fingerprint import used_up
 from compressor.run.layout import stage_name
 from compressor.run.measuring import refuse_unfit
@@ -42,13 +34,12 @@ from compressor.run.profile import Profile, Stage
 from compressor.run.rehearse_formats import (
     check_cache,
     check_groups,
-    check_jointly_sparse,
     check_packed,
     refuse_requantized,
 )
+from compressor.run.rehearse_pruned import pruned
+from compressor.run.rehearse_stage import check_known, check_length, check_sparse, named
 from compressor.run.search_stages import candidate_stages, planned_shapes
-from compressor.training.calibrated import SequenceOptions
-from compressor.training.reading import most_tokens
 
 
 @dataclass(frozen=True)
@@ -95,7 +86,7 @@ def rehearse(
         refuse_requantized(stages, source)
         check_packed(stages, source)
         _rehearse_baseline(job, name, stages, made)
-        with _named(f"baseline '{name}'"):
+        with named(f"baseline '{name}'"):
             check_cache(stages, source, [made[0]] * len(stages))
     return list(dict.fromkeys(job.remarks))  # the candidates of a search say the same
 
@@ -124,17 +115,8 @@ def _rehearse_baseline(
     own = [made[0]]
     for number, stage in enumerate(stages, start=1):
         own.append(_after(job, f"baselines.{name}.{number}", stage, made, own[-1]))
-    with _named(f"baseline '{name}'"):
+    with named(f"baseline '{name}'"):
         check_groups(stages, own, [s.name for s in stages if s.kind == "export"])
-
-
-@contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Say where in the profile it was that something was refused."""
-    try:
-        yield
-    except CompressError as error:
-        raise CompressError(f"{where}: {error.what}", error.hint) from error
 
 
 def _rehearse_from(job: _Rehearsal, made: list[Model]) -> list[Model]:
@@ -162,7 +144,7 @@ def _rehearse_search(job: _Rehearsal, place: str, stage: Stage, made: list[Model
     planned = job.chosen.get(len(made))
     for shape in planned or planned_shapes(before.family, before.config, stage.options):
         candidate = before
-        with _named(f"candidate {label(shape)} of {stage.method}"):
+        with named(f"candidate {label(shape)} of {stage.method}"):
             for own in candidate_stages(before.family, stage, shape):
                 candidate = _after(job, place, own, made, candidate)
             whole = _rehearse_from(job, [*made, candidate])
@@ -174,10 +156,10 @@ def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: 
     job.remarks.extend(
         f"{stage.method}: {said}" for said in _remarks(job, place, stage, made, model)
     )
-    _check_known(place, stage, model)
-    _check_length(place, stage, model)
-    _check_sparse(place, stage, model)
-    with _named(f"{place} ({stage.method})"):
+    check_known(place, stage, model)
+    check_length(place, stage, model)
+    check_sparse(place, stage, model)
+    with named(f"{place} ({stage.method})"):
         if getattr(stage.options, "unfolded", None) == "refuse":
             refuse_unfolded(model)
         if stage.trains:
@@ -185,7 +167,7 @@ def _after(job: _Rehearsal, place: str, stage: Stage, made: list[Model], model: 
             objective = load_method(stage.method).objective(stage.options, model, teacher)
             said = getattr(objective, "remarks", ())
             job.remarks.extend(f"{stage.method}: {remark}" for remark in said)
-        return _pruned(model, stage.options) if stage.kind == "prune" else model
+        return pruned(model, stage.options) if stage.kind == "prune" else model
 
 
 def _remarks(
@@ -218,7 +200,7 @@ def _check_teachers(profile: Profile) -> None:
         _check_teacher(profile, stage, number)
     for name, stages in profile.baselines.items():
         for number, stage in enumerate(stages, start=1):  # stage:N is one of the main chain
-            with _named(f"baselines.{name}.{number} ({stage.method})"):
+            with named(f"baselines.{name}.{number} ({stage.method})"):
                 _check_teacher(profile, stage, len(profile.stages) + 1)
 
 
@@ -237,50 +219,6 @@ def _check_teacher(profile: Profile, stage: Stage, end: int) -> None:
         )
 
 
-def _check_known(where: str, stage: Stage, model: Model) -> None:
-    """Refuse a stage that does not know an architecture of ours."""
-    known, kind = model.family.methods, model.family.model_type
-    if known and stage.kind != "export" and stage.method not in known:
-        raise CompressError(
-            f"{where} ({stage.method}) does not know the layers of a {kind}",
-            f"what does: {', '.join(known)}, and exports",
-        )
-
-
-def _check_length(where: str, stage: Stage, model: Model) -> None:
-    """Refuse rows of text that are longer than the model takes."""
-    lengths = {}
-    if stage.kind == "prune":
-        lengths["length"] = getattr(stage.options, "length", None) or 0
-    if stage.trains:
-        lengths["train.length"] = stage.options.train.length
-    most = most_tokens(model.config)
-    for option, length in lengths.items():
-        if most is not None and length > most:
-            raise CompressError(
-                f"{where} ({stage.method}): {option} is {length} and the model takes at most "
-                f"{most} tokens",
-                f"set {where}.{option} to {most} or less",
-            )
-
-
-def _check_sparse(where: str, stage: Stage, model: Model) -> None:
-    """Refuse what does not fit a layer: patterns, globs, rows, and zeros that are there already."""
-    own = stage.options
-    try:
-        found = list(targets(model, own)) if isinstance(own, SparseOptions) else []
-        if isinstance(own, gptq.Options) and own.sparse is not None:
-            check_jointly_sparse(model, own.sparse)
-        if isinstance(own, AllocatedOptions):
-            exceptions(own, found)
-        if isinstance(own, SequenceOptions):
-            own.tokens(model.config)
-        if isinstance(own, ast.Options):
-            earlier.refuse_looser(model, own)
-    except CompressError as error:
-        raise CompressError(f"{where} ({stage.method}): {error.what}", error.hint) from error
-
-
 def empty(path: Path) -> Model:
     """The model of a checkpoint directory without its weights, with the formats of its manifest."""
     raw, manifest = read_config(path), path / MANIFEST
@@ -288,47 +226,6 @@ def empty(path: Path) -> Model:
     module = empty_model(model_class(family, config), config)
     formats = read_manifest(path).formats if manifest.is_file() else stored_ranks(path)
     return Model(module, family, load_processor(path), formats, pooling=read_pooling(path))
-
-
-def _pruned(model: Model, options: Any) -> Model:
-    """The model without its weights, cut by the very code that will cut it, or promised sparse."""
-    if isinstance(options, SparseOptions):
-        return replace(model, formats=model.formats | _promises(model, options))
-    assert isinstance(options, minitron.Options)
-    refuse_formats(model)
-    refuse_unpredictable(model, options.layer_importance)
-    sizes = sizes_for(model.family, model.config, options)
-    if options.scores is not None:
-        fitting(model, options, options.scores, layers_to_go(model, sizes))
-    pruned = replace(model, module=empty_model(type(model.module), model.config))
-    shrink(pruned, Kept.first(pruned, sizes), options.rescale)
-    return pruned
-
-
-def _promises(model: Model, options: SparseOptions) -> dict[str, WeightFormat]:
-    """The formats that a sparse stage will leave, with the shares that it was told."""
-    names = list(targets(model, options))
-    uneven = exceptions(options, names) if isinstance(options, AllocatedOptions) else {}
-    found = {}
-    for name in names:
-        before, share = model.formats.get(name, WeightFormat()), uneven.get(name, options.share)
-        if share:
-            pattern, most = kept_pattern(before, options.pattern), max(share, before.sparsity)
-            found[name] = replace(before, pattern=pattern, sparsity=most)
-    return found | _side_ranks(model, options, found)
-
-
-def _side_ranks(
-    model: Model, options: SparseOptions, formats: Mapping[str, WeightFormat]
-) -> dict[str, WeightFormat]:
-    """Those of these formats whose layers get a side path, with its rank."""
-    k = options.side if isinstance(options, ast.Options) else None
-    found = {}
-    for name, form in formats.items():
-        inputs: Any = model.module.get_submodule(name).in_features
-        if k is not None and inputs % k == 0:
-            found[name] = replace(form, side_rank=inputs // k)
-    return found
 
 
 def _teacher(name: str, made: list[Model]) -> Model:

@@ -9,7 +9,6 @@ their reports stay.
 """
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from compressor.errors import CompressError, Refused
+from compressor.errors import Refused
 from compressor.model.beside import TensorFile
 from compressor.model.budget import Shape, itemsize
 from compressor.model.candidates import Counts, grid
@@ -34,6 +33,7 @@ from compressor.run.outputs import replace_files
 from compressor.run.profile import Profile, Stage, resolved_text
 from compressor.run.rehearse import empty, rehearse
 from compressor.run.search_latency import Latencies, open_latencies, within_latency
+from compressor.run.search_outcome import FAILED, best_of, outcome
 from compressor.run.search_stages import candidate_name, candidate_stages, planned_shapes
 from compressor.run.setting import Setting
 from compressor.run.tables import clock, millions, threads
@@ -41,7 +41,7 @@ from compressor.screen import Screen
 from compressor.training.loop import NotFinite
 from compressor.training.workbench import Workbench
 
-_RECORD, _FAILED, _CLEARED = "search.json", "failed.json", "cleared"
+_RECORD, _CLEARED = "search.json", "cleared"
 _DONE = "report.html"  # what a run writes last
 
 
@@ -108,7 +108,7 @@ def search(
         rows = _train_all(job, shapes, _scores(job, shapes))
     finally:
         job.note_time()
-    chosen = _best(rows)
+    chosen = best_of(rows)
     rows = [row | {"chosen": row is chosen} for row in rows]
     if times is not None:
         rows = [row | {"latency_ms": times(row["sizes"])} for row in rows]
@@ -190,7 +190,7 @@ def _train_all(job: Search, shapes: list[Shape], scores: Path | None) -> list[di
         made += _train(job, name, stages)
         size = parameters * itemsize(job.model.config)
         known = {"name": name, "sizes": shape, "parameters": parameters, "bytes": size}
-        rows.append(known | _outcome(job.place / name, job.stage.options.method))
+        rows.append(known | outcome(job.place / name, job.stage.options.method))
         job.setting.log(f"candidate {rows[-1]}")
     return rows
 
@@ -200,13 +200,13 @@ def _train(job: Search, name: str, stages: tuple[Stage, ...]) -> bool:
     from compressor.run.pipeline import conduct  # which runs stages, of which a search is one
 
     home = job.place / name
-    if (home / _DONE).is_file() or (home / _FAILED).is_file():
+    if (home / _DONE).is_file() or (home / FAILED).is_file():
         return False
     home.mkdir(exist_ok=True)
     try:
         conduct(_inside(job, home, stages), {"stages": []}, time.perf_counter())
     except (NotFinite, Refused) as error:
-        replace_files(home, {_FAILED: json.dumps({"what": error.what})})
+        replace_files(home, {FAILED: json.dumps({"what": error.what})})
     return True
 
 
@@ -251,40 +251,6 @@ class _BarsOnly:
         return self.screen.progress(label, total)
 
 
-def _outcome(home: Path, method: str) -> dict[str, Any]:
-    """What became of a candidate: {before, after (losses), seconds, peak_memory_bytes, failed}."""
-    if (home / _FAILED).is_file():
-        what = json.loads((home / _FAILED).read_text(encoding="utf-8"))["what"]
-        return {"before": None, "after": None, "seconds": None, "failed": what}
-    manifest = read_manifest(home / stage_name(2, method))
-    notes, records = manifest.metrics["notes"], manifest.stages[-2:]
-    assert "validation" in notes, f"{method} notes no validation loss"
-    losses = notes["validation"]
-    finite = math.isfinite(losses["after"])
-    return {
-        "before": losses["before"],
-        "after": losses["after"] if finite else None,
-        "seconds": sum(record.seconds for record in records),
-        "peak_memory_bytes": max(record.peak_memory_bytes for record in records),
-        "failed": None if finite else "the validation loss is not finite",
-    }
-
-
-def _best(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The least validation loss; the earlier of equals.
-
-    Raises:
-        CompressError: every candidate failed.
-    """
-    able = [row for row in rows if row["failed"] is None]
-    if not able:
-        raise CompressError(
-            f"all {len(rows)} candidates of the search failed; the first: {rows[0]['failed']}",
-            "lower train.lr or raise train.warmup of the search stage",
-        )
-    return min(able, key=lambda row: row["after"])
-
-
 def _summary(job: Search, times: Latencies | None) -> dict[str, Any]:
     options = job.stage.options
     budgets = {k: getattr(options, k) for k in ("parameters", "bytes", "latency")}
@@ -296,17 +262,6 @@ def _summary(job: Search, times: Latencies | None) -> dict[str, Any]:
         "task": job.model.task,
         "latency": times and times.circumstances | {"original_ms": times(job.model.sizes)},
     }
-
-
-def earlier_seconds(notes: dict[str, Any]) -> float:
-    """What earlier attempts at a stage took, by its notes; 0 for what is no search."""
-    return notes.get("search", {}).get("earlier_seconds", 0.0)
-
-
-def peak_of(notes: dict[str, Any]) -> int:
-    """The highest peak memory of the candidates in a stage's notes, bytes; 0 for other stages."""
-    rows = notes.get("search", {}).get("candidates", [])
-    return max((row.get("peak_memory_bytes") or 0 for row in rows), default=0)
 
 
 def clear_candidates(place: Path, drop_weights: Callable[[Path], None]) -> None:

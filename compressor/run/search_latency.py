@@ -25,7 +25,8 @@ from compressor.measure.process import Worker
 from compressor.measure.worker import save_rows
 from compressor.model.budget import LEAST, Shape
 from compressor.model.candidates import label, nearest_width, spread
-from compressor.model.checkpoint import Checkpoint, save
+from compressor.model.checkpoint import Checkpoint
+from compressor.model.saving import save
 from compressor.model.shapes import axes_of
 from compressor.model.shrink import Kept, shrink
 from compressor.run.machine import give_back_memory, machine

@@ -15,7 +15,8 @@ from compressor.run.kinds import TRAINS, edited, make
 from compressor.run.layout import landing, rejecting, search_place, stage_name
 from compressor.run.machine import machine, packages, peak_memory, reset_peak_memory
 from compressor.run.profile import Stage
-from compressor.run.search import clear_candidates, earlier_seconds, peak_of
+from compressor.run.search import clear_candidates
+from compressor.run.search_outcome import earlier_seconds, peak_of
 from compressor.run.setting import Setting
 from compressor.run.shortage import shortages
 from compressor.training.parallel import team

@@ -6,7 +6,7 @@ from compressor.model.count import count_embedding_parameters, count_parameters
 from compressor.model.manifest import Manifest, read_manifest
 from compressor.model.probe import NAME as PROBE
 from compressor.model.sparse import patterns_text
-from compressor.run.card import usage
+from compressor.run.card_usage import usage
 from compressor.run.layout import stage_name
 from compressor.run.machine import machine, packages
 from compressor.run.measuring import own_data

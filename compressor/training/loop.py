@@ -9,19 +9,20 @@ torchrun a batch is shared out by rows and gradients are averaged (training/para
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from compressor.errors import CompressError
 from compressor.model.model import Model
 from compressor.model.qsd_layers import norms_of
 from compressor.training import best, metrics
 from compressor.training.batches import on_device, row_inputs
+from compressor.training.learners import adamw, learners_of, rates_of, weights_of
 from compressor.training.options import Train, lr_factor
 from compressor.training.parallel import team
 from compressor.training.precision import autocast, choose_precision
@@ -48,16 +49,6 @@ class Itemized(Protocol):
     """An objective that says what its last loss was made of; its parts go into the metrics."""
 
     parts: dict[str, Tensor]
-
-
-@runtime_checkable
-class HasRates(Protocol):
-    """An objective with modules that learn at a highest rate of their own, each under a name.
-
-    What learns at its own rate is another training on the same batches: it is clipped by itself.
-    """
-
-    rates: dict[str, tuple[nn.Module, float]]
 
 
 @dataclass
@@ -110,9 +101,9 @@ def train(
     assert look is not None or not options.validate_every, "nothing to look at"
     _learning(module)
     objective.to(work.device)
-    weights = _trained(module, objective)
-    learners = _learners(weights, objective, options)
-    optimizer = optimizer or _adamw(learners, options)
+    weights = weights_of(module, objective)
+    learners = learners_of(weights, objective, options)
+    optimizer = optimizer or adamw(learners, options)
     highest = [group["lr"] for group in optimizer.param_groups]
     start = {**module.state_dict(), **objective.state_dict(), "ids": row_inputs(batches[0])}
     identity = f"{identity} {options} {work.seed} {digest(start)}"
@@ -198,52 +189,6 @@ def _look(
             best.keep(work.scratch, done.step, state, done.known_step)
 
 
-def _trained(module: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
-    """{name: parameter}; tied ones once."""
-    found = {f"student.{k}": p for k, p in module.named_parameters() if p.requires_grad}
-    found |= {f"objective.{k}": p for k, p in objective.named_parameters() if p.requires_grad}
-    assert found, "nothing to train"
-    assert len({id(p) for p in found.values()}) == len(found), "the objective holds the student"
-    assert all(p.dtype == torch.float32 for p in found.values()), "master weights are float32"
-    return found
-
-
-def _learners(
-    weights: dict[str, nn.Parameter], objective: nn.Module, options: Train
-) -> list[tuple[float, list[nn.Parameter]]]:
-    """(highest learning rate, parameters) of the model and of what learns beside it."""
-    found, taken = [], set()
-    for module, lr in _rates(objective).values():
-        own = [p for p in module.parameters() if p.requires_grad]
-        found.append((lr, own))
-        taken |= {id(p) for p in own}
-    return [(options.lr, [p for p in weights.values() if id(p) not in taken]), *found]
-
-
-def _rates(objective: nn.Module) -> dict[str, tuple[nn.Module, float]]:
-    return objective.rates if isinstance(objective, HasRates) else {}
-
-
-def _adamw(learners: list[tuple[float, list[nn.Parameter]]], options: Train) -> Optimizer:
-    """AdamW of all that learns."""
-    groups = [
-        g for lr, found in learners for g in parameter_groups(found, options.weight_decay, lr)
-    ]
-    return AdamW(groups, lr=options.lr, betas=options.betas, eps=1e-8)
-
-
-def parameter_groups(
-    parameters: Iterable[nn.Parameter], weight_decay: float, lr: float
-) -> list[dict[str, Any]]:
-    """Groups of an optimizer: biases and norms do not decay."""
-    given = list(parameters)
-    kinds = (
-        ([p for p in given if p.dim() > 1], weight_decay),
-        ([p for p in given if p.dim() <= 1], 0.0),
-    )
-    return [{"params": found, "weight_decay": decay, "lr": lr} for found, decay in kinds if found]
-
-
 def _backward(
     objective: nn.Module,
     batches: Sequence[Batch],
@@ -295,7 +240,7 @@ def _record(done: _Progress, options: Train, objective: nn.Module, work: Workben
         "step": done.step,
         "loss": done.loss,
         "lr": options.lr * factor,
-        **{f"{name} lr": lr * factor for name, (_, lr) in _rates(objective).items()},
+        **{f"{name} lr": lr * factor for name, (_, lr) in rates_of(objective).items()},
         "tokens_per_second": round(done.tokens / done.seconds, 1),
     }
     parts = dict(objective.parts) if isinstance(objective, Itemized) else {}

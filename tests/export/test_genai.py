@@ -17,7 +17,7 @@ from compressor.errors import CompressError
 from compressor.export import genai as export
 from compressor.model.probe import read_probe
 from compressor.quantize import rtn
-from compressor.run.card import usage
+from compressor.run.card_usage import usage
 from compressor.run.gate import check_agreement
 from compressor.screen import Silent
 from conftest import character_tokenizer

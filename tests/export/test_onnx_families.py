@@ -17,7 +17,7 @@ from compressor.model.forward import output_mask, outputs
 from compressor.model.manifest import read_manifest, write_manifest
 from compressor.model.probe import largest_difference
 from compressor.quantize import rtn
-from compressor.run.card import usage
+from compressor.run.card_usage import usage
 from compressor.run.gate import check_agreement
 from conftest import character_tokenizer
 from families import pico, random_inputs

@@ -12,12 +12,13 @@ import compressor
 from compressor.errors import CompressError
 from compressor.export import safetensors as export
 from compressor.model import stream
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
 from compressor.model.conv1d import to_linear
 from compressor.model.forward import output_mask, outputs
 from compressor.model.manifest import Manifest, WeightFormat, list_files, write_manifest
 from compressor.model.model import Pooling
 from compressor.model.probe import largest_difference, read_probe
+from compressor.model.saving import save
 from compressor.model.sparse import broken_promise, promise, prunable
 from compressor.numerics.masks import keep_largest
 from compressor.quantize import rtn

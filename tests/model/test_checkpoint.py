@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
 from compressor.model.model import Pooling, pool
+from compressor.model.saving import save
 from compressor.model.shrink import Kept, shrink
 from compressor.model.side_files import copy_side_files
 from compressor.quantize import rtn

@@ -11,13 +11,14 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import compressor
 from compressor.errors import CompressError
-from compressor.model.checkpoint import Checkpoint, load_directory, save
-from compressor.model.compressed import obstacle, quantization_config
+from compressor.model.checkpoint import Checkpoint, load_directory
+from compressor.model.compressed_config import obstacle, quantization_config
 from compressor.model.forward import output_mask, outputs
 from compressor.model.layers import QuantEmbedding, QuantLinear
 from compressor.model.manifest import WeightFormat, list_files, write_manifest
 from compressor.model.model import Model
 from compressor.model.probe import largest_difference, probe_batches
+from compressor.model.saving import save
 from compressor.quantize import rtn
 from compressor.run.prove import save_and_prove
 from families import pico

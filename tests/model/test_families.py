@@ -14,9 +14,10 @@ import transformers
 from torch import nn
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
 from compressor.model.families import present
 from compressor.model.forward import output_mask, without_cache
+from compressor.model.saving import save
 from compressor.model.shrink import Kept, KeptStack, rows_of, shrink
 from families import CONFIGS, pico, random_inputs
 

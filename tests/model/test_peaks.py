@@ -25,7 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from compressor.export import safetensors as export
 from compressor.model import stream
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
+from compressor.model.saving import save
 from compressor.model.families import find_family
 from compressor.model.manifest import WeightFormat
 from compressor.model.layers import install

@@ -13,10 +13,11 @@ from compressor.engines.torch import TorchEngine
 from compressor.errors import CompressError
 from compressor.export import onnx, safetensors
 from compressor.export.onnx_twin import make_twin
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
 from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.forward import output_mask, outputs
 from compressor.model.probe import largest_difference, read_probe
+from compressor.model.saving import save
 from compressor.model.side import Side, SideLinear, attach, drop_sides, sides, sides_off
 from compressor.model.sources import deployed_bytes
 from compressor.model.sparse import prunable

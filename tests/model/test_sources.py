@@ -8,7 +8,8 @@ import huggingface_hub
 import pytest
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
+from compressor.model.saving import save
 from compressor.model.sources import check_safetensors, describe_source, model_files, resolve
 from compressor.quantize import rtn
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
+from compressor.model.saving import save
 from compressor.model.sparse import (
     broken_promise,
     prunable,

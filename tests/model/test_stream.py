@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, ViTConfig
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
+from compressor.model.saving import save
 from compressor.model.stored import float_state
 from compressor.model.stream import Lazy, open_tensors, read_tensor, write_tensors
 from compressor.quantize import rtn

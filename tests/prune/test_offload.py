@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
+from compressor.model.saving import save
 from compressor.model.sparse import broken_promise
 from compressor.prune import sparsegpt, wanda
 from compressor.run.prove import save_and_prove
@@ -56,7 +57,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
+from compressor.model.saving import save
 from compressor.model.families import find_family
 from compressor.model.model import Model
 from compressor.prune import sparsegpt

@@ -14,8 +14,9 @@ from compressor.engines.onnxruntime import OnnxRuntimeEngine
 from compressor.engines.torch import TorchEngine
 from compressor.errors import CompressError
 from compressor.export import onnx as export
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
 from compressor.model.kv_cache import attentions, scales_of
+from compressor.model.saving import save
 from compressor.model.sources import CACHE
 from compressor.quantize import cache
 from compressor.run.gate import check_agreement

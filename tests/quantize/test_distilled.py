@@ -11,10 +11,10 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from compressor.errors import CompressError
 from compressor.model import layers
-from compressor.model.checkpoint import save
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantEmbedding, QuantLinear
 from compressor.model.manifest import WeightFormat
+from compressor.model.saving import save
 from compressor.model.sparse import broken_promise, prunable
 from compressor.model.stored import quantized_state
 from compressor.numerics.buckets import Buckets

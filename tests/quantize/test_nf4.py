@@ -8,10 +8,11 @@ from torch import nn
 
 from compressor.errors import CompressError
 from compressor.export import safetensors
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantLinear
 from compressor.model.manifest import WeightFormat
+from compressor.model.saving import save
 from compressor.numerics.codebook import NF4
 from compressor.numerics.codebook import nf4 as round_to_nf4
 from compressor.quantize import nf4

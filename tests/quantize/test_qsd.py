@@ -12,12 +12,13 @@ from compressor.distill import ce
 from compressor.distill.relations import outputs_kept, relation_loss, relation_modules
 from compressor.distill.runner import run as train
 from compressor.errors import CompressError
-from compressor.model.checkpoint import load_directory, save
+from compressor.model.checkpoint import load_directory
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantLinear
 from compressor.model.qsd_convert import make_spiking
 from compressor.model.qsd_cost import vit_products
 from compressor.model.qsd_layers import Line, Neuron
+from compressor.model.saving import save
 from compressor.quantize import qsd
 from compressor.training.options import Train
 from families import pico, sparse

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import compressor
 from compressor.errors import CompressError
-from compressor.model.checkpoint import Checkpoint, save
+from compressor.model.checkpoint import Checkpoint
 from compressor.model.count import count_parameters
 from compressor.model.manifest import (
     Manifest,
@@ -17,6 +17,7 @@ from compressor.model.manifest import (
     read_manifest,
     write_manifest,
 )
+from compressor.model.saving import save
 from compressor.model.side import Side, attach, sides
 from compressor.model.sparse import prunable
 from compressor.run.card import model_card

@@ -9,7 +9,7 @@ import transformers
 from compressor.export import safetensors
 from compressor.model.manifest import Manifest
 from compressor.model.sparse import promise, prunable
-from compressor.run.card import usage
+from compressor.run.card_usage import usage
 from conftest import character_tokenizer
 from families import pico
 

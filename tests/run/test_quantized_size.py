@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import save
 from compressor.model.model import Model
+from compressor.model.saving import save
 from compressor.model.shapes import empty_model
 from compressor.quantize import distilled, nf4, rtn
 from compressor.quantize.planned import planned

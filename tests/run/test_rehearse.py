@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from compressor.errors import CompressError
-from compressor.model.checkpoint import Checkpoint, load_directory, save
+from compressor.model.checkpoint import Checkpoint, load_directory
 from compressor.model.manifest import Manifest, write_manifest
+from compressor.model.saving import save
 from compressor.model.side import Side, attach, write_sides
 from compressor.model.sparse import prunable
 from compressor.prune import magnitude
