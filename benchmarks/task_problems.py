@@ -17,7 +17,7 @@ TITLE = "novels-llama on grade-school problems"
 TASK, READING = "causal-lm", TEXT
 BATCH, LENGTH, RATES = 8, 256, (3e-4, 1e-3, 3e-3)
 TEACHER_STEPS, TEACHER_RATES = 100, RATES
-LOSS, UNIT = "nats per token of the solution", "problem"
+LOSS = "nats per token of the solution"
 _BORDER = "\nSolution:"  # the space behind it begins the first token of a solution
 _LONGEST = 512  # tokens of a problem with its solution that are scored
 
