@@ -15,7 +15,10 @@ Under each table, for every file of another program: the smallest and the fastes
 as good, within 0.2 per cent of perplexity or 0.0005 of cosine, in any engine and in the same one.
 Above 1 we lose. A weight of 8 bits in groups of 32 takes 9 bits in ONNX, whose scales are float32,
 and 8.5 in GGUF; quantize_dynamic and nncf int8 have one scale a tensor or a row. Q4_K_M keeps the
-table of embedding and head in 6 bits and scales in 6; our 4 bits are 4 everywhere.
+table of embedding and head in 6 bits and scales in 6; our 4 bits are 4 everywhere. The builder of
+genai has one product for queries, keys and values, turns positions inside attention and adds
+residuals inside norms: of novels-llama a token runs 69 nodes, in our file 152. At a width of 256
+small nodes take as long as products; a wider model has no more of them.
 """
 
 import dataclasses
