@@ -68,7 +68,8 @@ def walk(
     """Yield every block once, in order.
 
     The walk holds one residual stream [B, S, H] for each batch. A block runs once more after it
-    was yielded, which is when the caller's changes take effect.
+    was yielded, which is when the caller's changes take effect; the last of a stack does not, as
+    nothing here reads what it gives.
 
     Args:
         batches: what the model reads.
@@ -76,9 +77,12 @@ def walk(
     """
     for stack in model.family.stacks:
         streams, arguments = record(model, stack, batches, spill)
-        for index, block in enumerate(model.blocks(stack)):
+        blocks = model.blocks(stack)
+        for index, block in enumerate(blocks):
             step = Step(stack, index, block, streams, [given[index] for given in arguments])
             yield step
+            if index + 1 == len(blocks):
+                break
             for i in range(len(batches)):  # in place: one stream per batch is alive
                 found = _checked(step, i)
                 if spill is None:

@@ -6,13 +6,14 @@ Only real tokens count: padding is left out with the mask that the stack's token
 that read the very same tensor (query, key and value; gate and up) share one matrix, found by the
 identity of their input; sharing saves two thirds and half of their work. Of a matrix only the
 panels on and above the diagonal are multiplied, 512 columns at a time, and mirrored at the end:
-(1 + 512 / I) / 2 of the operations, so 56 % for 4096 inputs. Sums are float32.
+(1 + 512 / I) / 2 of the operations, so 56 % for 4096 inputs. Sums are float32. A forward pass ends
+where the last of these inputs was read: what would be computed from it is not.
 
 Legend: B rows, S tokens, T tokens of all rows that count, I inputs of a Linear.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,10 @@ from compressor.model.forward import run_backbone
 from compressor.model.model import Model
 
 _PANEL = 512
+
+
+class _AllRead(Exception):
+    """What the Linears read of a batch is known; the rest of the forward pass is not needed."""
 
 
 def mask_keys(model: Model) -> dict[str, str]:
@@ -85,27 +90,38 @@ class Moments:
         self.ranges: dict[str, InputRange] | None = {} if ranges else None
         self._sums: dict[str, Tensor] = {}
         self._leader: dict[str, str] = {}
+        self._calls: int | None = None  # of the Linears in one batch
 
     @contextmanager
     def watching(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
-        """Add what the Linears read until the block ends; `batch` holds the masks."""
+        """Add what the Linears read inside, which is left when nothing more is to be read.
+
+        Args:
+            batch: holds the masks.
+        """
         last: list[tuple[str, Tensor]] = []  # holds one input: those that share it come together
+        calls = 0
 
         def hook(name: str) -> Any:
-            def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            def read(module: nn.Module, args: tuple[Any, ...]) -> None:
+                nonlocal calls
                 if not last or last[0][1] is not args[0]:
                     last[:] = [(name, args[0])]
                 leader = self._leader.setdefault(name, last[0][0])
                 assert leader == last[0][0], f"'{name}' shares its input in some batches only"
                 if leader == name:
                     self._add(name, args[0].detach(), batch.get(self.keys[name]))
+                calls += 1
+                if calls == self._calls:
+                    raise _AllRead
 
             return read
 
-        with ExitStack() as hooks:
+        with ExitStack() as hooks, suppress(_AllRead):
             for name, linear in self.linears.items():
-                hooks.enter_context(linear.register_forward_hook(hook(name)))
+                hooks.enter_context(linear.register_forward_pre_hook(hook(name)))
             yield
+        self._calls = calls
 
     @property
     def shared(self) -> dict[str, list[str]]:

@@ -64,6 +64,6 @@ def test_a_changed_block_is_seen_by_all_that_follow(name):
 
 def test_a_linear_that_sees_no_token_is_an_error():
     model = pico("llama")
-    model.module.model.layers[1].extra = nn.Linear(4, 4)
-    with pytest.raises(AssertionError, match=r"layers\.1 saw no token"):
+    model.module.model.layers[0].extra = nn.Linear(4, 4)
+    with pytest.raises(AssertionError, match=r"layers\.0 saw no token"):
         list(walk(model, [random_inputs(model)]))

@@ -196,6 +196,30 @@ def test_shared_moments_equal_separate_ones(name):
             assert torch.equal(alone.pop(layer), h)
 
 
+@pytest.mark.parametrize("name", ["llama", "bert", "t5"])
+def test_nothing_is_computed_behind_the_last_input_that_counts(name):
+    """Of every batch but the first, which tells how many inputs there are."""
+    model = pico(name)
+    linears, batches = prunable(model), [random_inputs(model, rows=2, seed=i) for i in range(3)]
+    calls = dict.fromkeys(linears, 0)
+
+    def count(layer):
+        def add(*_):
+            calls[layer] += 1
+
+        return add
+
+    for layer, linear in linears.items():
+        linear.register_forward_hook(count(layer))
+    moments = Moments(linears, mask_keys(model), whole=True)
+    for batch in batches:
+        with moments.watching(batch):
+            run_backbone(model, batch)
+    assert sorted(calls.values()) == [1, *[3] * (len(linears) - 1)]
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    assert moments.tokens[next(iter(moments.shared))] == tokens
+
+
 def test_moments_in_panels_are_those_of_one_product():
     linear = torch.nn.Linear(1100, 1)
     x = torch.randn(2, 30, 1100, generator=torch.Generator().manual_seed(0))
