@@ -15,7 +15,7 @@ from functools import partial
 
 import lab
 from cells import table
-from sweep import NOT_RUN, RATES, against, at_an_end, best_rate, mean, outcomes, shown, sweep
+from sweep import NOT_RUN, RATES, against, best_rate, edges, mean, outcomes, shown, sweep, tried
 
 TITLE = "Recovery after pruning to half"
 PAPER = """\
@@ -104,7 +104,7 @@ def _findings(cells, model, found):
         for arm, values in found.items()
         if values and arm != ARMS[0]
     ]
-    edge = [arm for arm in ARMS if found[arm] and at_an_end(cells, prefix(model, arm))]
-    if edge:
-        lines.append(f"Best at an end of the grid of rates: {'; '.join(edge)}.")
+    names = {arm: prefix(model, arm) for arm in ARMS if found[arm]}
+    grids = {arm: (best_rate(cells, name), tried(cells, name)) for arm, name in names.items()}
+    lines += edges(grids)
     return [" ".join(lines)]

@@ -21,7 +21,7 @@ from functools import partial
 
 import lab
 from cells import table
-from sweep import NOT_RUN, best_rate, mean, outcomes, shown, sweep
+from sweep import NOT_RUN, best_rate, edges, mean, outcomes, shown, sweep, tried
 
 from compressor.distill import ce, kd
 from compressor.distill.runner import run as train
@@ -170,15 +170,17 @@ def _table(cells, model, pattern):
     arms = ("original", *ONE_SHOT, *arms_of(pattern))
     found = {arm: losses(cells, model, pattern, arm) for arm in arms}
     ends = [_perplexity(found[arm]) for arm in ("SparseGPT", "original", "dense, trained")]
+    names = {arm: prefix(model, pattern, arm) for arm in arms if arm in TRAINED}
+    grids = {arm: (best_rate(cells, name), tried(cells, name)) for arm, name in names.items()}
     rows = []
     for arm, values in found.items():
-        rate = best_rate(cells, prefix(model, pattern, arm)) if arm in TRAINED else None
+        rate, _ = grids.get(arm, (None, None))
         perplexity = _perplexity(values)
         closed = [_closed(perplexity, ends[0], bound) for bound in ends[1:]]
         shown_perplexity = f"{perplexity:.3f}" if perplexity else NOT_RUN
         rows.append([arm, f"{rate:g}" if rate else "", *shown(values), shown_perplexity, *closed])
     header = ["arm", "best rate", "nats per token", "over seeds", "seeds", "perplexity"]
-    return [table([*header, "gap closed %", "to trained dense %"], rows)]
+    return [table([*header, "gap closed %", "to trained dense %"], rows), *edges(grids)]
 
 
 def _perplexity(values):

@@ -17,7 +17,7 @@ from functools import partial
 
 import lab
 from cells import table
-from sweep import NOT_RUN, mean
+from sweep import NOT_RUN, edges, mean
 
 from compressor.distill import ce
 from compressor.distill.runner import run as train
@@ -163,7 +163,7 @@ def section(cells):
         arms = Arms(cells, model)
         blocks.append(f"### {arms.task.TITLE}")
         base = arms.best_rate("dense")
-        blocks += [_table(arms, arms.found("dense", base)[0])] if base else [NOT_RUN]
+        blocks += _table(arms, arms.found("dense", base)[0]) if base else [NOT_RUN]
     return blocks
 
 
@@ -176,7 +176,9 @@ def _table(arms, teacher):
             rate = arms.best_rate(arm_of(loss, TUNED))
             rows.append(row(arms, arm_of(loss, sparsity), rate, teacher))
     header = ["arm", "rate", arms.task.LOSS, "seeds", "minus dense", "95 % interval", "accuracy"]
-    return table(header, rows)
+    tuned = ["dense, longer", *(arm_of(loss, TUNED) for loss in LOSSES)]
+    grids = {arm: (arms.best_rate(arm), arms.rates(arm)) for arm in tuned}
+    return [table(header, rows), *edges(grids)]
 
 
 def row(arms, arm, lr, teacher):

@@ -42,10 +42,14 @@ def best_rate(cells, arm):
     return min(found, key=lambda lr: found[lr]["validation"])
 
 
-def at_an_end(cells, arm):
-    """Whether the best rate is the lowest or the highest that was run."""
-    rates = list(tried(cells, arm))
-    return best_rate(cells, arm) in (rates[:1] + rates[-1:])
+def edges(grids):
+    """A remark on arms whose best rate ends their grid, {arm: (best rate, all that were run)}."""
+    found = []
+    for end, of in (("lowest", min), ("highest", max)):
+        arms = [arm for arm, (best, rates) in grids.items() if best and best == of(rates)]
+        if arms:
+            found.append(f"Best at the {end} rate that was run: {'; '.join(arms)}.")
+    return [" ".join(found)] if found else []
 
 
 def outcomes(cells, arm, seeds=range(10), what="heldout"):

@@ -71,10 +71,21 @@ def path_table(found: dict[str, Any]) -> Any:
         ("sizes", facts(found["sizes"])),
         ("sparsity", patterns_text(formats) or "none"),
         ("formats", f"{len(formats)} modules: {kinds}" if kinds else "float"),
+        *_beyond_transformers(found, formats),
         ("stages", ", ".join(stages) or "none"),
         ("complete", "yes" if found["complete"] else "no manifest.json"),
     ]
     return Table(str(found["path"]), ("", ""), rows, prose=True)
+
+
+def _beyond_transformers(found: dict[str, Any], formats: dict[str, Any]) -> list[tuple[str, str]]:
+    """What plain transformers does not read."""
+    rows, sides = [], sum(form.side_rank is not None for form in formats.values())
+    if "packed" in found["metrics"]:
+        rows.append(("stored", "without zeros; plain transformers cannot open it"))
+    if sides:
+        rows.append(("side paths", f"{sides} layers; plain transformers leaves them out"))
+    return rows
 
 
 def _chosen(weight_format: dict[str, Any]) -> dict[str, Any]:

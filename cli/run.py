@@ -40,14 +40,14 @@ def show_report(report: dict[str, Any], out: Path) -> None:
     from compressor.run.bench_tables import bench_tables
     from compressor.run.page import usage_code
     from compressor.run.report_tables import stages
-    from compressor.run.verdict import verdict
+    from compressor.run.verdict import report_sentences
 
     from .render import show_lines, show_table, show_text
 
-    bench, domain = report.get("bench"), report.get("domain") or ""
+    bench = report.get("bench")
     for table in bench_tables(bench) if bench else [stages(report)]:
         show_table(table)
-    for line in verdict(bench, domain) if bench else [domain]:
+    for line in report_sentences(report):
         show_text(line)
     show_lines("", f"report    {out / 'report.html'} (also .md and .json)")
     artifacts = report.get("artifacts") or []

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from compressor.training.best import looks_after
 from compressor.training.loop import Itemized
 from compressor.training.options import Train
 from compressor.training.straight_through import Masked
@@ -21,7 +22,8 @@ class Adaptive(nn.Module):
         loss: batch -> scalar.
         layers: (mask, dense weight) of every layer that is pruned.
         every: steps between two choices of the masks; None leaves them as they are.
-        train: whose last step chooses them as well.
+        train: whose looks at validation rows and last step choose them as well, so that no model
+            that may be kept has masks of other weights.
 
     Attributes:
         flip_rate: share of the entries of all masks that the last choice changed.
@@ -40,7 +42,7 @@ class Adaptive(nn.Module):
         train: Train,
     ) -> None:
         super().__init__()
-        self.loss, self.every, self.last = loss, every, train.steps
+        self.loss, self.every, self.options = loss, every, train
         self.masks = nn.ModuleList(mask for mask, _ in layers)
         self.layers = layers  # a tuple each, so the weights are not ours
         self.register_buffer("flip_rate", torch.zeros(()))
@@ -55,8 +57,11 @@ class Adaptive(nn.Module):
         return value
 
     def after_step(self, step: int) -> None:
-        """Choose the masks again where it is time, and after the last step."""
-        if self.every is not None and (step % self.every == 0 or step == self.last):
+        """Choose the masks again where it is time."""
+        if self.every is None:
+            return
+        kept = step == self.options.steps or looks_after(step, self.options)
+        if kept or step % self.every == 0:
             self.pick()
             self.parts["flip_rate"] = self.flip_rate
 

@@ -68,7 +68,7 @@ def exceptions(options: AllocatedOptions, names: Sequence[str]) -> dict[str, flo
     """{layer: share} of the layers that `ratios` names.
 
     Raises:
-        CompressError: a glob fits no layer; names the nearest.
+        CompressError: a glob fits no layer; names the nearest. Or every layer would stay dense.
     """
     found: dict[str, float] = {}
     for glob, share in options.ratios.items():
@@ -79,6 +79,10 @@ def exceptions(options: AllocatedOptions, names: Sequence[str]) -> dict[str, flo
                 f"write a layer as inspect shows it, or a glob such as *.{names[0].split('.')[-1]}",
             )
         found |= dict.fromkeys(fitting, share)
+    if len(found) == len(names) and not any(found.values()):
+        raise CompressError(
+            "ratios leave every layer dense, so nothing would be pruned", "leave the stage out"
+        )
     return found
 
 

@@ -14,10 +14,13 @@ every `side` = k inputs into one (X) and starts at what the mask takes away:
 Where we differ. The mask is bool and the pull has the paper's sign, unlike the GPT-2 code that was
 released (training/masked_adamw.py). X is fixed unless asked for: that is the 2/k more weights of
 the paper; its published runs train X as a dense matrix, which costs as much again. The mask is
-also chosen after the last step, before the loss is measured. Dropout is off.
+also chosen after the last step and before every look at validation rows, so the model that is kept
+has the masks of its own weights. Dropout is off.
 
 The default pull is the paper's, for 124 million weights. Gradients are clipped as a whole, so those
-of single weights grow as models shrink, and so must the pull; a flip rate that stays high says so.
+of single weights grow as models shrink, and so must the pull: 0.1 does better on models of 0.3
+and 6 million weights (docs/results/sparsity.md). Flip rates fall with the learning rate in any
+case, so they do not tell.
 
 Zeros that an earlier stage promised stay zero: such a place is never picked, and its gradient is 0.
 

@@ -47,8 +47,8 @@ def refuse_looser(model: Model, options: SparseOptions) -> None:
     """Refuse to choose masks anew where earlier zeros, which stay, leave no choice.
 
     Raises:
-        CompressError: the model has more zeros than are asked for, or a layer has a pattern that
-            implies the one asked for.
+        CompressError: the model has more zeros than are asked for, or a layer has another pattern,
+            which implies the one asked for. With the very same pattern it trains on: see `remark`.
     """
     hint = "leave out the stage that pruned before, as this one chooses its masks itself; or ask "
     had, share = promised_share(model, options), options.share

@@ -50,13 +50,18 @@ def targets(model: Model, options: SparseOptions) -> dict[str, nn.Linear]:
     """{module name: Linear} of the layers that lose weights, in the order of the forward pass.
 
     Raises:
-        CompressError: N:M does not divide the inputs of a layer, and that is to be refused; or
-            the layer has another N:M already, and neither pattern says what both do.
+        CompressError: N:M does not divide the inputs of a layer, and that is to be refused, or of
+            any; or a layer has another N:M already, and neither pattern says what both do.
     """
     linears = prunable(model)
     if options.undivided == "refuse":
         refuse_undivided(linears, options.pattern)
     found = {name: m for name, m in linears.items() if fits(m.in_features, options.pattern)}
+    if not found:
+        raise CompressError(
+            f"pattern {options.pattern} divides the inputs of no layer, so nothing would be pruned",
+            "pattern: unstructured, or an M that divides widths, e.g. 2:4",
+        )
     for name in found:
         _refuse_odd_pair(name, model.formats.get(name), options.pattern)
     return found

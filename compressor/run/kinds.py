@@ -11,6 +11,8 @@ from compressor.errors import CompressError, Refused
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import Manifest
 from compressor.model.model import Model
+from compressor.model.sparse import revived, zero_places
+from compressor.model.spill import Spill
 from compressor.run.card import SIDE_LOSSES
 from compressor.run.export import export_into
 from compressor.run.finished import stage_record
@@ -94,7 +96,7 @@ def _proven(
     stage: Stage, model: Model, partial: Path, parent: Checkpoint, spill: Path | None = None
 ) -> Manifest:
     try:
-        return save_and_prove(model, partial, parent.path, spill, parent.manifest.formats)
+        return save_and_prove(model, partial, parent.path, spill)
     except Refused as error:
         raise Refused(f"{stage.method}: {error.what}", error.hint) from error
 
@@ -108,8 +110,16 @@ def _refuse_removed(stage: Stage, parent: Checkpoint) -> None:
 
 
 def edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench) -> Model:
-    """The parent's model after the method."""
-    model = parent.load(_spill(stage, work))
+    """The parent's model after the method.
+
+    Raises:
+        Refused: the method revived zeros that the parent's formats promise.
+    """
+    spill = _spill(stage, work)
+    model = parent.load(spill)
+    places = zero_places(model)
+    if spill is not None:
+        places = {name: Spill(spill).store(bits) for name, bits in places.items()}
     if setting.profile.dtype:
         model.source_dtype = setting.profile.dtype
     torch.manual_seed(setting.seed_of(stage))
@@ -119,6 +129,11 @@ def edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench) 
         runner.run(model, module.objective(stage.options, model, teacher), stage.options, work)
     else:
         module.run(model, stage.options, work)
+    if lost := revived(model, places):
+        raise Refused(
+            f"{stage.method} did not keep the zeros of its parent: {lost}",
+            "put the stage that prunes behind the one that refills its zeros",
+        )
     return model
 
 

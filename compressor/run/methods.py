@@ -7,7 +7,7 @@ import importlib
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
@@ -127,7 +127,7 @@ def describe(method: str) -> dict[str, Any]:
 def describe_options(cls: Any) -> dict[str, dict[str, Any]]:
     """{option: {type, default, description}} of an options class; nested ones are dotted."""
     found: dict[str, dict[str, Any]] = {}
-    schema = TypeAdapter(cls).json_schema()
+    schema, types = TypeAdapter(cls).json_schema(), get_type_hints(cls)  # without constraints
     for field in dataclasses.fields(cls):
         entry = schema["properties"].get(field.name, {})
         nested = [t for t in _members(field.type) if dataclasses.is_dataclass(t)]
@@ -136,7 +136,7 @@ def describe_options(cls: Any) -> dict[str, dict[str, Any]]:
             found |= {f"{field.name}.{name}": value for name, value in inner.items()}
             continue
         found[field.name] = {
-            "type": _type_text(field.type),
+            "type": _type_text(types[field.name]),
             "default": entry.get("default"),
             "description": entry.get("description", ""),
         }

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from compressor.errors import CompressError
-from compressor.run.yaml_lines import Document, Path
+from compressor.run.yaml_lines import Document, Loader, Path
 
 
 def apply_overrides(document: Document, overrides: tuple[str, ...]) -> Document:
@@ -29,7 +29,7 @@ def apply_overrides(document: Document, overrides: tuple[str, ...]) -> Document:
 def read_value(text: str, value: str) -> Any:
     """Read the value of "KEY=VALUE" as YAML; `text` is the whole of it, for the message."""
     try:
-        return yaml.safe_load(value)
+        return yaml.load(value, Loader=Loader)
     except yaml.YAMLError as error:
         raise CompressError(f"--set '{text}': the value is not valid YAML", "quote it") from error
 

@@ -8,7 +8,7 @@ from compressor.run.front_svg import STYLE as CHART_STYLE
 from compressor.run.plots import STYLE as PLOT_STYLE
 from compressor.run.report_tables import report_tables
 from compressor.run.tables import Table
-from compressor.run.verdict import verdict
+from compressor.run.verdict import report_sentences
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fcfcfb;--card:#fff;--ink:#1d1d1f;--soft:#6a6a70;
@@ -64,8 +64,7 @@ def document(heading: str, body: str, style: str = "") -> str:
 
 
 def _verdict(report: dict[str, Any]) -> str:
-    bench, domain = report.get("bench"), report.get("domain") or ""
-    lines = verdict(bench, domain) if bench else [domain] if domain else []
+    lines = report_sentences(report)
     if not lines:
         return ""
     return f'<div class="verdict">{"".join(f"<p>{escape(line)}</p>" for line in lines)}</div>'

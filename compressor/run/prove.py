@@ -1,6 +1,5 @@
 """A model is saved, loaded back and compared; only what agrees becomes a stage."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from compressor.model.checkpoint import load_directory
 from compressor.model.compressed_config import layout
 from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.forward import output_mask, outputs
-from compressor.model.manifest import Manifest, WeightFormat, quantized
+from compressor.model.manifest import Manifest, quantized
 from compressor.model.model import Model
 from compressor.model.probe import largest_difference, probe_batches, write_probe
 from compressor.model.saving import save
@@ -27,7 +26,6 @@ def save_and_prove(
     directory: Path,
     parent: Path,
     spill: Path | None = None,
-    promised: Mapping[str, WeightFormat] | None = None,
 ) -> Manifest:
     """Save a model, load it back, compare, and leave a probe of the loaded one.
 
@@ -39,11 +37,10 @@ def save_and_prove(
         directory: an existing directory to save it in.
         parent: checkpoint directory whose side files travel along.
         spill: see load_directory.
-        promised: formats of the parent, whose patterns of zeros the model must still have.
 
     Raises:
         Refused: the loaded model gives other outputs than the one in memory, lost a tie, or has
-            other zeros than the parent's formats or its own say.
+            other zeros than its formats say.
     """
     model.module.eval().requires_grad_(False)
     batches = probe_batches(model)
@@ -67,13 +64,11 @@ def save_and_prove(
             )
     if tied and not _tied(loaded):
         raise Refused("the saved model lost its tied embedding", "report this as a bug")
-    for whose, said in (("its parent has", promised or {}), ("it says it has", formats)):
-        broken = broken_promise(loaded, said)
-        if broken:
-            raise Refused(
-                f"the saved model lost the zeros that {whose}: {broken}",
-                "put the stage that prunes behind the one that refills its zeros",
-            )
+    broken = broken_promise(loaded, formats)
+    if broken:
+        raise Refused(
+            f"the saved model has other zeros than it says: {broken}", "report this as a bug"
+        )
     write_probe(directory, exchanges)
     counted = {
         "parameters": count_parameters(loaded.module),

@@ -13,7 +13,7 @@ from compressor.run.outputs import replace_files
 from compressor.run.page import html, title, usage_code
 from compressor.run.report_tables import report_tables
 from compressor.run.tables import Table
-from compressor.run.verdict import verdict
+from compressor.run.verdict import report_sentences
 
 # an absolute path of two parts or more, not the tail of a URL or of a relative path
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"/\\:]+[/\\])+([^\s'\"/\\:]*)")
@@ -50,12 +50,11 @@ def presentable(value: Any) -> Any:
 
 def markdown(report: dict[str, Any], numbers: str = "report.json") -> str:
     """report.md: verdict, tables, usage and the resolved profile; `numbers` names the JSON."""
-    bench, domain = report.get("bench"), report.get("domain") or ""
-    lines = verdict(bench, domain) if bench else [domain]
+    lines = report_sentences(report)
     blocks = [
         f"# {_plain(title(report))}",
         _plain(report.get("description") or ""),
-        "\n".join(f"- {_plain(line)}" for line in lines if line),
+        "\n".join(f"- {_plain(line)}" for line in lines),
         *(_table(table) for table in report_tables(report)),
         *(
             f"## Use {_plain(a['name'])} ({_plain(a['engine'])})\n\n"

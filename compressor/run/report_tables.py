@@ -3,6 +3,7 @@
 from typing import Any
 
 from compressor.run.bench_tables import bench_tables
+from compressor.run.report_sparse import pruned_layers, sparse_rows
 from compressor.run.search_report import search_tables
 from compressor.run.tables import (
     FIDELITY,
@@ -108,7 +109,8 @@ def circumstances(report: dict[str, Any]) -> Table:
         ("time of this run", clock(report.get("seconds"))),
     ]
     notes = [(s["name"], _training(s["notes"])) for s in report["stages"] if _trained(s)]
-    return Table("Circumstances", ("", ""), rows + _sparsity(report) + notes, prose=True)
+    rows += sparse_rows(report) + notes
+    return Table("Circumstances", ("", ""), rows, prose=True)
 
 
 def _model_row(model: dict[str, Any]) -> tuple[str, str]:
@@ -116,15 +118,6 @@ def _model_row(model: dict[str, Any]) -> tuple[str, str]:
     total = millions(model.get("parameters"))
     text = f"{model['id']} ({model['family']}, {total} parameters, {embedding} embedding)"
     return "model", text
-
-
-def _sparsity(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Where the zeros of each sparse stage are, and how many weights they leave."""
-    return [
-        (f"{s['name']}, zeros", f"{s['patterns']}; {millions(s['nonzero_parameters'])} not zero")
-        for s in report["stages"]
-        if s.get("patterns")
-    ]
 
 
 def _trained(stage: dict[str, Any]) -> bool:
@@ -137,6 +130,8 @@ def _training(notes: dict[str, Any]) -> str:
     if not found:
         return text
     change = f"{significant(found['before'])} before, {significant(found['after'])} after"
+    if without := notes.get("validation_without_side"):
+        change += f" ({significant(without['after'])} without side paths)"
     return f"{text}; validation loss {change} ({found['rows']} rows)"
 
 
@@ -144,6 +139,7 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
     """Every table of a report that has rows, in reading order."""
     bench = report.get("bench")
     found = bench_tables(bench) if bench else []
-    found += [stages(report), *search_tables(report), spikes(report), gates(report)]
+    found += [stages(report), *search_tables(report), pruned_layers(report), spikes(report)]
+    found.append(gates(report))
     found.append(circumstances(report))
     return [table for table in found if table and table.rows]

@@ -11,6 +11,7 @@ from compressor.run.layout import stage_name
 from compressor.run.machine import machine, packages
 from compressor.run.measuring import own_data
 from compressor.run.rehearse import empty
+from compressor.run.report_sparse import zeros_sentence
 from compressor.run.setting import Setting
 
 NOT_DEPLOYED = (PROBE, "README.md")  # so that a stage has the size that bench gives it
@@ -37,6 +38,7 @@ def summary(
         "bench": bench,
         "gates": [_gate(name, m) for name, m in exports.items()],
         "artifacts": [_artifact(setting, name, m) for name, m in exports.items()],
+        "zeros": zeros_sentence(manifests),
         "domain": _domain(setting, bench),
     }
 

@@ -60,6 +60,13 @@ def verdict(bench: dict[str, Any], domain: str = "") -> list[str]:
     return [line for line in [*lines, domain.strip()] if line]
 
 
+def report_sentences(report: dict[str, Any]) -> list[str]:
+    """All that a report says before its tables: the comparison, what zeros gain, the documents."""
+    bench = report.get("bench")
+    said = [*(verdict(bench) if bench else []), report.get("zeros"), report.get("domain")]
+    return [line.strip() for line in said if line]
+
+
 def sentence(ours: dict[str, Any], other: dict[str, Any], speed: bool = True) -> str:
     """`Against original (torch), ours (onnx) is 3.4x smaller, 2.9x faster and ...`"""
     said = differences(ours, other, speed)

@@ -10,7 +10,19 @@ from compressor.errors import CompressError
 
 Path = tuple[Any, ...]
 _KINDS = {dict: "a mapping", list: "a list", str: "a text"}
+_NUMBERS, _TEXT = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"), "tag:yaml.org,2002:str"
 _CONTAINERS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
+class Loader(yaml.SafeLoader):
+    """A safe loader to whom 2:4 is a text; to YAML 1.1 it is 124, in base 60."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+        """The tag of a node."""
+        found = super().resolve(kind, value, implicit)
+        if kind is yaml.ScalarNode and found in _NUMBERS and ":" in value:
+            return _TEXT
+        return found
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ def read_yaml(text: str, name: str) -> Document:
         CompressError: the text is no valid YAML; names the line.
     """
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise CompressError(
@@ -97,7 +109,7 @@ def _scalar(node: yaml.Node, name: str) -> Any:
     if not isinstance(node, yaml.ScalarNode):
         raise _no_plain(node, name)
     try:
-        return yaml.SafeLoader("").construct_object(node)
+        return Loader("").construct_object(node)
     except (yaml.YAMLError, ValueError, LookupError) as error:  # unknown tag, no such number
         raise _no_plain(node, name) from error
 

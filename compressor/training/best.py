@@ -27,10 +27,10 @@ class Progress(Protocol):
     best_step: int
 
 
-def looks_now(done: Progress, options: Train) -> bool:
+def looks_after(step: int, options: Train) -> bool:
     """Whether a step ends with a look at validation rows."""
     every = options.validate_every
-    return every > 0 and (done.step % every == 0 or done.step == options.steps)
+    return every > 0 and (step % every == 0 or step == options.steps)
 
 
 def is_over(done: Progress, options: Train) -> bool:

@@ -157,8 +157,8 @@ def watched_blocks(
 
 
 def note_damping(model: Model, names: list[str], factor: Factor, work: Workbench) -> None:
-    """Log and note layers whose Hessian took more damping than usual."""
+    """Say, log and note which layers' Hessian took more damping than usual."""
     if factor.damping > DAMPING:
         said = f"damping {factor.damping:g} of the mean diagonal, not {DAMPING:g}"
-        work.log(f"{', '.join(names)}: {said}")
+        work.warn(f"{', '.join(names)}: {said}")
         model.notes.setdefault("damping", {}).update(dict.fromkeys(names, factor.damping))

@@ -142,11 +142,12 @@ def train(
             now = time.perf_counter()
             done.seconds, clock = done.seconds + now - clock, now
             done.recent, done.since = done.recent + loss, done.since + 1
-            if look is not None and best.looks_now(done, options):
+            parts = dict(objective.parts) if isinstance(objective, Itemized) else {}
+            if look is not None and best.looks_after(done.step, options):
                 _look(look, module, state, done, work)
                 clock = time.perf_counter()
             if done.step % _EVERY == 0 or done.step == 1 or best.is_over(done, options):
-                _record(done, options, objective, work)
+                _record(done, options, objective, parts, work)
             advance(1)
             due = now - saved >= options.snapshot_seconds or best.is_over(done, options)
             if due and peers.leads:
@@ -232,8 +233,14 @@ def _refuse_unless_finite(value: float, what: str, step: int) -> None:
         )
 
 
-def _record(done: _Progress, options: Train, objective: nn.Module, work: Workbench) -> None:
-    """A line of metrics: what is new since the last one."""
+def _record(
+    done: _Progress,
+    options: Train,
+    objective: nn.Module,
+    parts: dict[str, Tensor],
+    work: Workbench,
+) -> None:
+    """A line of metrics: what is new since the last one, and what the last loss was made of."""
     done.loss, done.recent, done.since = done.recent / done.since, 0.0, 0
     factor = lr_factor(options, done.step - 1)
     record = {
@@ -243,7 +250,6 @@ def _record(done: _Progress, options: Train, objective: nn.Module, work: Workben
         **{f"{name} lr": lr * factor for name, (_, lr) in rates_of(objective).items()},
         "tokens_per_second": round(done.tokens / done.seconds, 1),
     }
-    parts = dict(objective.parts) if isinstance(objective, Itemized) else {}
     means = {name: part.detach().double().cpu().reshape(()) for name, part in parts.items()}
     team().average(means.values())
     if team().leads:

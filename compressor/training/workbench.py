@@ -57,3 +57,8 @@ class Workbench:
     def log(self, text: str) -> None:
         """One line into log.txt."""
         self._log(text)
+
+    def warn(self, text: str) -> None:
+        """One line into log.txt and on the screen."""
+        self._screen.say(f"  {text}")
+        self._log(text)

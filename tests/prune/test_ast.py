@@ -14,7 +14,7 @@ from compressor.model.sparse import broken_promise, prunable
 from compressor.numerics.masks import keep_largest
 from compressor.prune import ast, magnitude
 from compressor.training.options import Train
-from compressor.training.straight_through import Masked
+from compressor.training.straight_through import Masked, make_hard
 from families import pico, random_inputs
 
 SHORT = {"batch": 4, "length": 16, "lr": 3e-3, "warmup": 2, "precision": "float32"}
@@ -22,6 +22,9 @@ SHORT = {"batch": 4, "length": 16, "lr": 3e-3, "warmup": 2, "precision": "float3
 
 def options(steps=12, train=None, **changes):
     return ast.Options(train=Train(**SHORT | {"steps": steps} | (train or {})), **changes)
+
+
+PARTS = ("loss", "logits", "ce", "flip_rate")
 
 
 class Stop(Exception):
@@ -46,6 +49,35 @@ def test_two_of_four_hold_and_the_weights_that_stay_have_learned(pico_llama, mak
     assert not broken_promise(model, model.formats)
     assert [step for step, _ in model.notes["flip_rate"]] == [10, 12]
     assert all(0 < rate < 0.5 for _, rate in model.notes["flip_rate"])
+
+
+def test_what_early_stopping_keeps_has_the_masks_of_its_own_weights(
+    pico_llama, make_work, monkeypatch
+):
+    own = []
+
+    def harden(linear):
+        dense, mask = linear.parametrizations.weight.original, linear.parametrizations.weight[0]
+        own.append(torch.equal(mask.mask_OI, keep_largest(dense.abs(), "2:4", 0.5, "row")))
+        make_hard(linear)
+
+    monkeypatch.setattr(ast, "make_hard", harden)
+    model, looks = pico_llama(), {"validate_every": 4, "patience": 1, "lr": 0.1}
+    ast.run(model, options(40, every=10, decay=0.0, train=looks), make_work(pico_llama()))
+    assert model.notes["training"]["steps"] < 40 and model.notes["training"]["best_step"] % 10
+    assert all(own) and len(own) == len(prunable(model))
+
+
+def test_looks_leave_no_trace_in_the_metrics(pico_llama, make_work):
+    lines = []
+    for looks in ({}, {"validate_every": 10}):
+        work = make_work(pico_llama())
+        ast.run(pico_llama(), options(10, every=5, train=looks), work)
+        found = [json.loads(x) for x in (work.scratch / "metrics.jsonl").read_text().splitlines()]
+        assert [x["step"] for x in found if "validation" in x] == [10] * bool(looks)
+        lines.append([{k: x[k] for k in PARTS} for x in found if x["step"] == 10 and "loss" in x])
+        shutil.rmtree(work.scratch)
+    assert lines[0] == lines[1] and len(lines[0]) == 1
 
 
 FAMILIES = ["llama", "gpt2", "bert", "t5", "whisper", "vit"]

@@ -181,6 +181,16 @@ def test_a_second_budget_is_laid_to_the_set_that_gave_it_and_the_hint_takes_the_
     assert repaired.stages[0].options.latency == 0.5
 
 
+def test_a_pattern_needs_no_quotes(tmp_path):
+    """YAML 1.1 takes 2:4 for a number in base 60."""
+    text = "name: x\nstages:\n  - prune.wanda: {pattern: 2:4}\n"
+    path = write(tmp_path, text)
+    assert load_profile(path).stages[0].options.pattern == "2:4"
+    assert load_profile(path, ("stages.1.pattern=4:8",)).stages[0].options.pattern == "4:8"
+    resolved = yaml.safe_load(load_profile(path).text)
+    assert resolved["stages"][0]["prune.wanda"]["pattern"] == "2:4"
+
+
 WHOLE = {
     "several in the profile": ("prune.minitron: {parameters: 0.5, bytes: 9}", "p.yaml:1: prune"),
     "none": ("prune.minitron: {}", "p.yaml:1: prune.minitron: give exactly one"),

@@ -286,7 +286,7 @@ def test_fewer_zeros_than_there_are_and_none_that_are_new_are_remarked(pico_llam
     def said(*stages):
         return rehearse(profile(f"stages: [{', '.join(stages)}]", SHORT), given)
 
-    dense = "prune.magnitude: {ratios: {'*': 0.0}}"
+    dense = "prune.magnitude: {ratios: {'*': 0.0, '*.0.mlp.up_proj': 0.1}}"
     more, less, same = (f"prune.wanda: {{length: 16, sparsity: {s}}}" for s in (0.75, 0.5, 0.75))
     assert said(less, more) == [] and said(dense, less) == []
     (fewer,) = said(more, less)

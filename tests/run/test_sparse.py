@@ -21,7 +21,8 @@ from compressor.training import loop
 from compressor.training.snapshot import write_snapshot
 
 TRAIN = "{steps: 3, batch: 2, length: 16, lr: 1.0e-2, warmup: 1, precision: float32}"
-SPARSE = 'prune.magnitude: {pattern: "2:4"}'
+SPARSE = "prune.magnitude: {pattern: 2:4}"  # which YAML 1.1 would take for 124
+LAYER = "model.layers.0.mlp.up_proj"
 
 
 @pytest.fixture
@@ -90,8 +91,8 @@ def test_two_in_four_survives_training_quantization_and_export(run):
         assert ("`verify` does not count them here" in card) == (name == "onnxruntime")
     text = (dense.path / "manifest.json").read_text().replace('"torch"', '"onnxruntime"')
     (dense.path / "manifest.json").write_text(text)
-    checks = [c for c in verify(dense.path)["checks"] if c["name"] == "sparsity"]
-    assert [c["detail"] for c in checks] == ["not checked in ONNX files"]
+    (check,) = [c for c in verify(dense.path)["checks"] if c["name"] == "sparsity"]
+    assert check["detail"].startswith("zeros of ONNX files are not counted")
     report = (result.path / "report.md").read_text()
     assert "01-prune.magnitude, zeros" in report
 
@@ -118,9 +119,58 @@ def test_a_method_that_refills_zeros_is_stopped_with_exit_3(run, monkeypatch):
     original = rtn.run
     run(SPARSE)
     monkeypatch.setattr(rtn, "run", refill)
-    with pytest.raises(Refused, match=r"quantize\.rtn: .*in a group of 4, not 2") as caught:
+    with pytest.raises(Refused, match=r"quantize\.rtn did not keep the zeros of its par") as caught:
         run(SPARSE, "quantize.rtn: {group: 16}")
     assert caught.value.exit_code == 3 and "layers.0" in caught.value.what
+
+
+def test_a_method_that_moves_zeros_is_stopped_though_there_are_as_many(run, monkeypatch):
+    """As many zeros in every group, in other places."""
+
+    def roll(model, options, work):
+        weight = model.module.get_submodule(LAYER).weight
+        weight.data = weight.data.unflatten(1, (-1, 4)).roll(1, -1).flatten(1)
+        assert not broken_promise(model, model.formats)
+        original(model, options, work)
+
+    original = rtn.run
+    run(SPARSE)
+    monkeypatch.setattr(rtn, "run", roll)
+    with pytest.raises(Refused, match=rf"weights of '{LAYER}' that were zero are not"):
+        run(SPARSE, "quantize.rtn: {group: 16}")
+
+
+def test_the_report_says_what_zeros_gain_and_where_pruning_cost_most(run):
+    result = run("prune.wanda: {samples: 4, length: 16}", SPARSE)
+    text = (result.path / "report.md").read_text()
+    assert "02-prune.magnitude is sparse: " in text and "not faster without a sparse kernel" in text
+    assert "`compress export DIR/02-prune.magnitude --to safetensors --set packed=true" in text
+    rows = [line for line in text.splitlines() if line.startswith("| 01-prune.wanda | model")]
+    notes = read_manifest(result.path / "01-prune.wanda").metrics["notes"]["sparsity"]
+    worst = sorted(notes, key=lambda name: -notes[name]["estimated_error"])[:5]
+    assert [row.split(" | ")[1] for row in rows] == worst
+
+
+def test_the_report_of_dense_models_and_of_packed_ones_has_nothing_on_zeros(run):
+    for stages in (["quantize.rtn: {group: 16}"], [SPARSE, "export.safetensors: {packed: true}"]):
+        text = (run(*stages, out=f"out{len(stages)}").path / "report.md").read_text()
+        assert "stored like other weights" not in text
+
+
+@pytest.mark.parametrize(
+    ("stage", "sentence"),
+    [
+        (
+            'prune.magnitude: {pattern: "3:7", undivided: dense}',
+            "3:7 divides the inputs of no",
+        ),
+        ('prune.sparsegpt: {ratios: {"*": 0}}', "ratios leave every layer dense"),
+    ],
+)
+def test_a_stage_that_would_prune_nothing_is_refused_before_work(stage, sentence, run, tmp_path):
+    with pytest.raises(CompressError, match=sentence):
+        run(stage)
+    assert not list(tmp_path.glob("out/0[1-9]*"))
 
 
 def test_a_manifest_that_promises_zeros_of_no_layer_is_refused(run):
