@@ -55,10 +55,19 @@ def promised_zeros(model: Model, name: str) -> Tensor | None:
     return weight.detach() == 0
 
 
-def zero_places(model: Model) -> dict[str, Tensor]:
-    """{layer with a pattern: where it is zero, one bit a weight in rows, uint8 [O I / 8]}."""
-    found = {name: promised_zeros(model, name) for name in model.formats}
-    return {name: _bits(zeros_OI) for name, zeros_OI in found.items() if zeros_OI is not None}
+def zero_places(
+    model: Model, store: Callable[[Tensor], Tensor] = lambda bits: bits
+) -> dict[str, Tensor]:
+    """{layer with a pattern: where it is zero, one bit a weight in rows, uint8 [O I / 8]}.
+
+    Layer by layer; `store` says where the bits are kept, in memory as it is.
+    """
+    found = {}
+    for name in model.formats:
+        zeros_OI = promised_zeros(model, name)
+        if zeros_OI is not None:
+            found[name] = store(_bits(zeros_OI))
+    return found
 
 
 def revived(model: Model, places: Mapping[str, Tensor]) -> str:

@@ -117,9 +117,7 @@ def edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench) 
     """
     spill = _spill(stage, work)
     model = parent.load(spill)
-    places = zero_places(model)
-    if spill is not None:
-        places = {name: Spill(spill).store(bits) for name, bits in places.items()}
+    places = zero_places(model) if spill is None else zero_places(model, Spill(spill).store)
     if setting.profile.dtype:
         model.source_dtype = setting.profile.dtype
     torch.manual_seed(setting.seed_of(stage))
