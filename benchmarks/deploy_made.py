@@ -3,7 +3,7 @@
 ONNX Runtime: `quantize_dynamic` with its defaults, of our float32 graph. llama.cpp: the function
 behind its llama-quantize, of our float32 file, without an importance matrix. onnxruntime-genai:
 its own builder, `-p int4 -e cpu`. OpenVINO: nncf.compress_weights without data, of our float32
-graph.
+graph with plain attention, as it does not know ONNX Runtime's.
 """
 
 import shutil
@@ -55,7 +55,8 @@ def builder(model, folder, precision):
 def nncf(model, folder, mode, **more):
     """OpenVINO's weight compression."""
     openvino, library = import_module("openvino"), import_module("nncf")
-    source = artifact(model, "onnx float32")
+    form = f"{model} onnx float32 plain"
+    source = exported(form, source_of(model, "float"), "onnx", ["attention=plain"])
     graph = openvino.Core().read_model(str(source / "model.onnx"))
     packed = library.compress_weights(graph, mode=library.CompressWeightsMode[mode], **more)
     openvino.save_model(packed, bare(source, folder) / "model.xml")

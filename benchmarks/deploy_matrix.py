@@ -237,7 +237,9 @@ def _real(cells, name, reasons):
         megabytes = f"{found['bytes'] / 1e6:.2f}" if found and "bytes" in found else ""
         for engine in engines:
             agrees = _said(cells, name, form, engine, reasons)
-            speed = speed_of(cells, name, f"{form} in {engine}")
+            speed = ["", ""]
+            if engine not in DENSE and not agrees.startswith("["):
+                speed = speed_of(cells, name, f"{form} in {engine}")
             rows.append([f"{form}, {NAMES.get(engine, engine)}", megabytes, agrees, *speed])
     header = ["file, engine", "MB", "error, top-1, greedy"]
     return [f"### {name}", table([*header, "ms", "of float32 ONNX's"], rows)]

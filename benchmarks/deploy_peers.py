@@ -1,15 +1,17 @@
 """Beside what a user would pick instead: the same model, size, quality and speed.
 
 Ours: 8 bits rounded to nearest; 4 bits by GPTQ with clipped grids, symmetric or with zero points; 4
-or 8 bits layer by layer, 5.25 on average with scales. Groups of 32 (also of 64 and 128), embeddings
-and head included, or these *tables* in 8 bits; 128 calibration rows of 128 tokens. One checkpoint
-each, exported to every engine. The others are made by benchmarks/deploy_made.py.
+or 8 bits layer by layer, 5.25 on average with scales. Groups of 32 (also of 64 and 128, or one
+scale a *row*), embeddings and head included, or these *tables* in 8 bits. *W8A8* rounds activations
+too, per tensor when they come or, by SmoothQuant, to ranges of calibration: 128 rows of 128 tokens.
+One checkpoint each, exported to every engine. The others are made by benchmarks/deploy_made.py.
 
 Decoders: perplexity on 64 held-out windows of 128 tokens, KL from the original in nats, ms a token
 of a greedy text behind a prompt of 128. all-MiniLM-L6-v2: one minus the mean cosine of sentence
 embeddings to the original's on held-out sentences, ms a forward of one row of 128 tokens. All in
-the engine that serves the file; one thread, all files of a model in one interleaved run, ratios
-within rounds. Half a minute a cell on a free core.
+the engine that serves the file; one thread, all files of a model in one interleaved run of five
+rounds. Ratios of times are formed within a round: their median, and in brackets the range of the
+rounds. Half a minute a cell on a free core.
 
 Under each table, for every file of another program: the smallest and the fastest of ours that are
 as good, within 0.2 per cent of perplexity or 0.0005 of cosine, in any engine and in the same one.
@@ -25,18 +27,19 @@ import dataclasses
 from contextlib import closing
 from functools import partial
 
+import numpy as np
 import quantization_ptq as ptq
 from cells import table
 from deploy_made import builder, dynamic, llama, nncf
 from deploy_matrix import NAMES, REAL, artifact, exported, kept, model_of, save, source_of
-from deploy_speed import FIRST, speed_key, speed_of, timed
+from deploy_speed import FIRST, shown, speed_key, speed_of, timed
 from sweep import NOT_RUN
 
 from compressor.engines import open_engine
-from compressor.errors import CompressError
+from compressor.errors import CompressError, first_line
 from compressor.measure import fidelity, perplexity
 from compressor.model.sources import model_files
-from compressor.quantize import gptq, rtn
+from compressor.quantize import gptq, rtn, smoothquant
 from compressor.run.candidates import Candidate
 
 TITLE = "Beside what a user would pick instead"
@@ -54,6 +57,9 @@ OURS = {
     "int4, zero points": (gptq, _GPTQ | {"symmetric": False}),
     "int4, tables int8": (gptq, _GPTQ | {"table_bits": 8}),
     "int4, tables int8, group 128": (gptq, _GPTQ | {"table_bits": 8, "group": 128}),
+    "int8, rows": (rtn, {"bits": 8, "group": None}),
+    "W8A8, dynamic": (rtn, {"bits": 8, "group": None, "activation": "dynamic"}),
+    "W8A8, static": (smoothquant, {"activation": "static"} | ptq.DATA_OPTIONS),
 }
 ENGINES = ("onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp")
 LATER = ("int8, group 128", "int4, group 64", "int4, zero points", "int4 and int8", "Q6_K")
@@ -77,7 +83,7 @@ def arms(model):
         f"{arm}, {NAMES.get(e, e)}"
         for arm in OURS
         for e in engines
-        if not ("group" in arm and e == "llama.cpp")  # whose blocks of 32 repeat the scale
+        if OURS[arm][1].get("group") == 32 or e != "llama.cpp"  # which has blocks of 32 inputs
     ]
     others = [
         f"{arm}, {NAMES.get(e, e)}"
@@ -97,16 +103,24 @@ def quantized(model, arm, folder):
     save(loaded, folder, parent, model)
 
 
+def other(model, arm, folder):
+    """A file of another program, whose refusal is what its row says."""
+    try:
+        PEERS[arm][1](model, folder)
+    except Exception as error:
+        raise CompressError(first_line(error), "choose another form") from error
+
+
 def candidate(model, name):
     """What is measured under a name; made where it is not there yet."""
     if name == FIRST:
         return Candidate(name, artifact(model, "onnx float32"))
     if name.startswith("float16"):
         return Candidate(name, artifact(model, "gguf f16"))
-    arm, shown = name.rsplit(", ", 1)
-    engine = {NAMES.get(e, e): e for e in ENGINES}[shown]
+    arm, runs_in = name.rsplit(", ", 1)
+    engine = {NAMES.get(e, e): e for e in ENGINES}[runs_in]
     if arm in PEERS:
-        made = kept(f"peers {model} {arm}", partial(PEERS[arm][1], model)) / "model"
+        made = kept(f"peers {model} {arm}", partial(other, model, arm)) / "model"
     else:
         source = kept(f"peers {model} {arm}", partial(quantized, model, arm))
         graph = "onnx" if model == ptq.ENCODER else "genai"  # of which three engines read one file
@@ -159,7 +173,8 @@ def section(cells):
         for name, mine in arms(model).items():
             found = cells.found.get(key(model, name))
             rows.append([name, "yes" if mine else "", *_row(found, encoder)])
-            rows[-1] += speed_of(cells, model, name)
+            refused = "refused" in (found or {})
+            rows[-1] += ["", ""] if refused else speed_of(cells, model, name)
         scores = ["one minus cosine"] if encoder else ["perplexity", "KL", "same top-1"]
         header = ["file, engine", "ours", "MB", *scores, "ms"]
         blocks += [f"### {model}", table([*header, "of float32 ONNX's"], rows)]
@@ -206,25 +221,20 @@ def _verdict(cells, model, name, peer, level):
     if small not in own:
         best = min(own, key=lambda n: level[n]["megabytes"], default=None)
         said += f", {_share(level, best, peer)} in its engine" if own else ", none in its engine"
-    ratios = {n: _ratio(cells, model, n) for n in (*level, name)}
-    if ratios[name] is None or None in ratios.values():
+    times = cells.found.get(speed_key(model, "peers"), {}).get("paired", {})
+    if not {*level, name} <= set(times):
         return f"{said}; speed {NOT_RUN}."
-    fast = min(level, key=lambda n: ratios[n])
+    ratios = {n: np.array(times[n]) / np.array(times[name]) for n in level}
+    middle = {n: float(np.median(ratios[n])) for n in level}
+    fast = min(level, key=lambda n: middle[n])
+    both = [n for n in level if level[n]["megabytes"] <= peer["megabytes"] and middle[n] <= 1]
+    best = min(both, key=lambda n: middle[n], default=None)
+    found = f"as small and as fast: {best}, {shown(ratios[best])}" if best else "none is both"
     return (
-        f"{said}, and {ratios[small] / ratios[name]:.2f} of its time; the fastest of ours takes "
-        f"{ratios[fast] / ratios[name]:.2f} of its time ({fast}){_doubt(cells, model)}."
+        f"{said} and {shown(ratios[small])} of its time; the fastest of ours takes "
+        f"{shown(ratios[fast])} of its time ({fast}); {found}."
     )
 
 
 def _share(level, name, peer):
     return f"{level[name]['megabytes'] / peer['megabytes']:.2f} of its bytes ({name})"
-
-
-def _ratio(cells, model, name):
-    """Time of a file, of float32 ONNX's, paired in rounds; None where it was not timed."""
-    return cells.found.get(speed_key(model, "peers"), {}).get("ratio", {}).get(name)
-
-
-def _doubt(cells, model):
-    """Said of times whose rounds lie far apart."""
-    return ", on a noisy machine" if cells.found[speed_key(model, "peers")]["noisy"] else ""

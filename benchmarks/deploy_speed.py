@@ -1,5 +1,6 @@
 """Times of exported files in turns: `compress bench`'s rounds over a list of candidates."""
 
+import numpy as np
 from sweep import NOT_RUN
 
 from compressor.measure import latency
@@ -10,7 +11,7 @@ FIRST = "float32, ONNX Runtime"  # what ratios are of
 
 
 def timed(candidates, work, rounds=ROUNDS):
-    """{noisy, noise, ms {name: median p50}, ratio {name: paired}} of candidates on one thread.
+    """{noise, ms {name: median p50}, paired {name: a ratio for every round}}, on one thread.
 
     Args:
         candidates: the first is what ratios are of.
@@ -19,9 +20,9 @@ def timed(candidates, work, rounds=ROUNDS):
     turns = take_turns(candidates, work, options, threads=1, rounds=rounds)
     names = [candidate.name for candidate in candidates]
     return {
-        **{"noisy": turns.noisy, "noise": turns.noise, "rounds": rounds},
+        **{"noise": turns.noise, "rounds": rounds},
         "ms": {name: median(turns.rounds[i], "p50") for i, name in enumerate(names)},
-        "ratio": {name: turns.latency_ratio(i) for i, name in enumerate(names)},
+        "paired": {name: turns.paired(i) for i, name in enumerate(names)},
     }
 
 
@@ -30,9 +31,13 @@ def speed_key(model, group):
 
 
 def speed_of(cells, model, name):
-    """[ms, ratio] of a candidate in whichever group it was timed; noisy times are marked."""
+    """[ms, ratio to the first file] of a candidate in whichever group it was timed."""
     for known, found in cells.found.items():
         if str(known).startswith(f"speed {model} ") and name in found["ms"]:
-            mark = " (noisy)" if found["noisy"] else ""
-            return [f"{found['ms'][name]:.2f}{mark}", f"{found['ratio'][name]:.2f}"]
+            return [f"{found['ms'][name]:.2f}", shown(found["paired"][name])]
     return [NOT_RUN, NOT_RUN]
+
+
+def shown(paired):
+    """A ratio of times, with the range of its rounds."""
+    return f"{np.median(paired):.2f} ({min(paired):.2f} to {max(paired):.2f})"

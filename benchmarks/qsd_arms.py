@@ -44,8 +44,8 @@ ARMS = (
     *(("ViT", 32, 0, 0), ("direct", 4, 1, 1), ("IE-LIF", 4, 1, 4), ("QSD", 4, 1, 4)),
     *(("direct", 4, 4, 1), ("IE-LIF + logits", 4, 1, 4), ("ViT, trained on", 32, 0, 0)),
     *(("QSD", 2, 1, 4), ("direct", 2, 1, 1), ("IE-LIF", 2, 1, 4), ("IE-LIF + logits", 2, 1, 4)),
-    *(("QSD", 4, 1, 2), ("IE-LIF", 4, 1, 2), ("QSD", 4, 1, 1), ("QSD", 4, 4, 1)),
-    *(("QSD", 2, 1, 2), ("QSD", 2, 1, 1), ("direct", 2, 4, 1), ("QSD", 2, 4, 1)),
+    *(("QSD", 4, 1, 1), ("QSD", 2, 1, 1), ("QSD", 4, 1, 2), ("IE-LIF", 4, 1, 2)),
+    *(("QSD", 2, 1, 2), ("QSD", 4, 4, 1), ("direct", 2, 4, 1), ("QSD", 2, 4, 1)),
 )
 # as many steps as the ViT took
 LONGER_ARMS = (

@@ -6,7 +6,7 @@ share a scale, symmetric, in every arm; what scales take is not counted. Embeddi
 float. One-shot arms prune and round in one pass (quantize.gptq with `sparse`), dense ones round
 with GPTQ and clipped grids. With recovery: SparseGPT's mask held, or none, then
 quantize.distilled for 500 steps (100 on novels-llama), the same loss, batches and three rates in
-all arms. 1 to 2 minutes a cell that trains.
+all arms, more where the best is at an end. 1 to 2 minutes a cell that trains.
 """
 
 from functools import partial
@@ -64,9 +64,8 @@ def run(cells, model, seeds):
             name = f"{prefix(model, arm, 'one-shot')} seed {seed}"
             cells.run(name, partial(cell, model, arm, "one-shot", seed))
     for arm in ARMS:
-        sweep(
-            cells, prefix(model, arm, "trained"), partial(cell, model, arm, "trained"), seeds, RATES
-        )
+        make = partial(cell, model, arm, "trained")
+        sweep(cells, prefix(model, arm, "trained"), make, seeds, RATES, grows=True)
 
 
 def section(cells):

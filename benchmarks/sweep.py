@@ -1,12 +1,14 @@
 """Learning rates, seeds and what a page says about them.
 
 An arm tries every rate of the grid with seed 0; the best on validation text is then run with the
-other seeds, and held-out losses are reported at that rate only.
+other seeds, and held-out losses are reported at that rate only. Where asked, a grid grows by a rate
+of LADDER, twice at most, while its best rate is at its end.
 """
 
 from functools import partial
 
 RATES = (1e-3, 3e-3, 1e-2)
+LADDER = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 NOT_RUN = "not run"
 
 
@@ -15,11 +17,17 @@ def key(arm, lr, seed):
     return f"{arm} lr {lr:g} seed {seed}"
 
 
-def sweep(cells, arm, make, seeds, rates=RATES):
+def sweep(cells, arm, make, seeds, rates=RATES, grows=False):
     """Run `make(seed, lr)` over the grid, then over the seeds at the best rate."""
     for lr in rates:
         cells.run(key(arm, lr, 0), partial(make, 0, lr))
     best = best_rate(cells, arm)
+    for _ in range(2 if grows else 0):
+        if best not in (min(rates), max(rates)):
+            break
+        lr = LADDER[LADDER.index(best) + (1 if best == max(rates) else -1)]
+        cells.run(key(arm, lr, 0), partial(make, 0, lr))
+        rates, best = (*rates, lr), best_rate(cells, arm)
     for seed in seeds:
         cells.run(key(arm, best, seed), partial(make, seed, best))
 

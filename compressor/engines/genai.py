@@ -43,7 +43,7 @@ class GenaiEngine:
         ends: ids of the tokens that end a text.
 
     Raises:
-        CompressError: the library is not installed, or cannot load the directory.
+        CompressError: the library is not installed, or cannot load or run the directory.
     """
 
     name = "onnxruntime-genai"
@@ -116,7 +116,7 @@ class GenaiEngine:
         It ends where the library does: before an end-of-text token of genai_config.json.
         """
         generator = self._generator(len(prompt) + tokens)
-        generator.append_tokens(np.array([prompt], dtype=np.int32))
+        self._append(generator, np.array([prompt], dtype=np.int32))
         while not generator.is_done() and generator.token_count() < len(prompt) + tokens:
             generator.generate_next_token()
         return [int(i) for i in generator.get_sequence(0)][len(prompt) :]
@@ -137,8 +137,18 @@ class GenaiEngine:
 
     def _step(self, generator: Any, ids: Tensor) -> Tensor:
         """Logits [S, V] of new tokens [S] behind those of a generator."""
-        generator.append_tokens(ids[None].numpy().astype(np.int32))
+        self._append(generator, ids[None].numpy().astype(np.int32))
         return torch.from_numpy(np.array(generator.get_output("logits"))[0])
+
+    def _append(self, generator: Any, ids: np.ndarray) -> None:
+        """Run the graph on ids [1, S]; some kernels look at its shapes only now."""
+        try:
+            generator.append_tokens(ids)
+        except RuntimeError as error:
+            raise CompressError(
+                f"onnxruntime-genai cannot run '{self.path.name}': {first_line(error)}",
+                "choose another engine, or make the directory with compress export --to genai",
+            ) from error
 
     def close(self) -> None:
         """Free the model; the engine cannot be used afterwards."""

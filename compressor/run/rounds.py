@@ -66,17 +66,16 @@ class Turns:
             noise["twice"] > TWICE or noise["spread"] > SPREAD or noise["share"] < SHARE
         )
 
+    def paired(self, index: int) -> list[float]:
+        """A candidate's p50 in every round, over the mean of the first one's two turns in it."""
+        rounds = zip(self.rounds[index], self.rounds[0], self.again, strict=True)
+        return [r["p50"] / ((a["p50"] + b["p50"]) / 2) for r, a, b in rounds]
+
     def latency_ratio(self, index: int) -> float | None:
-        """Median over rounds of a candidate's p50 over the mean of the first one's two turns."""
+        """Median over rounds of a candidate's p50 to the first one's."""
         if not self.again:
             return None
-        if index == 0:
-            return 1.0
-        paired = [
-            r["p50"] / ((a["p50"] + b["p50"]) / 2)
-            for r, a, b in zip(self.rounds[index], self.rounds[0], self.again, strict=True)
-        ]
-        return float(np.median(paired))
+        return 1.0 if index == 0 else float(np.median(self.paired(index)))
 
 
 def _spread(values: list[float]) -> float:
