@@ -1,10 +1,10 @@
 """Beside what a user would pick instead: the same model, size, quality and speed.
 
 Ours: 8 bits rounded to nearest; 4 bits by GPTQ with clipped grids, symmetric or with zero points; 4
-or 8 bits layer by layer, 5.25 on average with scales. Groups of 32 (also of 64 and 128, or one
-scale a *row*), embeddings and head included, or these *tables* in 8 bits. *W8A8* rounds activations
-too, per tensor when they come or, by SmoothQuant, to ranges of calibration: 128 rows of 128 tokens.
-One checkpoint each, exported to every engine. The others are made by benchmarks/deploy_made.py.
+or 8 bits layer by layer, 5.25 on average with scales. Groups of 32 (also of 64 and 128), embeddings
+and head included, or these *tables* in 8 bits. *W8A8* rounds activations too, per tensor when they
+come or, by SmoothQuant, to ranges of calibration: 128 rows of 128 tokens. One checkpoint each,
+exported to every engine. The others are made by benchmarks/deploy_made.py.
 
 Decoders: perplexity on 64 held-out windows of 128 tokens, KL from the original in nats, ms a token
 of a greedy text behind a prompt of 128. all-MiniLM-L6-v2: one minus the mean cosine of sentence
@@ -57,7 +57,6 @@ OURS = {
     "int4, zero points": (gptq, _GPTQ | {"symmetric": False}),
     "int4, tables int8": (gptq, _GPTQ | {"table_bits": 8}),
     "int4, tables int8, group 128": (gptq, _GPTQ | {"table_bits": 8, "group": 128}),
-    "int8, rows": (rtn, {"bits": 8, "group": None}),
     "W8A8, dynamic": (rtn, {"bits": 8, "group": None, "activation": "dynamic"}),
     "W8A8, static": (smoothquant, {"activation": "static"} | ptq.DATA_OPTIONS),
 }
