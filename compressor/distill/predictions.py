@@ -119,6 +119,18 @@ def positions_at_once(model: Model) -> int:
     return chunk_of(max(model.sizes["vocabulary"], getattr(model.config, "num_labels", 1)))
 
 
+def unlabelled(task: str, more: str = "") -> CompressError:
+    """What is said where cross entropy of a classifier finds no labels; `more` ends the hint."""
+    hint = (
+        "give a folder with one subfolder for each class"
+        if task == "image-classification"
+        else 'give a .csv or .jsonl with the column "label"'
+    )
+    return CompressError(
+        "cross entropy of a classifier needs labelled rows and the data has none", hint + more
+    )
+
+
 def checked_labels(model: Model, labels: Tensor | None) -> Tensor:
     """The labels of a classifier's rows.
 
@@ -126,12 +138,7 @@ def checked_labels(model: Model, labels: Tensor | None) -> Tensor:
         CompressError: there are none, or one is no class of the model.
     """
     if labels is None:
-        raise CompressError(
-            "cross entropy of a classifier needs labelled rows and the data has none",
-            "give a folder with one subfolder for each class"
-            if model.task == "image-classification"
-            else 'give a .csv or .jsonl with the column "label"',
-        )
+        raise unlabelled(model.task)
     highest, classes = int(labels.max()), model.config.num_labels
     if highest >= classes:
         raise CompressError(

@@ -24,6 +24,16 @@ _ERRORS_ONLY = 3  # log_severity_level
 _ROOM = 2048  # tokens that may follow a prompt of `prefill`
 
 
+def _stated(path: Path) -> dict[str, Any]:
+    """What genai_config.json says of the model."""
+    try:
+        return dict(json.loads((path / CONFIG).read_text(encoding="utf-8"))["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CompressError(
+            f"{CONFIG} of '{path.name}' is damaged ({first_line(error)})", "export it again"
+        ) from error
+
+
 @dataclass
 class _Cache:
     """A generator for every row; each holds its keys and values."""
@@ -55,7 +65,7 @@ class GenaiEngine:
                 f"'{self.path.name}' has no {CONFIG}",
                 "make a directory that has one with compress export CHECKPOINT --to genai",
             )
-        stated = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))["model"]
+        stated = _stated(self.path)
         last = stated.get("eos_token_id", [])
         self.ends: list[int] = last if isinstance(last, list) else [last]
         self._longest = int(stated.get("context_length", _ROOM))

@@ -23,7 +23,6 @@ from compressor.engines import installed
 from compressor.engines.gguf import (
     FILE,
     GgufEngine,
-    digests,
     open_file,
     tensors_of,
     value,
@@ -113,7 +112,6 @@ def run(model: Model, options: Options, out: Path) -> Artifact:
         "float_activations": len(rounds),
         "tokenizer": "none" if _vocabulary(model, options) == NONE else "kept",
         "context": context(arch_of(model.family), model.config),
-        "tensors": digests(out / FILE),
     }
     engine = "llama.cpp" if installed("llama.cpp") else "gguf"
     return artifact(model, out, engine, _formats(model, plans), metrics)

@@ -9,14 +9,14 @@ from torch import Tensor
 from compressor.errors import CompressError
 from compressor.model.forward import output_mask
 from compressor.model.shapes import config_of
-from compressor.model.sources import read_config
+from compressor.model.sources import stated_config
 from compressor.training.reading import most_tokens
 from compressor.training.workbench import Batch, Workbench
 
 
 def fitting_length(path: Path, length: int) -> int:
     """`length`, or the most tokens that the model takes when that is smaller."""
-    return min(length, most_tokens(config_of(read_config(path))) or length)
+    return min(length, most_tokens(config_of(stated_config(path))) or length)
 
 
 def heldout(work: Workbench, rows: int, batch: int, length: int) -> list[Batch]:

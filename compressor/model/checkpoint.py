@@ -4,6 +4,7 @@ Float weights and those of compressed-tensors lie where plain transformers reads
 and sparse weights packed without their zeros (docs/formats.md), in a file of another name.
 """
 
+import re
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -28,11 +29,12 @@ from compressor.model.packed import dense_view
 from compressor.model.pooling import read_pooling
 from compressor.model.shapes import config_of, drop_extras, model_class
 from compressor.model.side import read_sides
-from compressor.model.sources import CACHE, is_packed, read_config, weight_files
+from compressor.model.sources import CACHE, is_packed, read_config, stated_config, weight_files
 from compressor.model.sparse import broken_promise
 from compressor.model.spill import Spill
 from compressor.model.stream import in_float32, open_tensors
 
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
 
 
@@ -153,6 +155,7 @@ def _load_float(
             "check that config.json and the weights belong together",
         ) from error
     _complete(path, family, module, set(report["missing_keys"]), report["mismatched_keys"])
+    _refuse_more_layers(path, module, report["unexpected_keys"])
     if files != given:  # mapped by now: the disk gets them back with the model
         shutil.rmtree(files[0].parent)
     return to_linear(module) if spill is None else to_linear(module, Spill(spill).store)
@@ -182,6 +185,17 @@ def _complete(path: Path, family: Family, module: Any, missing: set[str], wrong:
         names = ", ".join(sorted(missing | {str(w) for w in wrong})[:3])
         raise CompressError(
             f"the weights of '{path.name}' do not fill the model of its config.json ({names} ...)",
+            "get config.json and weights from the same place",
+        )
+
+
+def _refuse_more_layers(path: Path, module: nn.Module, unexpected: Collection[str]) -> None:
+    """Refuse weights of layers that config.json does not have; other heads are left unread."""
+    known = {_NUMBER.sub("#", name) for name in module.state_dict()}
+    more = sorted(name for name in unexpected if _NUMBER.sub("#", name) in known)
+    if more:
+        raise CompressError(
+            f"the weights of '{path.name}' have more layers than its config.json ({more[0]} ...)",
             "get config.json and weights from the same place",
         )
 
@@ -228,7 +242,7 @@ def build(raw: dict[str, Any], family: Family) -> nn.Module:
 
 def read_task(path: Path) -> str:
     """Task of the checkpoint in a directory (see Model.task), from its config alone."""
-    raw = read_config(path)
+    raw = stated_config(path)
     return task_of(model_class(find_family(raw["model_type"]), config_of(raw)).__name__)
 
 

@@ -122,6 +122,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def altered(file: Path, stated: dict[str, Any]) -> str:
+    """How a file differs from its entry in `files`; "" where it does not."""
+    if not file.is_file():
+        return "the file is missing"
+    if (size := file.stat().st_size) != stated["bytes"]:
+        return f"{size:,} bytes instead of {stated['bytes']:,}"
+    return "" if file_digest(file) == stated["sha256"] else "its content changed (sha256)"
+
+
 def list_files(directory: Path) -> dict[str, dict[str, Any]]:
     """Digest and size of every file below `directory` except the manifest itself."""
     found = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != NAME)

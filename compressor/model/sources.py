@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from compressor.errors import CompressError
@@ -104,20 +105,7 @@ def read_config(path: Path, own: bool = False) -> dict[str, Any]:
         CompressError: it is missing, no JSON, names no architecture, or says that the weights
             were quantized by another tool.
     """
-    file = path / "config.json"
-    if not file.is_file():
-        raise CompressError(
-            f"'{path}' is no checkpoint: it has no config.json",
-            "name the folder that holds config.json and model.safetensors",
-        )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CompressError(f"{file} is not valid JSON ({error})", "restore the file") from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise CompressError(
-            f"{file} names no model_type", "name the folder of a transformers checkpoint"
-        )
+    config = stated_config(path)
     ours = own or (path / MANIFEST).is_file()
     stated = config.get("quantization_config")
     method = stated.get("quant_method") if isinstance(stated, dict) else None
@@ -132,6 +120,29 @@ def read_config(path: Path, own: bool = False) -> dict[str, Any]:
         raise CompressError(
             f"'{path.name}' is already quantized by {method or 'another tool'}",
             "start from the float checkpoint",
+        )
+    return config
+
+
+def stated_config(path: Path) -> dict[str, Any]:
+    """config.json of a model directory as it stands there, whoever quantized its weights.
+
+    Raises:
+        CompressError: it is missing, no JSON, or names no architecture.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise CompressError(
+            f"'{path}' is no checkpoint: it has no config.json",
+            "name the folder that holds config.json and model.safetensors",
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CompressError(f"{file} is not valid JSON ({error})", "restore the file") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise CompressError(
+            f"{file} names no model_type", "name the folder of a transformers checkpoint"
         )
     return config
 
@@ -243,10 +254,15 @@ def describe_source(source: Source) -> dict[str, Any]:
 
 
 def _license(path: Path) -> str | None:
-    """The `license:` line of a model card's YAML header."""
+    """What the YAML header of a model card calls the licence; None where it says nothing."""
     card = path / "README.md"
     if not card.is_file():
         return None
     text = card.read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"\A---\n.*?^license:\s*(\S+)\s*$.*?^---", text, re.DOTALL | re.MULTILINE)
-    return found.group(1) if found else None
+    header = re.match(r"---\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
+    try:
+        stated = yaml.safe_load(header.group(1)) if header else None
+    except yaml.YAMLError:
+        return None
+    found = stated.get("license") if isinstance(stated, dict) else None
+    return ", ".join(map(str, found)) if isinstance(found, list) else found and str(found)

@@ -2,7 +2,7 @@
 
     u_t = x_t + decay (u_{t-1} - s_{t-1})          leaky integration, what was fired is taken off
     l_t = floor(clip(D u_t, 0, D) + 1/2)           an integer level of 0 .. D
-    s_t = l_t / D                                  ds/du = 1 for 0 < u < 1, else 0
+    s_t = l_t / D                                  ds/du = 1 for 0 <= u <= 1, else 0
 
 D = 1 is the plain leaky integrate-and-fire neuron (LIF): it fires or not. D > 1 is the
 information-enhanced one of QSD (IE-LIF, arXiv 2501.13492): many levels while it trains, and D
@@ -53,14 +53,18 @@ def unroll(levels_X: Tensor, levels: int) -> Tensor:
     return torch.stack([levels_X > d for d in range(levels)]).to(levels_X.dtype)
 
 
-def entropy(levels_NC: Tensor) -> float:
+def level_counts(levels_NC: Tensor, levels: int) -> Tensor:
+    """How often each level 0 .. D occurs in N observations of C channels, float64 [D + 1, C]."""
+    return torch.stack([(levels_NC == level).double().sum(dim=0) for level in range(levels + 1)])
+
+
+def entropy(counts_LC: Tensor) -> float:
     """Bits that a neuron passes on: the entropy of its levels, a mean over channels.
 
     A neuron is a function of its membrane potential u, so I(u; l) = H(l) - H(l | u) = H(l).
 
     Args:
-        levels_NC: integers of N observations of C channels.
+        counts_LC: see level_counts; of all observations there are, since that of few is too low.
     """
-    top = int(levels_NC.max()) + 1
-    shares_LC = torch.stack([(levels_NC == level).double().mean(dim=0) for level in range(top)])
+    shares_LC = counts_LC / counts_LC.sum(dim=0)
     return float(-torch.xlogy(shares_LC, shares_LC).sum(dim=0).mean() / torch.tensor(2.0).log())

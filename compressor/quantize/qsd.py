@@ -23,7 +23,7 @@ no spiking form. Pixels lie on a grid of 8 bits, so that every sum of the networ
 and torch and ONNX Runtime agree. Steps are float16, in training as in the file.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -39,13 +39,14 @@ from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.model.qsd_convert import fold, make_spiking, settle
 from compressor.model.qsd_cost import FORMULA, MAC_PJ, spike_cost, vit_products
+from compressor.model.qsd_layers import edges
 from compressor.numerics.projection import LearnedGrid, Projection
 from compressor.options import options
 from compressor.quantize.targets import quantizable
 from compressor.quantize.trained import place_all, stepping, users
 from compressor.quantize.weights import Target, weight_of
 from compressor.training.losses import divergence, label_loss
-from compressor.training.options import Train
+from compressor.training.options import Train, defaulting
 from compressor.training.projected import Projected
 from compressor.training.workbench import Workbench
 
@@ -66,7 +67,9 @@ class Options:
     ce: float = Field(1.0, ge=0, description="weight of cross entropy with the labels")
     logits: float = Field(1.0, ge=0, description="weight of KL to the teacher's classes")
     relations: float = Field(
-        0.1, ge=0, description="weight of FGD: q-q, k-k and v-v relations of every layer"
+        0.1,
+        ge=0,
+        description="weight of FGD: q-q, k-k and v-v relations of every layer (reconstructed)",
     )
     temperature: float = Field(2.0, gt=0, le=100, description="softens both distributions")
     unrolled: bool = Field(
@@ -77,7 +80,9 @@ class Options:
     step_lr: float = Field(
         1e-3, gt=0, le=1, description="highest rate of learned steps, in mean steps of the layer"
     )
-    train: Train = Field(Train(lr=2e-3), description="how long and how fast")
+    train: Annotated[Train, defaulting(lr=2e-3)] = Field(
+        Train(lr=2e-3), description="how long and how fast; train.lr is 2e-3 unless named"
+    )
 
     @property
     def freeze_embeddings(self) -> bool:
@@ -114,6 +119,11 @@ def _refuse_others(model: Model) -> None:
             f"take a {' or '.join(FAMILIES)} for image-classification; quantize.distilled trains "
             "other models quantized",
         )
+    if getattr(model.config, "folded", False):
+        raise CompressError(
+            "the norms of this spiking network are folded, so it can be trained no more",
+            "start from the vision transformer or the float network that it was made from",
+        )
     sparse = [name for name, form in model.formats.items() if form.pattern is not None]
     if sparse:
         raise CompressError(
@@ -128,14 +138,28 @@ def _refuse_other_depth(student: Model, teacher: Model) -> None:
             f"the teacher is a {teacher.family.model_type}, whose q, k and v cannot be compared",
             f"take a {' or '.join(FAMILIES)} as teacher, or relations: 0",
         )
-    for key in ("num_hidden_layers", "patch_size", "image_size", "backbone"):
-        own, other = (getattr(m.config, key, "vit") for m in (student, teacher))
-        if own != other:
+    shapes = [_shape(model.config) for model in (student, teacher)]
+    for key, own in shapes[0].items():
+        if own != shapes[1][key]:
             raise CompressError(
-                f"the teacher has {key} {other} and the student {own}: relations of q, k and v "
-                "need the same layers and tokens",
-                "take a teacher of the same shape, e.g. teacher: input, or relations: 0",
+                f"the teacher has {key} {shapes[1][key]} and the student {own}: relations of q, k "
+                "and v need the same layers and tokens",
+                "take a teacher of the same shape, e.g. the stage before, teacher: stage:N, or "
+                "relations: 0",
             )
+
+
+def _shape(config: Any) -> dict[str, Any]:
+    """What decides the layers and tokens whose relations are compared."""
+    image, patch = (a if a == b else (a, b) for a, b in edges(config))
+    backbone = getattr(config, "backbone", "vit")
+    layers = config.num_hidden_layers
+    return {
+        "num_hidden_layers": layers,
+        "image_size": image,
+        "patch_size": patch,
+        "backbone": backbone,
+    }
 
 
 class _Loss(nn.Module):

@@ -8,8 +8,9 @@ from pathlib import Path
 from compressor.engines import Engine, open_engine_of, serving
 from compressor.errors import CompressError
 from compressor.model.manifest import NAME as MANIFEST
+from compressor.model.manifest import read_manifest
 from compressor.model.sources import resolve
-from compressor.run.layout import SOURCE, stage_directories
+from compressor.run.layout import REASON, SOURCE, stage_directories
 
 # what stands in front of a directory, and the engine it asks for
 PREFIXES = {name: name for name in ("onnxruntime", "openvino", "gguf", "llama.cpp")}
@@ -91,6 +92,13 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.removeprefix("package:").split("/") if part)
 
 
+def _to_export(stages: list[str]) -> str:
+    """What to type to export the last checkpoint of a run."""
+    kinds = {place: read_manifest(Path(place).expanduser()).kind for place in stages}
+    last = next((place for place in reversed(stages) if kinds[place] == "checkpoint"), "CHECKPOINT")
+    return f"compress export {last} --to TARGET --out DIR"
+
+
 def refuse_run(name: str, command: str) -> None:
     """Refuse the directory of a whole run, which holds checkpoints and is none.
 
@@ -98,6 +106,11 @@ def refuse_run(name: str, command: str) -> None:
         CompressError: names what is inside, and the command for the last of it.
     """
     path = Path(name).expanduser()
+    if (path / REASON).is_file():
+        raise CompressError(
+            f"'{name}' was refused: {(path / REASON).read_text(encoding='utf-8').strip()}",
+            "make it again; this one is kept for looking at",
+        )
     if (path / SOURCE).is_dir() or (path / "profile.yaml").is_file():
         found = [str(Path(name) / d.name) for d in stage_directories(path)]
         if not found:
@@ -106,9 +119,12 @@ def refuse_run(name: str, command: str) -> None:
                 "finish it with compress run, or name a checkpoint",
             )
         inside = ", ".join(Path(f).name for f in found)
+        hint = f"compress {command} {found[-1]}"
+        if command == "export":
+            hint = _to_export(found)
         raise CompressError(
             f"'{name}' is the directory of a whole run; it holds {inside}",
-            f"compress {command} {found[-1]}",
+            hint,
         )
     if (path / "model.onnx").is_file() and not (path / MANIFEST).is_file():
         raise CompressError(

@@ -9,6 +9,7 @@ from compressor.model.sparse import patterns_text
 from compressor.run.card_gguf import gguf_lines
 from compressor.run.card_usage import PLAIN, usage
 
+CARD = "README.md"
 # in metrics: {stage, with, without}, validation losses of the last stage that measured both
 SIDE_LOSSES = "side_losses"
 
@@ -29,6 +30,7 @@ def model_card(
     method: str,
     task: str,
     stages: list[StageRecord],
+    raw: tuple[int, ...] | None = None,
 ) -> str:
     """README.md with a YAML header; states only what was measured.
 
@@ -37,13 +39,14 @@ def model_card(
         method: that wrote it.
         task: of the model.
         stages: that came before.
+        raw: see `usage`.
     """
     base = manifest.base_model
     own = manifest.metrics.keys() & {"packed", "huffman"}
     library = "compress" if own else "transformers"
     served = "gguf" if manifest.engine in GGUF else manifest.engine
-    header = {
-        "license": base.get("license") or "other",
+    licence = {"license": base["license"]} if base.get("license") else {}
+    header = licence | {
         "base_model": base["id"],
         "library_name": library if manifest.engine in PLAIN else served,
         "tags": ["compress", *[s.method for s in stages], method],
@@ -52,6 +55,7 @@ def model_card(
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {base['id']}, compressed",
+        *([] if licence else ["The licence of the original is not stated; ask whoever made it."]),
         "What was done, in order:\n\n" + "\n".join(done),
         _agreement(manifest),
         *_differences(manifest),
@@ -63,7 +67,7 @@ def model_card(
         *_fidelity(manifest.metrics["fidelity"]),
         *_side_paths(manifest),
         "Every option, seed and digest is in `manifest.json`.",
-        "```python\n" + usage(manifest, task) + "\n```",
+        "```python\n" + usage(manifest, task, raw) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
 

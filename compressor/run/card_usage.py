@@ -76,10 +76,34 @@ import llama_cpp
 model = llama_cpp.Llama(DIR + "/model.gguf", verbose=False)
 print(model("Once upon a time", max_tokens=60)["choices"][0]["text"])"""
 
-LLAMA_IDS_USAGE = """\
+OUR_CLASSES = "compressor.model.qsd_modeling"  # registers them with transformers
+
+IDS_USAGE = """\
+import compressor, torch
+engine, ids = compressor.open_engine(DIR), torch.tensor([[1, 2, 3]])
+print(engine.outputs({"input_ids": ids, "attention_mask": torch.ones_like(ids)}))"""
+
+PIXELS_USAGE = """\
+import compressor, torch
+engine, pixels = compressor.open_engine(DIR), torch.zeros({shape})
+print(engine.outputs({{"pixel_values": pixels}}))"""
+
+DECODER_IDS_USAGE = """\
 import compressor
 engine = compressor.open_engine(DIR)
 print(compressor.generate(engine, [1, 2, 3], 60))"""
+
+SEQ2SEQ_IDS_USAGE = """\
+import compressor, torch
+engine, ids = compressor.open_engine(DIR), torch.tensor([[1, 2, 3]])
+source = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+print(compressor.generate(engine, [], 60, source=source))"""
+
+SPEECH_IDS_USAGE = """\
+import compressor, numpy, transformers
+engine, hear = compressor.open_engine(DIR), transformers.AutoFeatureExtractor.from_pretrained(DIR)
+source = hear(numpy.zeros(16000), sampling_rate=16000, return_tensors="pt")
+print(compressor.generate(engine, [], 60, source=source))"""
 
 LLAMA_ENCODER_USAGE = """\
 import llama_cpp
@@ -97,15 +121,29 @@ _USAGES = {
     "feature-extraction": ("AutoModel", ENCODER_USAGE, TORCH_USAGE),
 }
 # of what only compress reads whole: these name an engine, the others serve as they are
+_IDS_USAGES = {
+    "causal-lm": DECODER_IDS_USAGE,
+    "seq2seq-lm": SEQ2SEQ_IDS_USAGE,
+    "speech-seq2seq": SPEECH_IDS_USAGE,
+}
 PLAIN = ("torch", "transformers")  # engines of what transformers opens
 _PACKED_USAGES = {ENCODER_USAGE: PACKED_USAGE, IMAGE_USAGE: PACKED_IMAGE_USAGE}
 
 
-def usage(manifest: Manifest, task: str) -> str:
-    """A few lines of working Python that use an artefact; DIR stands for its folder."""
+def usage(manifest: Manifest, task: str, raw: tuple[int, ...] | None = None) -> str:
+    """A few lines of working Python that use an artefact; DIR stands for its folder.
+
+    Args:
+        raw: shape of what the model takes, where nothing is there that turns text or pictures
+            into it: ids [B, S] or pixels [B, C, height, width].
+    """
     auto, exported, plain = _USAGES[task]
     if find_family(manifest.family).sizes.vocabulary is None:  # also without a head
         exported, plain = IMAGE_USAGE, TORCH_IMAGE_USAGE
+        if raw is not None:
+            return PIXELS_USAGE.format(shape=", ".join(map(str, raw)))
+    elif raw is not None:
+        return _IDS_USAGES.get(task, IDS_USAGE)
     if manifest.engine in GGUF:
         return _llama_usage(manifest, task)
     sided = any(form.side_rank is not None for form in manifest.formats.values())
@@ -114,7 +152,8 @@ def usage(manifest: Manifest, task: str) -> str:
         return _PACKED_USAGES.get(exported, exported)
     if manifest.engine in PLAIN:
         call = "model.generate" if task == "seq2seq-lm" else "model"
-        return plain.format(auto=auto, call=call)
+        known = f"import {OUR_CLASSES}\n" if manifest.family == "qsd_transformer" else ""
+        return known + plain.format(auto=auto, call=call)
     if manifest.engine == "onnxruntime-genai":
         return GENAI_USAGE
     found = manifest.metrics["agreement"]
@@ -123,7 +162,5 @@ def usage(manifest: Manifest, task: str) -> str:
 
 def _llama_usage(manifest: Manifest, task: str) -> str:
     if manifest.metrics["tokenizer"] == "none":
-        ids = "engine.outputs({'input_ids': torch.tensor([[1, 2, 3]])})"
-        encoder = f"import compressor, torch\nengine = compressor.open_engine(DIR)\nprint({ids})"
-        return LLAMA_IDS_USAGE if task == "causal-lm" else encoder
+        return _IDS_USAGES.get(task, IDS_USAGE)
     return LLAMA_USAGE if task == "causal-lm" else LLAMA_ENCODER_USAGE

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from compressor.distill.predictions import CLASSIFIERS, unlabelled
 from compressor.errors import CompressError
 from compressor.model.shapes import config_of
 from compressor.model.sources import read_config
@@ -22,6 +23,23 @@ def refuse_missing_data(setting: Setting) -> None:
         without = stage.kind == "export" or stage.method in WITHOUT_DATA
         if not without and getattr(stage.options, "scores", None) is None:
             setting.refuse_unreadable(stage.method)
+
+
+def refuse_unlabelled(setting: Setting) -> None:
+    """Refuse a stage, of a baseline too, that learns from labels where no document has one.
+
+    Raises:
+        CompressError: names the stage's remedy.
+    """
+    if setting.corpus is None or setting.task not in CLASSIFIERS:
+        return
+    known = setting.corpus.documents["train"]
+    if not known or any(document.label is not None for document in known):
+        return
+    for stage in _stages(setting):
+        plain = stage.method == "distill.ce"
+        if plain or getattr(stage.options, "ce", 0):
+            raise unlabelled(setting.task, "" if plain else f", or write ce: 0 for {stage.method}")
 
 
 def check_calibration(setting: Setting) -> None:

@@ -7,14 +7,15 @@ from typing import Any
 
 from compressor.engines import Engine, open_engine_of
 from compressor.engines.llama_cpp import LlamaCppEngine
-from compressor.errors import Refused
+from compressor.errors import CompressError, Refused
 from compressor.measure import fidelity
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.count import count_nonzero, count_parameters
 from compressor.model.kv_cache import has_scales
-from compressor.model.manifest import Artifact, Manifest
+from compressor.model.manifest import Artifact, Manifest, altered
+from compressor.model.model import Model
 from compressor.model.side_files import copy_side_files
-from compressor.run.card import SIDE_LOSSES, model_card
+from compressor.run.card import CARD, SIDE_LOSSES, model_card
 from compressor.run.gate import check_agreement
 from compressor.run.llama_text import compare_text
 from compressor.run.methods import load_method
@@ -43,15 +44,18 @@ def export_into(
         The artefact's manifest, without stage record and files.
 
     Raises:
+        CompressError: the parent's files are not those of its manifest, or the method refuses.
         Refused: the engine disagrees with torch, or fidelity is below its floor.
     """
     method: Any = load_method(stage.method)
+    refuse_altered(parent)
     model = parent.load()
     if has_scales(model) and stage.method != "export.onnx":
         refuse_cached(stage.method)
     copy_side_files(parent.path, directory)
     artifact: Artifact = method.run(model, stage.options, directory)
     task, parameters = model.task, count_parameters(model.module)
+    raw = _raw_inputs(model, directory)
     nonzero = count_nonzero(model.module)
     del model
     stated = dict(artifact.manifest.formats)
@@ -73,9 +77,33 @@ def export_into(
         **agreement.metrics(),
     }
     manifest = replace(artifact.manifest, base_model=parent.manifest.base_model, metrics=metrics)
-    card = model_card(manifest, stage.method, task, parent.manifest.stages)
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    card = model_card(manifest, stage.method, task, parent.manifest.stages, raw)
+    (directory / CARD).write_text(card, encoding="utf-8")
     return manifest
+
+
+def refuse_altered(parent: Checkpoint) -> None:
+    """Refuse a checkpoint whose files changed: what is made of it would agree with itself.
+
+    Raises:
+        CompressError: names the file.
+    """
+    for name, stated in parent.manifest.files.items():
+        if name != CARD and (problem := altered(parent.path / name, stated)):
+            raise CompressError(
+                f"'{parent.path.name}/{name}' is not as it was written: {problem}",
+                f"compress verify {parent.path} says more; copy it or make it again",
+            )
+
+
+def _raw_inputs(model: Model, directory: Path) -> tuple[int, ...] | None:
+    """Shape of the inputs that a card's lines must make up, see `usage`; None where they read."""
+    if model.family.sizes.vocabulary is not None:
+        return None if model.processor is not None else (1, 3)
+    channels, size = model.config.num_channels, model.config.image_size
+    edges = (size, size) if isinstance(size, int) else tuple(size)
+    reads = (directory / "preprocessor_config.json").is_file() and channels == 3
+    return None if reads else (1, channels, *edges)
 
 
 def _fidelity(engine: Engine, floor: dict[str, float], work: Workbench | None) -> dict[str, float]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import Manifest, StageRecord, read_manifest
+from compressor.run.card import CARD
 from compressor.run.export import refuse_below
 from compressor.run.fingerprint import portable_options, refuse_change, with_fingerprint
 from compressor.run.forget import forget
@@ -30,6 +31,7 @@ def find_stage(
     found = read_manifest(target) if target.is_dir() else None
     wanted = stage_record(setting, stage, parent, found)
     if found and not strangers and found.stages[-1].fingerprint == wanted.fingerprint:
+        _refuse_resized(number, target, found)
         if stage.kind == "export":
             with rejecting(target, target):
                 refuse_below(found.metrics["fidelity"], setting.profile.floor)
@@ -45,6 +47,21 @@ def find_stage(
     elif found:
         refuse_change(number, found.stages[-1], wanted)
     return None
+
+
+def _refuse_resized(number: int, target: Path, manifest: Manifest) -> None:
+    """Refuse a finished stage of which a file is cut short or gone; digests are for verify."""
+    for name, stated in manifest.files.items():
+        if name == CARD:  # for people to write in
+            continue
+        file = target / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != stated["bytes"]:
+            how = "is missing" if size is None else f"has {size:,} bytes of {stated['bytes']:,}"
+            raise CompressError(
+                f"'{target.name}/{name}' of a finished stage {how}",
+                f"put it back, or add --redo {number} to make the stage again",
+            )
 
 
 def stage_record(

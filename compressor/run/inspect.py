@@ -13,6 +13,7 @@ from compressor.model.shapes import config_of
 from compressor.model.sources import deployed_bytes, read_config, resolve
 from compressor.run.candidates import refuse_run
 from compressor.run.inspect_importance import inspect_importance
+from compressor.run.parts import KEY as PARTS
 
 
 def inspect(path: str, importance: bool = False) -> dict[str, Any]:
@@ -43,9 +44,14 @@ def inspect(path: str, importance: bool = False) -> dict[str, Any]:
         "sizes": family.read_sizes(config_of(raw)),
         "formats": {k: asdict(v) for k, v in manifest.formats.items()} if manifest else {},
         "stages": [asdict(s) for s in manifest.stages] if manifest else [],
-        "metrics": manifest.metrics if manifest else {},
+        "metrics": _metrics(manifest) if manifest else {},
         "complete": manifest is not None,
     }
+
+
+def _metrics(manifest: Manifest) -> dict[str, Any]:
+    """Those that a reader wants: checksums of parts are for verify."""
+    return {key: value for key, value in manifest.metrics.items() if key != PARTS}
 
 
 def _weights(path: Path) -> dict[str, Any]:

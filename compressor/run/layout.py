@@ -15,6 +15,7 @@ from compressor.training.snapshot import flush
 
 SOURCE = "00-source"
 SCRATCH = ".scratch"
+REASON = "refused.txt"  # in a directory NAME.rejected: why
 SEARCH = "search"  # candidates of stage NN: search/NN/KK-SHAPE
 OURS = (SOURCE, ".lock")
 
@@ -132,10 +133,27 @@ def landing(target: Path, scratch: Path, lower: str = "") -> Iterator[Path]:
             assert (partial / MANIFEST).is_file(), "the manifest is written last, in the block"
             for place in (*partial.rglob("*"), partial):
                 flush(place)
-            partial.rename(target)
+            _arrive(partial, target)
             flush(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its space back
+
+
+def _arrive(partial: Path, target: Path) -> None:
+    """Give a finished directory its name; what was refused under it before goes."""
+    if target.exists():
+        kept = target.with_name(f"{target.name}.finished")
+        shutil.rmtree(kept, ignore_errors=True)
+        partial.rename(kept)
+        raise CompressError(
+            f"'{target}' appeared while it was being made", f"the result is in '{kept}'"
+        )
+    partial.rename(target)
+    shutil.rmtree(_rejected(target), ignore_errors=True)
+
+
+def _rejected(target: Path) -> Path:
+    return target.with_name(f"{target.name}.rejected")
 
 
 @contextmanager
@@ -143,9 +161,10 @@ def rejecting(built: Path, target: Path) -> Iterator[None]:
     """Keep what the block refuses under the name `target`.rejected."""
     try:
         yield
-    except Refused:
-        rejected = target.with_name(f"{target.name}.rejected")
+    except Refused as error:
+        rejected = _rejected(target)
         shutil.rmtree(rejected, ignore_errors=True)
+        (built / REASON).write_text(f"{error.what}\n", encoding="utf-8")
         built.rename(rejected)
         raise
 

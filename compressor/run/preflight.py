@@ -10,7 +10,12 @@ from typing import Any
 import torch
 
 from compressor.errors import CompressError
-from compressor.run.data_needs import check_calibration, refuse_missing_data, refuse_unvalidated
+from compressor.run.data_needs import (
+    check_calibration,
+    refuse_missing_data,
+    refuse_unlabelled,
+    refuse_unvalidated,
+)
 from compressor.run.estimates import EFFICIENCY, estimate, tensor_bytes
 from compressor.run.layout import search_place, stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
@@ -54,6 +59,7 @@ def plan_run(setting: Setting) -> dict[str, Any]:
         )
     refuse_unvalidated(setting)
     refuse_missing_data(setting)
+    refuse_unlabelled(setting)
     check_calibration(setting)
     outline = original = outline_of(setting.source, setting.profile.dtype)
     speed = {d: matmul_speed(d) * EFFICIENCY[d] for d in EFFICIENCY}

@@ -1,9 +1,10 @@
-"""What a run did as tables: stages, spikes, checks of the exports, circumstances."""
+"""What a run did as tables: stages, checks of the exports, circumstances."""
 
 from typing import Any
 
 from compressor.run.bench_tables import bench_tables
 from compressor.run.report_sparse import pruned_layers, sparse_rows
+from compressor.run.report_spikes import spikes, spiking_layers
 from compressor.run.search_report import search_tables
 from compressor.run.tables import (
     FIDELITY,
@@ -75,28 +76,6 @@ def _fidelity(found: dict[str, Any]) -> str:
     return ", ".join(shown) or MISSING
 
 
-def spikes(report: dict[str, Any]) -> Table:
-    """What spiking networks do for one image, and what their neurons pass on."""
-    header = ("stage", "firing", "AC", "MAC", "nJ", "in float", "less")
-    header += ("entropy of q, k, v, bits", "untrained")
-    noted = [(s["name"], (s.get("notes") or {}).get("spikes")) for s in report["stages"]]
-    rows = [_spikes_row(name, found) for name, found in noted if found]
-    return Table("Spikes, by formula for one image: nothing here is measured", header, rows)
-
-
-def _spikes_row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
-    own, other = found["energy_nj"], found["float_energy_nj"]
-    return (
-        *(name, f"{found['firing_rate']:.1%}", f"{found['ac']:,.0f}", f"{found['mac']:,.0f}"),
-        *(significant(own), significant(other), f"{other / own:.1f}x"),
-        *(_entropy(found["entropy"]), _entropy((found.get("untrained") or {}).get("entropy"))),
-    )
-
-
-def _entropy(bits: dict[str, float] | None) -> str:
-    return ", ".join(f"{bits[kind]:.2f}" for kind in "qkv") if bits else MISSING
-
-
 def circumstances(report: dict[str, Any]) -> Table:
     """Model, machine, packages and seed: what a second run would have to share."""
     machine = report["machine"]
@@ -140,6 +119,7 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
     bench = report.get("bench")
     found = bench_tables(bench) if bench else []
     found += [stages(report), *search_tables(report), pruned_layers(report), spikes(report)]
+    found.append(spiking_layers(report))
     found.append(gates(report))
     found.append(circumstances(report))
     return [table for table in found if table and table.rows]

@@ -1,7 +1,6 @@
 """`compress export`: export one finished checkpoint, with the same proof as inside a run."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,14 +12,15 @@ from compressor.options import nearest
 from compressor.run.candidates import refuse_run
 from compressor.run.export import export_into
 from compressor.run.fingerprint import with_fingerprint
-from compressor.run.layout import landing, rejecting
+from compressor.run.layout import landing, locked, rejecting
 from compressor.run.machine import machine, packages, peak_memory
 from compressor.run.make_options import make_options
 from compressor.run.methods import load_method, method_names
 from compressor.run.overrides import read_value
+from compressor.run.parts import KEY as PARTS
+from compressor.run.parts import parts_of
 from compressor.run.profile import Stage
 from compressor.run.setting import open_source
-from compressor.run.shortage import shortages
 from compressor.run.yaml_lines import Document
 
 
@@ -50,10 +50,9 @@ def export_checkpoint(
     refuse_run(checkpoint, "export")
     stage = _stage(to, set)
     parent = open_source(checkpoint)
-    with shortages(target.name):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".compress-", dir=target.parent))
-    try:
+    # of a fixed name: what a kill left there is emptied by the next export, and two cannot meet
+    scratch = target.parent / f".compress-{target.name}"
+    with locked(scratch):
         with landing(target, scratch) as partial, rejecting(partial, target):
             start = time.perf_counter()
             manifest = export_into(partial, stage, parent, floor={}, work=None)
@@ -71,12 +70,12 @@ def export_checkpoint(
             manifest = replace(
                 manifest,
                 stages=[*parent.manifest.stages, with_fingerprint(record)],
+                metrics=manifest.metrics | {PARTS: parts_of(partial)},
                 files=list_files(partial),
                 packages=packages(),
                 machine=machine(),
             )
             write_manifest(partial, manifest)
-    finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Artifact(target, manifest, str(manifest.engine))
 

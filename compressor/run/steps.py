@@ -14,6 +14,8 @@ from compressor.run.forget import drop_weights
 from compressor.run.kinds import TRAINS, edited, make
 from compressor.run.layout import landing, rejecting, search_place, stage_name
 from compressor.run.machine import machine, packages, peak_memory, reset_peak_memory
+from compressor.run.parts import KEY as PARTS
+from compressor.run.parts import parts_of
 from compressor.run.profile import Stage
 from compressor.run.search import clear_candidates
 from compressor.run.search_outcome import earlier_seconds, peak_of
@@ -80,6 +82,7 @@ def _make(
             manifest,
             base_model=parent.manifest.base_model,
             stages=[*parent.manifest.stages, record],
+            metrics=manifest.metrics | {PARTS: parts_of(partial)},
             files=list_files(partial),
             packages=packages(),
             machine=machine(),

@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from compressor.engines import GGUF, GRAPHS, installed
-from compressor.engines.gguf import FILE, GgufEngine, digests
+from compressor.engines.gguf import GgufEngine
 from compressor.errors import CompressError, first_line
 from compressor.export.gguf_names import library
 from compressor.model.checkpoint import load_directory
-from compressor.model.manifest import Manifest, file_digest, read_manifest
+from compressor.model.manifest import Manifest, altered, read_manifest
 from compressor.model.model import Model
 from compressor.model.sparse import broken_promise, patterns_text
 from compressor.run.candidates import refuse_run
 from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.gate import open_and_check
+from compressor.run.parts import KEY as PARTS
+from compressor.run.parts import changed
 
 Check = dict[str, Any]
 
@@ -44,7 +46,6 @@ def verify(path: str | Path) -> dict[str, Any]:
     else:
         checks.append(_probe(directory, manifest))
         checks.extend(_formats(directory, manifest))
-        checks.extend(_tensors(directory, manifest))
         checks.extend(_sparsity(directory, manifest))
     return {"ok": all(c["ok"] for c in checks), "checks": checks}
 
@@ -52,13 +53,10 @@ def verify(path: str | Path) -> dict[str, Any]:
 def _files(directory: Path, manifest: Manifest) -> Iterator[Check]:
     for name, stated in manifest.files.items():
         file = directory / name
-        if not file.is_file():
-            yield {"name": name, "ok": False, "detail": "the file is missing"}
-        elif file.stat().st_size != stated["bytes"]:
-            detail = f"{file.stat().st_size:,} bytes instead of {stated['bytes']:,}"
+        if problem := altered(file, stated):
+            inside = changed(directory, name, manifest.metrics.get(PARTS, {}))
+            detail = f"{problem}: {inside}" if inside else problem
             yield {"name": name, "ok": False, "detail": detail}
-        elif file_digest(file) != stated["sha256"]:
-            yield {"name": name, "ok": False, "detail": "its content changed (sha256)"}
         else:
             yield {"name": name, "ok": True, "detail": "unchanged"}
 
@@ -73,20 +71,6 @@ def _formats(directory: Path, manifest: Manifest) -> Iterator[Check]:
     except CompressError as error:
         detail = error.what
     yield {"name": "formats", "ok": not detail, "detail": detail or "those of the manifest"}
-
-
-def _tensors(directory: Path, manifest: Manifest) -> Iterator[Check]:
-    """Which tensors of a GGUF file changed; the digest of the file only says that one did."""
-    if manifest.engine not in GGUF:
-        return
-    stated = manifest.metrics["tensors"]
-    try:
-        found = digests(directory / FILE)
-        changed = sorted(n for n in stated.keys() | found.keys() if stated.get(n) != found.get(n))
-        detail = f"'{changed[0]}' changed, {len(changed)} in all" if changed else ""
-    except CompressError as error:
-        detail = error.what
-    yield {"name": "tensors", "ok": not detail, "detail": detail or f"{len(stated)} unchanged"}
 
 
 def _sparsity(directory: Path, manifest: Manifest) -> Iterator[Check]:

@@ -10,7 +10,13 @@ import pytest
 from compressor.errors import CompressError
 from compressor.model.checkpoint import load_directory
 from compressor.model.saving import save
-from compressor.model.sources import check_safetensors, describe_source, model_files, resolve
+from compressor.model.sources import (
+    Source,
+    check_safetensors,
+    describe_source,
+    model_files,
+    resolve,
+)
 from compressor.quantize import rtn
 
 
@@ -80,6 +86,26 @@ def test_an_index_must_stay_in_its_directory(checkpoint):
 def test_missing_weights_are_never_made_up(checkpoint):
     edit_config(checkpoint, num_hidden_layers=4)
     assert "do not fill the model" in refused(checkpoint)
+
+
+def test_layers_are_never_left_out(checkpoint):
+    edit_config(checkpoint, num_hidden_layers=1)
+    assert "more layers than its config.json (model.layers.1." in refused(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("header", "licence"),
+    [
+        ("license: mit", "mit"),
+        ('license: "mit"  # see below', "mit"),
+        ("license: [mit, apache-2.0]", "mit, apache-2.0"),
+        ("tags: [x]", None),
+        ("license: [", None),
+    ],
+)
+def test_the_licence_of_a_card(checkpoint, header, licence):
+    (checkpoint / "README.md").write_text(f"---\n{header}\n---\nlicense: other\n")
+    assert describe_source(Source(checkpoint, "x"))["license"] == licence
 
 
 def test_remote_code_is_not_run(checkpoint):

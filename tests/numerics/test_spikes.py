@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from compressor.numerics.spikes import entropy, fire, integrate_and_fire, unroll
+from compressor.numerics.spikes import entropy, fire, integrate_and_fire, level_counts, unroll
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 8])
@@ -56,4 +56,7 @@ def test_a_product_of_spikes_is_unrolled_one_operand_at_a_time():
 
 def test_entropy_is_that_of_the_levels_of_a_channel():
     levels_NC = torch.tensor([[0, 0, 2], [0, 1, 2], [0, 2, 0], [0, 3, 0]])
-    assert entropy(levels_NC) == pytest.approx((0 + 2 + 1) / 3)
+    counts_LC = level_counts(levels_NC, 4)
+    assert counts_LC.shape == (5, 3) and entropy(counts_LC) == pytest.approx((0 + 2 + 1) / 3)
+    halves = level_counts(levels_NC[:2], 4) + level_counts(levels_NC[2:], 4)
+    assert torch.equal(halves, counts_LC)

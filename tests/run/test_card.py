@@ -1,6 +1,8 @@
 """The lines of a model card run as they stand; those of exported files run in tests/export."""
 
 import json
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -58,8 +60,35 @@ def test_the_lines_for_packed_weights_run(name, options, tmp_path, capsys):
     assert run_lines(manifest, model.task, tmp_path, capsys)
 
 
-def run_lines(manifest, task, folder, capsys):
+@pytest.mark.parametrize(
+    ("name", "options", "raw"),
+    [
+        ("llama", {}, (1, 3)),
+        ("bert", {"head": False}, (1, 3)),
+        ("t5", {}, (1, 3)),
+        ("vit", {"num_channels": 1}, (1, 1, 16, 16)),
+    ],
+)
+def test_the_lines_take_raw_inputs_where_nothing_reads(name, options, raw, tmp_path, capsys):
+    model = pico(name, **options)
+    manifest = safetensors.run(model, safetensors.Options(), tmp_path).manifest
+    assert run_lines(manifest, model.task, tmp_path, capsys, raw)
+
+
+def test_a_spiking_network_is_registered_by_its_lines(tmp_path):
+    """In a process of its own: here transformers knows the classes already."""
+    from spiking import spiking
+
+    spiking(levels=None).module.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(READ_IMAGES))
+    manifest = Manifest("artifact", "qsd_transformer", {}, engine="torch")
+    lines = f"DIR = {str(tmp_path)!r}\n{usage(manifest, 'image-classification')}"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True)
+    assert "logits" in done.stdout, done.stderr
+
+
+def run_lines(manifest, task, folder, capsys, raw=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what transformers says of lengths and defaults
-        exec(usage(manifest, task), {"DIR": str(folder)})
+        exec(usage(manifest, task, raw), {"DIR": str(folder)})
     return capsys.readouterr().out

@@ -5,6 +5,7 @@ written wrong in the first place, so that its digest is right and only the probe
 """
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -16,10 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import compressor
+from compressor.errors import CompressError
+from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import list_files, read_manifest, write_manifest
+from compressor.run.export import refuse_altered
+from compressor.run.parts import changed, parts_of
 from compressor.run.standalone import export_checkpoint
 from families import pico
 
+PARTS = ((0, "first"), (1, "second"))
 TARGETS = ("onnx", "compressed_tensors", "safetensors")
 
 
@@ -84,7 +90,7 @@ DAMAGE = [
     *[(to, change_tensor, "packed") for to in TARGETS[:2]],
     *[(to, change_tensor, "scale") for to in TARGETS[:2]],
     ("safetensors", change_tensor, "q_proj.weight"),
-    *[(to, change_config, None) for to in TARGETS],
+    *[(to, change_config, "rms_norm_eps") for to in TARGETS],
 ]
 
 
@@ -97,6 +103,35 @@ def test_verify_names_what_changed_afterwards(artifacts, tmp_path, to, change, p
     checks = compressor.verify(copy)["checks"]
     wrong = [check["name"] for check in checks if not check["ok"] and check["name"] != "probe"]
     assert name in wrong and set(wrong) <= {name, "formats"}
+    detail = next(check["detail"] for check in checks if check["name"] == name)
+    assert re.search(rf": '[^']*{part}[^']*' changed, 1 in all", detail), detail
+
+
+def test_verify_names_a_tensor_in_external_data(tmp_path):
+    """The bytes lie in another file than the names."""
+    tensors = [numpy_helper.from_array(np.arange(512, dtype=np.float32) + i, n) for i, n in PARTS]
+    graph = onnx.helper.make_graph([], "g", [], [], tensors)
+    file = tmp_path / "model.onnx"
+    onnx.save(
+        onnx.helper.make_model(graph), file, save_as_external_data=True, location="model.onnx.data"
+    )
+    stated = parts_of(tmp_path)
+    assert list(stated) == ["model.onnx"] and changed(tmp_path, "model.onnx.data", stated) == ""
+    data = tmp_path / "model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[-1] ^= 1
+    data.write_bytes(content)
+    assert changed(tmp_path, "model.onnx.data", stated) == "'second' changed, 1 in all"
+
+
+def test_what_changed_is_not_exported(artifacts, tmp_path):
+    """The probe of an artefact is made from what is loaded, so it would agree with itself."""
+    copy = tmp_path / "safetensors"
+    shutil.copytree(artifacts["safetensors"], copy)
+    change_config(copy, None)
+    with pytest.raises(CompressError, match=r"config.json' is not as it was written") as caught:
+        refuse_altered(Checkpoint.open(copy))
+    assert "compress verify" in caught.value.hint
 
 
 @pytest.mark.parametrize(

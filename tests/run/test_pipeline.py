@@ -152,6 +152,8 @@ def test_a_disagreeing_engine_is_refused_and_keeps_a_rejected_name(served, monke
         compressor.run(profile, **arguments, redo=4)
     assert caught.value.exit_code == 3
     assert (out / "04-export.onnx.rejected" / "model.onnx").is_file()
+    with pytest.raises(CompressError, match=r"was refused: .*disagrees with torch"):
+        compressor.verify(out / "04-export.onnx.rejected")
     assert not (out / "04-export.onnx").exists()
 
 

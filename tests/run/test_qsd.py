@@ -6,6 +6,8 @@ from PIL import Image
 
 import compressor
 from compressor.errors import CompressError
+from compressor.model.qsd_convert import fold
+from compressor.quantize import qsd
 from families import pico
 from spiking import spiking
 
@@ -51,6 +53,29 @@ def test_no_levels_or_time_steps_are_refused_by_the_profile(key, stored):
 def test_bits_that_onnx_runtime_lacks_are_refused(stored):
     with pytest.raises(CompressError, match="8, 4 and 2 bits"):
         compressor.plan("vit-qsd", stored(pico("vit")), set=["stages.1.bits=3"])
+
+
+def test_a_folded_network_is_refused(stored):
+    model = spiking()
+    fold(model)
+    with pytest.raises(CompressError, match="can be trained no more"):
+        compressor.plan("vit-qsd", stored(model))
+
+
+def test_images_without_labels_are_refused_before_any_work(stored, tmp_path):
+    folder = tmp_path / "one"
+    pictures(tmp_path / "some")
+    folder.mkdir()
+    for picture in (tmp_path / "some").rglob("*.png"):
+        picture.rename(folder / f"{picture.parent.name}{picture.name}")
+    with pytest.raises(CompressError, match="needs labelled rows") as caught:
+        compressor.plan("vit-qsd", stored(pico("vit")), data=str(folder))
+    assert "ce: 0 for quantize.qsd" in caught.value.hint
+    compressor.plan("vit-qsd", stored(pico("vit")), data=str(folder), set=["stages.1.ce=0"])
+
+
+def test_naming_one_option_of_train_keeps_its_rate():
+    assert qsd.Options(train={"steps": 5}).train.lr == qsd.Options().train.lr == 2e-3
 
 
 def test_other_stages_do_not_know_a_spiking_network(stored, tmp_path):
