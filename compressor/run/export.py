@@ -8,6 +8,7 @@ from typing import Any
 from compressor.engines import Engine, open_engine_of
 from compressor.engines.llama_cpp import LlamaCppEngine
 from compressor.errors import CompressError, Refused
+from compressor.export.holders import naming_holders
 from compressor.measure import fidelity
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.count import count_nonzero, count_parameters
@@ -53,7 +54,8 @@ def export_into(
     if has_scales(model) and stage.method != "export.onnx":
         refuse_cached(stage.method)
     copy_side_files(parent.path, directory)
-    artifact: Artifact = method.run(model, stage.options, directory)
+    with naming_holders(model):
+        artifact: Artifact = method.run(model, stage.options, directory)
     task, parameters = model.task, count_parameters(model.module)
     raw = _raw_inputs(model, directory)
     nonzero = count_nonzero(model.module)

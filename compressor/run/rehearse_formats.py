@@ -12,6 +12,7 @@ from compressor.export import (
     onnx_formats,
     safetensors,
 )
+from compressor.export.holders import naming_holders
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.kv_cache import METHOD as CACHE
 from compressor.model.manifest import WeightFormat
@@ -109,12 +110,19 @@ def check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str
     if "genai" in exports:
         genai.refuse(made[-1])
     for formats in choices:
-        if {"onnx", "genai"} & set(exports):
-            onnx_formats.refuse(formats)
-        if "compressed_tensors" in exports:
-            compressed_tensors.refuse(made[-1].module, formats)
-        if "huffman" in exports:
-            huffman.refuse(formats)
-        for stage in stages:
-            if isinstance(stage.options, gguf.Options):
-                gguf.refuse(replace(made[-1], formats=dict(formats)), stage.options)
+        model = replace(made[-1], formats=dict(formats))
+        with naming_holders(model):
+            _refuse_formats(model, stages, exports)
+
+
+def _refuse_formats(model: Model, stages: tuple[Stage, ...], exports: list[str]) -> None:
+    """Refuse weights that an export of the profile cannot hold."""
+    if {"onnx", "genai"} & set(exports):
+        onnx_formats.refuse(model.formats)
+    if "compressed_tensors" in exports:
+        compressed_tensors.refuse(model.module, model.formats)
+    if "huffman" in exports:
+        huffman.refuse(model.formats)
+    for stage in stages:
+        if isinstance(stage.options, gguf.Options):
+            gguf.refuse(model, stage.options)

@@ -9,7 +9,7 @@ from compressor.run.tables import MISSING, Table, significant
 def spikes(report: dict[str, Any]) -> Table:
     """What spiking networks do for one image, and what their neurons pass on."""
     header = ("stage", "firing", "AC", "MAC", "nJ", "in float", "less")
-    header += ("entropy of q, k, v, bits", "untrained")
+    header += ("entropy of q, k, v, bits", "untrained, in float")
     noted = _spiking(report)
     rows = [_spikes_row(name, found) for name, found in noted]
     formula = noted[0][1]["formula"] if noted else ""

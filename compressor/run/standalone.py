@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def export_checkpoint(
     parent = open_source(checkpoint)
     # of a fixed name: what a kill left there is emptied by the next export, and two cannot meet
     scratch = target.parent / f".compress-{target.name}"
-    with locked(scratch):
+    with ExitStack() as stack:
+        stack.enter_context(locked(scratch))
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         with landing(target, scratch) as partial, rejecting(partial, target):
             start = time.perf_counter()
             manifest = export_into(partial, stage, parent, floor={}, work=None)
@@ -76,7 +79,6 @@ def export_checkpoint(
                 machine=machine(),
             )
             write_manifest(partial, manifest)
-        shutil.rmtree(scratch, ignore_errors=True)
     return Artifact(target, manifest, str(manifest.engine))
 
 

@@ -40,6 +40,7 @@ def test_a_target_that_appears_meanwhile_loses_no_work(llama_folder, tmp_path, m
     monkeypatch.setattr(standalone, "export_into", meanwhile)
     with pytest.raises(CompressError, match="appeared while it was being made"):
         compressor.export_checkpoint(str(llama_folder), "safetensors", target)
+    assert not list(tmp_path.glob(".compress-*"))
     assert compressor.verify(tmp_path / "made.finished")["ok"] and (target / "mine").is_dir()
 
 
@@ -56,3 +57,16 @@ def test_a_run_names_its_last_checkpoint_for_export(llama_folder, tmp_path):
     with pytest.raises(CompressError, match="directory of a whole run") as caught:
         compressor.export_checkpoint(str(made.path), "onnx", tmp_path / "made")
     assert "01-quantize.rtn --to TARGET --out DIR" in caught.value.hint
+
+
+def test_a_target_that_cannot_hold_the_weights_names_those_that_can(llama_folder, tmp_path):
+    profile = tmp_path / "p.yaml"
+    profile.write_text("stages: [{quantize.rtn: {bits: 4, group: 16, uneven: channel}}]")
+    made = compressor.run(profile, model=str(llama_folder), out=tmp_path / "out")
+    with pytest.raises(CompressError) as caught:
+        compressor.export_checkpoint(
+            str(made.checkpoint.path), "compressed_tensors", tmp_path / "made"
+        )
+    assert caught.value.hint.endswith(
+        "export.onnx or export.huffman would hold these weights as they are"
+    )
