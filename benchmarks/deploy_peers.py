@@ -106,6 +106,8 @@ def other(model, arm, folder):
     """A file of another program, whose refusal is what its row says."""
     try:
         PEERS[arm][1](model, folder)
+    except (CompressError, ImportError, OSError, MemoryError):  # not what it says of the model
+        raise
     except Exception as error:
         raise CompressError(first_line(error), "choose another form") from error
 

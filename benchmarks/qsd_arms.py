@@ -10,8 +10,8 @@ batches and steps, at the same rate and weights of the loss: 800 steps of 64 ima
 steps as well and is the fair bound. Intervals are 95 % of a bootstrap over held-out images, paired
 where arms are compared; they do not hold the chance of another start.
 
-Sizes are of stored tensors (files are larger: 87 kB packed and 140 kB as ONNX, where these are 77 kB
-and the ViT's file 428 kB), real parameters, and the bit equivalents that papers print.
+Sizes are of stored tensors (files are larger: 87 kB packed and 140 kB as ONNX, where these are 77
+kB, and the ViT's 428 kB), real parameters, and the bit equivalents that papers print.
 E = 4.6 pJ x MAC + 0.9 pJ x AC for one image, spike by spike; a ViT has MACs only, softmax, norms
 and GELU not counted. Entropy is that of the levels of q, k and v in bits, a mean over channels and
 blocks: the information a neuron passes on. On cores that four programs shared, a cell of MNIST took

@@ -21,15 +21,19 @@ def sweep(cells, arm, make, seeds, rates=RATES, grows=False):
     """Run `make(seed, lr)` over the grid, then over the seeds at the best rate."""
     for lr in rates:
         cells.run(key(arm, lr, 0), partial(make, 0, lr))
-    best = best_rate(cells, arm)
-    for _ in range(2 if grows else 0):
-        if best not in (min(rates), max(rates)):
-            break
-        lr = LADDER[LADDER.index(best) + (1 if best == max(rates) else -1)]
+    while grows and (lr := _beyond(tried(cells, arm), len(rates) + 2)):
         cells.run(key(arm, lr, 0), partial(make, 0, lr))
-        rates, best = (*rates, lr), best_rate(cells, arm)
+    best = best_rate(cells, arm)
     for seed in seeds:
         cells.run(key(arm, best, seed), partial(make, seed, best))
+
+
+def _beyond(found, most):
+    """The next rate of LADDER behind the end of a grid where its best is; None where it is not."""
+    best = min(found, key=lambda lr: found[lr]["validation"])
+    step = 1 if best == max(found) else -1 if best == min(found) else 0
+    place = LADDER.index(best) + step
+    return LADDER[place] if step and len(found) < most and 0 <= place < len(LADDER) else None
 
 
 def tried(cells, arm):

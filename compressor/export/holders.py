@@ -4,23 +4,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from compressor.errors import CompressError
-from compressor.export import compressed_tensors, gguf_fit, gguf_metadata, huffman, onnx_formats
+from compressor.export import compressed_tensors, gguf, huffman, onnx_formats
 from compressor.model.kv_cache import has_scales
 from compressor.model.manifest import quantized
 from compressor.model.model import Model
 
 
 @contextmanager
-def naming_holders(model: Model) -> Iterator[None]:
+def naming_holders(model: Model, but: str = "") -> Iterator[None]:
     """Add to the hint of what the block refuses the exports that would hold it.
 
     Args:
         model: may lie on the meta device.
+        but: the export that is refused, for whatever reason.
     """
     try:
         yield
     except CompressError as error:
-        found = holders(model)
+        found = [name for name in holders(model) if name != but]
         if not found or type(error) is not CompressError:
             raise
         more = f"; {' or '.join(found)} would hold these weights as they are"
@@ -34,7 +35,7 @@ def holders(model: Model) -> list[str]:
     checks = {
         "export.onnx": lambda: onnx_formats.refuse(model.formats),
         "export.compressed_tensors": lambda: compressed_tensors.refuse(model.module, model.formats),
-        "export.gguf": lambda: _blocks(model),
+        "export.gguf": lambda: gguf.refuse(model, gguf.Options()),
         "export.huffman": lambda: huffman.refuse(model.formats),
     }
     found = []
@@ -45,8 +46,3 @@ def holders(model: Model) -> list[str]:
             continue
         found.append(name)
     return found
-
-
-def _blocks(model: Model) -> None:
-    gguf_metadata.refuse_config(model)
-    gguf_fit.refuse_formats(model, "auto", None)

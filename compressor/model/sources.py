@@ -253,7 +253,7 @@ def describe_source(source: Source) -> dict[str, Any]:
     return {"id": source.id, "sha256": total.hexdigest(), "license": _license(source.path)}
 
 
-def _license(path: Path) -> str | None:
+def _license(path: Path) -> str | list[str] | None:
     """What the YAML header of a model card calls the licence; None where it says nothing."""
     card = path / "README.md"
     if not card.is_file():
@@ -261,8 +261,9 @@ def _license(path: Path) -> str | None:
     text = card.read_text(encoding="utf-8", errors="replace")
     header = re.match(r"---\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
     try:
-        stated = yaml.safe_load(header.group(1)) if header else None
-    except yaml.YAMLError:
+        # every scalar stays text: a card may hold dates that are none
+        stated = yaml.load(header.group(1), yaml.BaseLoader) if header else None
+    except (yaml.YAMLError, RecursionError):
         return None
     found = stated.get("license") if isinstance(stated, dict) else None
-    return ", ".join(map(str, found)) if isinstance(found, list) else found and str(found)
+    return found if found and isinstance(found, str | list) else None

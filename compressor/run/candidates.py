@@ -106,10 +106,10 @@ def refuse_run(name: str, command: str) -> None:
         CompressError: names what is inside, and the command for the last of it.
     """
     path = Path(name).expanduser()
-    if (path / REASON).is_file():
+    if command != "inspect" and (path / REASON).is_file():
         raise CompressError(
             f"'{name}' was refused: {(path / REASON).read_text(encoding='utf-8').strip()}",
-            "make it again; this one is kept for looking at",
+            "make it again; this one is kept for looking at, e.g. with compress inspect",
         )
     if (path / SOURCE).is_dir() or (path / "profile.yaml").is_file():
         found = [str(Path(name) / d.name) for d in stage_directories(path)]

@@ -30,7 +30,6 @@ def model_card(
     method: str,
     task: str,
     stages: list[StageRecord],
-    raw: tuple[int, ...] | None = None,
 ) -> str:
     """README.md with a YAML header; states only what was measured.
 
@@ -39,7 +38,6 @@ def model_card(
         method: that wrote it.
         task: of the model.
         stages: that came before.
-        raw: see `usage`.
     """
     base = manifest.base_model
     own = manifest.metrics.keys() & {"packed", "huffman"}
@@ -67,7 +65,7 @@ def model_card(
         *_fidelity(manifest.metrics["fidelity"]),
         *_side_paths(manifest),
         "Every option, seed and digest is in `manifest.json`.",
-        "```python\n" + usage(manifest, task, raw) + "\n```",
+        "```python\n" + usage(manifest, task) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
 

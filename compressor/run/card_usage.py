@@ -130,14 +130,14 @@ PLAIN = ("torch", "transformers")  # engines of what transformers opens
 _PACKED_USAGES = {ENCODER_USAGE: PACKED_USAGE, IMAGE_USAGE: PACKED_IMAGE_USAGE}
 
 
-def usage(manifest: Manifest, task: str, raw: tuple[int, ...] | None = None) -> str:
+def usage(manifest: Manifest, task: str) -> str:
     """A few lines of working Python that use an artefact; DIR stands for its folder.
 
-    Args:
-        raw: shape of what the model takes, where nothing is there that turns text or pictures
-            into it: ids [B, S] or pixels [B, C, height, width].
+    Where nothing is there that turns text or pictures into what the model takes,
+    metrics.raw_inputs is the shape of that: ids [B, S] or pixels [B, C, height, width].
     """
     auto, exported, plain = _USAGES[task]
+    raw = manifest.metrics.get("raw_inputs")
     if find_family(manifest.family).sizes.vocabulary is None:  # also without a head
         exported, plain = IMAGE_USAGE, TORCH_IMAGE_USAGE
         if raw is not None:

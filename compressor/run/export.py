@@ -54,7 +54,7 @@ def export_into(
     if has_scales(model) and stage.method != "export.onnx":
         refuse_cached(stage.method)
     copy_side_files(parent.path, directory)
-    with naming_holders(model):
+    with naming_holders(model, stage.method):
         artifact: Artifact = method.run(model, stage.options, directory)
     task, parameters = model.task, count_parameters(model.module)
     raw = _raw_inputs(model, directory)
@@ -76,10 +76,11 @@ def export_into(
         "parameters": parameters,
         "nonzero_parameters": nonzero,
         "fidelity": quality,
+        "raw_inputs": raw,
         **agreement.metrics(),
     }
     manifest = replace(artifact.manifest, base_model=parent.manifest.base_model, metrics=metrics)
-    card = model_card(manifest, stage.method, task, parent.manifest.stages, raw)
+    card = model_card(manifest, stage.method, task, parent.manifest.stages)
     (directory / CARD).write_text(card, encoding="utf-8")
     return manifest
 
@@ -98,14 +99,14 @@ def refuse_altered(parent: Checkpoint) -> None:
             )
 
 
-def _raw_inputs(model: Model, directory: Path) -> tuple[int, ...] | None:
+def _raw_inputs(model: Model, directory: Path) -> list[int] | None:
     """Shape of the inputs that a card's lines must make up, see `usage`; None where they read."""
     if model.family.sizes.vocabulary is not None:
-        return None if model.processor is not None else (1, 3)
+        return None if model.processor is not None else [1, 3]
     channels, size = model.config.num_channels, model.config.image_size
-    edges = (size, size) if isinstance(size, int) else tuple(size)
+    edges = (size, size) if isinstance(size, int) else size
     reads = (directory / "preprocessor_config.json").is_file() and channels == 3
-    return None if reads else (1, channels, *edges)
+    return None if reads else [1, channels, *edges]
 
 
 def _fidelity(engine: Engine, floor: dict[str, float], work: Workbench | None) -> dict[str, float]:

@@ -20,10 +20,11 @@ def find_stage(
 ) -> Checkpoint | None:
     """The finished stage of exactly these settings, or None when it has to be made.
 
-    A baseline made with other settings is deleted: nothing of the user's work is in it.
+    A baseline made with other settings, or cut short, is deleted: nothing of the user's work is in
+    it.
 
     Raises:
-        CompressError: a stage of other settings stands there.
+        CompressError: a stage of other settings stands there, or one that was cut short.
         Refused: a finished export is below the floor that the profile now asks for.
     """
     target = home / stage_name(number, stage.method)
@@ -31,7 +32,13 @@ def find_stage(
     found = read_manifest(target) if target.is_dir() else None
     wanted = stage_record(setting, stage, parent, found)
     if found and not strangers and found.stages[-1].fingerprint == wanted.fingerprint:
-        _refuse_resized(number, target, found)
+        if problem := _resized(target, found):
+            if home != setting.home:
+                forget(home, number, setting.home / SCRATCH)
+                return None
+            raise CompressError(
+                problem, f"put it back, or add --redo {number} to make the stage again"
+            )
         if stage.kind == "export":
             with rejecting(target, target):
                 refuse_below(found.metrics["fidelity"], setting.profile.floor)
@@ -49,8 +56,8 @@ def find_stage(
     return None
 
 
-def _refuse_resized(number: int, target: Path, manifest: Manifest) -> None:
-    """Refuse a finished stage of which a file is cut short or gone; digests are for verify."""
+def _resized(target: Path, manifest: Manifest) -> str:
+    """Which file of a finished stage is cut short or gone, "" for none; digests are for verify."""
     for name, stated in manifest.files.items():
         if name == CARD:  # for people to write in
             continue
@@ -58,10 +65,8 @@ def _refuse_resized(number: int, target: Path, manifest: Manifest) -> None:
         size = file.stat().st_size if file.is_file() else None
         if size != stated["bytes"]:
             how = "is missing" if size is None else f"has {size:,} bytes of {stated['bytes']:,}"
-            raise CompressError(
-                f"'{target.name}/{name}' of a finished stage {how}",
-                f"put it back, or add --redo {number} to make the stage again",
-            )
+            return f"'{target.name}/{name}' of a finished stage {how}"
+    return ""
 
 
 def stage_record(

@@ -1,6 +1,7 @@
 """The output directory: who may use it, what stands in it, how a stage lands in it at once."""
 
 import fcntl
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -142,8 +143,8 @@ def landing(target: Path, scratch: Path, lower: str = "") -> Iterator[Path]:
 def _arrive(partial: Path, target: Path) -> None:
     """Give a finished directory its name; what was refused under it before goes."""
     if target.exists():
-        kept = target.with_name(f"{target.name}.finished")
-        shutil.rmtree(kept, ignore_errors=True)
+        names = (target.with_name(f"{target.name}.{n}") for n in itertools.count(2))
+        kept = next(place for place in names if not place.exists())
         partial.rename(kept)
         raise CompressError(
             f"'{target}' appeared while it was being made", f"the result is in '{kept}'"

@@ -98,7 +98,8 @@ def test_layers_are_never_left_out(checkpoint):
     [
         ("license: mit", "mit"),
         ('license: "mit"  # see below', "mit"),
-        ("license: [mit, apache-2.0]", "mit, apache-2.0"),
+        ("license: [mit, apache-2.0]", ["mit", "apache-2.0"]),
+        ("license: mit\ndate: 2024-13-45", "mit"),
         ("tags: [x]", None),
         ("license: [", None),
     ],

@@ -72,7 +72,8 @@ def test_the_lines_for_packed_weights_run(name, options, tmp_path, capsys):
 def test_the_lines_take_raw_inputs_where_nothing_reads(name, options, raw, tmp_path, capsys):
     model = pico(name, **options)
     manifest = safetensors.run(model, safetensors.Options(), tmp_path).manifest
-    assert run_lines(manifest, model.task, tmp_path, capsys, raw)
+    manifest.metrics["raw_inputs"] = raw
+    assert run_lines(manifest, model.task, tmp_path, capsys)
 
 
 def test_a_spiking_network_is_registered_by_its_lines(tmp_path):
@@ -87,8 +88,8 @@ def test_a_spiking_network_is_registered_by_its_lines(tmp_path):
     assert "logits" in done.stdout, done.stderr
 
 
-def run_lines(manifest, task, folder, capsys, raw=None):
+def run_lines(manifest, task, folder, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what transformers says of lengths and defaults
-        exec(usage(manifest, task, raw), {"DIR": str(folder)})
+        exec(usage(manifest, task), {"DIR": str(folder)})
     return capsys.readouterr().out

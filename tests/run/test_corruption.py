@@ -18,9 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import compressor
 from compressor.errors import CompressError
-from compressor.model.checkpoint import Checkpoint
 from compressor.model.manifest import list_files, read_manifest, write_manifest
-from compressor.run.export import refuse_altered
 from compressor.run.parts import changed, parts_of
 from compressor.run.standalone import export_checkpoint
 from families import pico
@@ -40,7 +38,8 @@ def artifacts(tmp_path_factory):
         "stages: [{quantize.rtn: {bits: 4, group: 16, embeddings: false, head: false}}]\n"
     )
     made = compressor.run(profile, model=str(home / "model"), out=home / "run").checkpoint.path
-    return {to: export_checkpoint(str(made), to=to, out=home / to).path for to in TARGETS}
+    found = {to: export_checkpoint(str(made), to=to, out=home / to).path for to in TARGETS}
+    return found | {"run": made}
 
 
 def change_tensor(directory, part):
@@ -126,12 +125,22 @@ def test_verify_names_a_tensor_in_external_data(tmp_path):
 
 def test_what_changed_is_not_exported(artifacts, tmp_path):
     """The probe of an artefact is made from what is loaded, so it would agree with itself."""
-    copy = tmp_path / "safetensors"
-    shutil.copytree(artifacts["safetensors"], copy)
+    copy = tmp_path / "made"
+    shutil.copytree(artifacts["run"], copy)
+    export_checkpoint(str(copy), to="safetensors", out=tmp_path / "first")
     change_config(copy, None)
     with pytest.raises(CompressError, match=r"config.json' is not as it was written") as caught:
-        refuse_altered(Checkpoint.open(copy))
-    assert "compress verify" in caught.value.hint
+        export_checkpoint(str(copy), to="safetensors", out=tmp_path / "second")
+    assert "compress verify" in caught.value.hint and not (tmp_path / "second").exists()
+
+
+def test_a_damaged_header_is_no_crash(artifacts, tmp_path):
+    copy = tmp_path / "made"
+    shutil.copytree(artifacts["safetensors"], copy)
+    file = copy / "model.safetensors"
+    file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
+    checks = {check["name"]: check for check in compressor.verify(copy)["checks"]}
+    assert checks[file.name]["detail"] == "its content changed (sha256)"
 
 
 @pytest.mark.parametrize(

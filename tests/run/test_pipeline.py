@@ -53,6 +53,17 @@ def served(made_once, chain, tmp_path):
     return made_once(path)
 
 
+def test_a_finished_stage_that_was_cut_short_is_refused(finished):
+    result, profile, arguments = finished
+    file = result.path / STAGES[1] / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(
+        CompressError, match=r"model.safetensors' of a finished stage has"
+    ) as caught:
+        compressor.run(profile, **arguments)
+    assert "--redo 2" in caught.value.hint
+
+
 def stamps(home, stages=STAGES):
     return {name: (home / name / "manifest.json").stat().st_mtime_ns for name in stages}
 
