@@ -1,5 +1,7 @@
 """The model card of an artefact: what was done, what was measured, how to load it."""
 
+from collections import Counter
+
 import yaml
 
 from compressor.engines import GGUF
@@ -55,6 +57,7 @@ def model_card(
         f"# {base['id']}, compressed",
         *([] if licence else ["The licence of the original is not stated; ask whoever made it."]),
         "What was done, in order:\n\n" + "\n".join(done),
+        _weights(manifest),
         _agreement(manifest),
         *_differences(manifest),
         *_genai(manifest),
@@ -64,10 +67,20 @@ def model_card(
         *_cache(manifest),
         *_fidelity(manifest.metrics["fidelity"]),
         *_side_paths(manifest),
-        "Every option, seed and digest is in `manifest.json`.",
+        "Every option, seed and digest is in `manifest.json`. `DIR` is the folder of this file.",
         "```python\n" + usage(manifest, task) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _weights(manifest: Manifest) -> str:
+    """How many parameters there are, and how those that are quantized are stored."""
+    kinds = Counter((f.bits, f.group) for f in manifest.formats.values() if f.bits is not None)
+    stored = []
+    for (bits, group), count in kinds.items():
+        share = f"{group} weights" if group else "row"
+        stored.append(f"{count} matrices in {bits} bits, a scale for every {share}")
+    return "; ".join([f"{manifest.metrics['parameters']:,} parameters", *stored]) + "."
 
 
 def _agreement(manifest: Manifest) -> str:
