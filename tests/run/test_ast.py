@@ -96,7 +96,7 @@ def test_preflight_counts_masks_and_side_paths(projection, llama_folder, text_fi
 
 def test_a_card_says_what_side_paths_are_worth():
     formats = {"a": WeightFormat(side_rank=2), "b": WeightFormat(side_rank=2), "c": WeightFormat()}
-    facts = {"agreement": {"logits": 1e-6}, "tolerance": 1e-4, "fidelity": {}}
+    facts = {"agreement": {"logits": 1e-6}, "tolerance": 1e-4, "fidelity": {}, "parameters": 9}
     manifest = Manifest("artifact", "llama", {"id": "x"}, "onnxruntime", [], formats, facts)
     facts["side_losses"] = {"stage": "prune.ast", "with": 2.5, "without": 3.25}
     card = model_card(manifest, "export.onnx", "causal-lm", [])

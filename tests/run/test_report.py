@@ -72,10 +72,17 @@ def test_what_spikes_cost_is_said(tmp_path, sample_report):
     found = {"firing_rate": 0.169, "ac": 1205105.4, "mac": 50176, "entropy": bits}
     found |= {"energy_nj": 1315.4, "float_energy_nj": 8432.0}
     found["untrained"] = {"entropy": bits | {"v": 0.75}}
+    found["formula"] = "E = 4.6 pJ x MAC + 0.9 pJ x AC"
+    neurons = {"q_neuron": 0.1, "mlp.neuron": 0.25}
+    layers = {f"qsd.layers.1.{n}": {"firing_rate": r, "ac": 1000.0} for n, r in neurons.items()}
+    found["layers"] = layers | {"qsd.last": {"firing_rate": 0.5, "ac": 7.0}}
     sample_report["stages"][1]["notes"] = {"spikes": found}
     write_report(tmp_path, sample_report)
     shown = "16.9% | 1,205,105 | 50,176 | 1315 | 8432 | 6.4x | 1.50, 1.25, 0.50 | 1.50, 1.25, 0.75"
-    assert shown in (tmp_path / "report.md").read_text(encoding="utf-8")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert shown in text and found["formula"] in text
+    assert "qsd.layers.1 | 10.0% to 25.0% | 2,000" in text
+    assert "qsd.last | 50.0% to 50.0% | 7" in text
 
 
 def test_no_absolute_path_is_left(written):
