@@ -6,15 +6,29 @@ safetensors or GGUF, which initializer of a graph, wherever its bytes lie.
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from compressor.engines.gguf import digests
 from compressor.model.manifest import NAME as MANIFEST
+from compressor.model.manifest import Manifest, list_files
+from compressor.run.machine import machine, packages
 
 KEY = "parts"  # in metrics: {file: {part: checksum}}
 _PIECE = 1 << 24  # bytes read at once
+
+
+def sealed(directory: Path, manifest: Manifest) -> Manifest:
+    """The manifest of a directory that is whole: with its files and their parts, and where made."""
+    return replace(
+        manifest,
+        metrics=manifest.metrics | {KEY: parts_of(directory)},
+        files=list_files(directory),
+        packages=packages(),
+        machine=machine(),
+    )
 
 
 def parts_of(directory: Path) -> dict[str, dict[str, str]]:

@@ -8,18 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from compressor.errors import CompressError
-from compressor.model.manifest import Artifact, StageRecord, list_files, write_manifest
+from compressor.model.manifest import Artifact, StageRecord, write_manifest
 from compressor.options import nearest
 from compressor.run.candidates import refuse_run
 from compressor.run.export import export_into
 from compressor.run.fingerprint import with_fingerprint
 from compressor.run.layout import landing, locked, rejecting
-from compressor.run.machine import machine, packages, peak_memory
+from compressor.run.machine import peak_memory
 from compressor.run.make_options import make_options
 from compressor.run.methods import load_method, method_names
 from compressor.run.overrides import read_value
-from compressor.run.parts import KEY as PARTS
-from compressor.run.parts import parts_of
+from compressor.run.parts import sealed
 from compressor.run.profile import Stage
 from compressor.run.setting import open_source
 from compressor.run.yaml_lines import Document
@@ -70,14 +69,8 @@ def export_checkpoint(
                 parent=parent.manifest.fingerprint,
                 fingerprint="",
             )
-            manifest = replace(
-                manifest,
-                stages=[*parent.manifest.stages, with_fingerprint(record)],
-                metrics=manifest.metrics | {PARTS: parts_of(partial)},
-                files=list_files(partial),
-                packages=packages(),
-                machine=machine(),
-            )
+            stages = [*parent.manifest.stages, with_fingerprint(record)]
+            manifest = sealed(partial, replace(manifest, stages=stages))
             write_manifest(partial, manifest)
     return Artifact(target, manifest, str(manifest.engine))
 

@@ -8,14 +8,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.manifest import list_files, write_manifest
+from compressor.model.manifest import write_manifest
 from compressor.run.finished import find_stage, stage_record
 from compressor.run.forget import drop_weights
 from compressor.run.kinds import TRAINS, edited, make
 from compressor.run.layout import landing, rejecting, search_place, stage_name
-from compressor.run.machine import machine, packages, peak_memory, reset_peak_memory
-from compressor.run.parts import KEY as PARTS
-from compressor.run.parts import parts_of
+from compressor.run.machine import peak_memory, reset_peak_memory
+from compressor.run.parts import sealed
 from compressor.run.profile import Stage
 from compressor.run.search import clear_candidates
 from compressor.run.search_outcome import earlier_seconds, peak_of
@@ -82,11 +81,8 @@ def _make(
             manifest,
             base_model=parent.manifest.base_model,
             stages=[*parent.manifest.stages, record],
-            metrics=manifest.metrics | {PARTS: parts_of(partial)},
-            files=list_files(partial),
-            packages=packages(),
-            machine=machine(),
         )
+        manifest = sealed(partial, manifest)
         keep_metrics(setting.home / "metrics.jsonl", scratch, place)
         write_manifest(partial, manifest)
     setting.log(f"stage {name} done in {record.seconds:.1f} s")
