@@ -30,7 +30,8 @@ def saved(model, path):
 
 @pytest.fixture
 def encoders(pico_bert, tmp_path):
-    a = saved(pico_bert(), tmp_path / "a")
+    # a good deal more layers than one, for a machine that other work shares
+    a = saved(pico_bert(num_hidden_layers=8), tmp_path / "a")
     b = saved(pico_bert(num_hidden_layers=1), tmp_path / "b")
     return [Candidate("original", a), Candidate("the same", a), Candidate("smaller", b)]
 
@@ -54,8 +55,7 @@ def test_bench_gives_the_json_form_and_honest_ratios(encoders, make_work):
     assert original["ratio"]["latency"] == 1 and original["ratio"]["bytes"] == 1
     assert same["ratio"]["latency"] == pytest.approx(1, abs=0.5)
     assert same["ratio"]["bytes"] == 1 and same["quality"]["cosine"]["value"] == pytest.approx(1)
-    # so small a model spends its time between products: a busy machine may see no difference
-    assert smaller["ratio"]["bytes"] < 1 and smaller["ratio"]["latency"] < 1.25
+    assert smaller["ratio"]["bytes"] < 1 and smaller["ratio"]["latency"] < 1
     assert smaller["parameters"] < original["parameters"]
     assert smaller["ratio"]["peak_memory"] == pytest.approx(1, abs=0.1)
     assert not list(work.scratch.iterdir())  # reference outputs and texts are gone
