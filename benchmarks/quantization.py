@@ -13,6 +13,7 @@ from experiments import main
 EXPERIMENTS = {
     "ptq": "quantization_ptq",
     "trained": "quantization_trained",
+    "longer": "quantization_longer",
     "bytes": "quantization_bytes",
     "cost": "quantization_cost",
     "vision": "quantization_vision",

@@ -4,7 +4,8 @@ The paper (arXiv 1802.05668) compares post-training quantization without buckets
 a tensor's row here), with buckets, quantized distillation and differentiable quantization, with a
 student as large as its teacher and smaller ones. Everything is quantized, embeddings and head
 included. *Group* is the grid along inputs that exports (32 inputs a scale on stories260K, 64 on
-novels-llama, with zero points); *flat* is the paper's preset, 256 consecutive weights.
+novels-llama, with zero points); *flat* is the paper's preset, 256 consecutive weights, four rows of
+stories260K. *PM* rounds with the same buckets. *DQ* starts at quantiles, as in the paper.
 
 What trains takes the same batches, 500 steps of 8 rows of 128 tokens, the loss 0.7 KL + 0.3 cross
 entropy against the float original, and a grid of three rates, which grows where its best is at an
@@ -24,8 +25,11 @@ from sweep import NOT_RUN, best_rate, mean, outcomes, shown, sweep
 
 from compressor.distill import kd
 from compressor.distill.runner import run as train
+from compressor.numerics.buckets import even_points
+from compressor.numerics.projected_codebook import Codebook
 from compressor.prune import minitron
 from compressor.quantize import differentiable, distilled, gptq, rtn
+from compressor.quantize.trained import place_all, trained_targets
 from compressor.training.options import Train
 
 TITLE = "Training the quantized model"
@@ -35,15 +39,14 @@ RATES = (3e-4, 1e-3, 3e-3)
 POINT_RATES = (1e-3, 1e-2, 1e-1)  # of points, in gaps between them
 CE = 0.3
 FLAT = {"bucket": "flat", "group": 256}
-ROUNDED = ("PM, no buckets", "PM, group", "GPTQ, clipped")
-TRAINED = ("QD, group", "QD, learned steps", "QD, flat", "DQ, flat")
+ROUNDED = ("PM, no buckets", "PM, flat", "PM, group", "GPTQ, clipped")
+TRAINED = ("QD, group", "QD, learned steps", "QD, flat", "DQ, flat", "DQ, group")
 STUDENTS = ("same size", "half size")
 
 
-def options(model, lr):
-    steps = MODELS[model][1]
+def options(model, lr, steps=None):
     return Train(
-        **{"steps": steps, "batch": lab.BATCH, "length": lab.LENGTH, "lr": lr},
+        **{"steps": steps or MODELS[model][1], "batch": lab.BATCH, "length": lab.LENGTH, "lr": lr},
         **{"precision": "float32", "snapshot_seconds": 1e6},
     )
 
@@ -59,9 +62,9 @@ def half(model, lr):
     return student
 
 
-def recover(student, model, lr, work):
+def recover(student, model, lr, work, steps=None):
     work.teacher.module.requires_grad_(False)
-    chosen = kd.Options(train=options(model, lr), temperature=1.0, ce=CE)
+    chosen = kd.Options(train=options(model, lr, steps), temperature=1.0, ce=CE)
     train(student, kd.objective(chosen, student, work.teacher), chosen, work)
 
 
@@ -70,26 +73,37 @@ def fitting(model):
     return {"group": MODELS[model][0], "uneven": "channel", "symmetric": False}
 
 
-def quantizer(model, arm, bits, lr):
-    """(method, its options) of an arm."""
-    group = fitting(model)
-    calibrated = {"samples": 128, "length": lab.LENGTH}
-    if arm in ROUNDED:
-        return {
-            "PM, no buckets": (rtn, group | {"group": None, "bits": bits}),
-            "PM, group": (rtn, group | {"bits": bits}),
-            "GPTQ, clipped": (gptq, group | calibrated | {"bits": bits, "clip": "mse"}),
-        }[arm]
-    common = {"bits": bits, "ce": CE, "train": options(model, lr)}
-    return {
-        "QD, group": (distilled, common | group),
-        "QD, learned steps": (distilled, common | group | {"steps": "learned"}),
-        "QD, flat": (distilled, common | FLAT),
-        "DQ, flat": (differentiable, common | FLAT),
+def rounded(student, model, arm, bits, work):
+    """Quantize without training."""
+    group = fitting(model) | {"bits": bits}
+    if arm == "PM, flat":
+        chosen = distilled.Options(bits=bits, **FLAT)
+        points = even_points(bits, "linear")
+        found = trained_targets(student, chosen)
+        place_all(student, [(t, Codebook(chosen.buckets(t), points)) for t in found])
+    elif arm == "GPTQ, clipped":
+        data = {"samples": 128, "length": lab.LENGTH}
+        gptq.run(student, gptq.Options(**group, **data, clip="mse"), work)
+    else:
+        whole = {"group": None} if arm == "PM, no buckets" else {}
+        rtn.run(student, rtn.Options(**group | whole), work)
+
+
+def trainer(model, arm, bits, train):
+    """(method, its options) of an arm that trains."""
+    group, common = fitting(model), {"bits": bits, "ce": CE, "train": train}
+    linear = {k: v for k, v in group.items() if k != "symmetric"}
+    method, more = {
+        "QD, group": (distilled, group),
+        "QD, learned steps": (distilled, group | {"steps": "learned"}),
+        "QD, flat": (distilled, FLAT),
+        "DQ, flat": (differentiable, FLAT),
+        "DQ, group": (differentiable, linear),
     }[arm]
+    return method, method.Options(**common, **more)
 
 
-def cell(model, size, arm, bits, seed, lr=None):
+def cell(model, size, arm, bits, seed, lr=None, steps=None):
     """Losses after an arm."""
     student = lab.original(model) if size == "same size" else half(model, 1e-3)
     if size == "half size":
@@ -97,10 +111,12 @@ def cell(model, size, arm, bits, seed, lr=None):
     with lab.workbench(model, seed, calibration="train") as work:
         work.teacher.module.requires_grad_(False)
         if arm == "float, trained":
-            recover(student, model, lr, work)
+            recover(student, model, lr, work, steps)
+        elif arm in ROUNDED:
+            rounded(student, model, arm, bits, work)
         elif arm != "float":
-            method, chosen = quantizer(model, arm, bits, lr)
-            method.run(student, method.Options(**chosen), work)
+            method, chosen = trainer(model, arm, bits, options(model, lr, steps))
+            method.run(student, chosen, work)
     splits = {s: lab.loss(student, lab.rows(model, s)) for s in ("validation", "heldout")}
     return splits | {"lr": lr, "size": student.notes.get("size")}
 
