@@ -6,8 +6,10 @@ in arXiv 1802.05668, PM rounds the distilled student, with one scale a tensor or
 weights; QD goes on training it behind its grid, DQ moves the points of its codebooks, to which
 weights are assigned anew after every step or, held, never. The loss is 0.7 T^2 KL + 0.3 CE with
 T = 2. Biases and positions stay float. Sizes are by the paper's formula; Huffman is the mean
-code length over all tensors. Trained arms take the same steps. The paper trains QD from scratch;
-here all arms start from the student that was distilled in float. At most a minute a cell.
+code length over all tensors. Trained arms take the same steps and a grid of three rates each, which
+grows where its best is at an end; the best on validation images with seed 0 is run with the other
+seeds. The paper trains QD from scratch; here all arms start from the student that was distilled in
+float. At most a minute a cell.
 """
 
 import tempfile
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from cells import DATA, table
-from sweep import NOT_RUN, mean
+from sweep import NOT_RUN, best_rate, key, mean, shown, sweep
 from torch import nn
 from torch.nn.functional import max_pool2d, relu
 from transformers import ViTConfig, ViTForImageClassification
@@ -45,8 +47,9 @@ WIDTHS = {
     CNN: {"teacher": (16, 32, 128), "student": (4, 8, 32)},
     VIT: {"teacher": (64, 3), "student": (24, 2)},
 }
-ARMS = ("PM, no buckets", "PM", "QD", "DQ", "DQ, held")
-QD_RATE, DQ_RATE = 1e-3, 0.02  # DQ's is in mean gaps between points
+ROUNDED = ("PM, no buckets", "PM")
+# rates of DQ are in mean gaps between points
+RATES = {"QD": (3e-4, 1e-3, 3e-3), "DQ": (3e-3, 1e-2, 3e-2), "DQ, held": (3e-3, 1e-2, 3e-2)}
 
 
 class Net(nn.Module):
@@ -119,10 +122,13 @@ def batches(seed, steps):
 
 
 @torch.no_grad()
-def accuracy(net, split):
-    """Share of right answers."""
-    pixels, labels = (x[SPLITS[split]] for x in images())
-    return float((net(pixels).argmax(1) == labels).float().mean())
+def errors(net):
+    """Shares of wrong answers, by split."""
+    found = {}
+    for split in ("validation", "heldout"):
+        pixels, labels = (x[SPLITS[split]] for x in images())
+        found[split] = float((net(pixels).argmax(1) != labels).float().mean())
+    return found
 
 
 def learn(net, objective, seed, lr, optimizer=None, after_step=None):
@@ -152,11 +158,11 @@ def float_cell(model, kind, seed):
     """A float network."""
     net = trained(model, kind, seed)
     count = sum(p.numel() for p in net.parameters())
-    return {"bytes": 4 * count, **{s: accuracy(net, s) for s in ("validation", "heldout")}}
+    return {"bytes": 4 * count, **errors(net)}
 
 
-def cell(model, arm, bits, seed):
-    """A quantized student: accuracies and sizes."""
+def cell(model, arm, bits, seed, lr=None):
+    """A quantized student: errors and sizes."""
     net = NETS[model](*WIDTHS[model]["student"])
     net.load_state_dict(trained(model, "distilled", seed).state_dict())
     buckets = Buckets(None if arm == "PM, no buckets" else BUCKET, True, "linear")
@@ -164,19 +170,19 @@ def cell(model, arm, bits, seed):
     layers = [((m,), _codebook(m.weight.detach(), buckets, bits, "DQ" in arm)) for m in users]
     loss = Loss(net, trained(model, "teacher", seed))
     if arm == "QD":
-        learn(net, Projected(loss, layers), seed, QD_RATE)
-    elif "DQ" in arm:
+        learn(net, Projected(loss, layers), seed, lr)
+    elif arm not in ROUNDED:
         net.requires_grad_(False)
         for (user,), book in layers if arm == "DQ, held" else ():
             book.hold(user.weight)
         learned = Learned(loss, layers)
-        groups = [{"params": [p], "lr": DQ_RATE * mean_gap(p)} for p in learned.points]
+        groups = [{"params": [p], "lr": lr * mean_gap(p)} for p in learned.points]
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
         after_step = partial(_sort, learned, optimizer) if arm == "DQ" else None
-        learn(net, learned, seed, DQ_RATE, optimizer, after_step)
-    with torch.no_grad(), projected(layers):
-        found = {split: accuracy(net, split) for split in ("validation", "heldout")}
-    return found | _sizes(net, layers, bits)
+        learn(net, learned, seed, lr, optimizer, after_step)
+    with projected(layers):
+        found = errors(net)
+    return found | {"lr": lr} | _sizes(net, layers, bits)
 
 
 def _sort(learned, optimizer, step):
@@ -203,39 +209,51 @@ def _sizes(net, layers, bits):
     return {"bytes": plain, "huffman_bytes": coded, "huffman_bits": huffman / weights}
 
 
-def key(model, arm, bits, seed):
+def prefix(model, arm, bits):
     name = "vision" if model == CNN else "vision ViT"
-    return f"{name} {arm} {bits} bits seed {seed}" if bits else f"{name} {arm} seed {seed}"
+    return f"{name} {arm} {bits} bits" if bits else f"{name} {arm}"
 
 
 def run(cells, model, seeds):
-    """Every arm with every seed."""
-    for seed in seeds:
-        for kind in ("teacher", "alone", "distilled"):
-            cells.run(key(model, kind, None, seed), partial(float_cell, model, kind, seed))
-        for bits in BITS:
-            for arm in ARMS:
-                cells.run(key(model, arm, bits, seed), partial(cell, model, arm, bits, seed))
+    """Float networks, then every arm, the fewest bits first."""
+    for kind in ("teacher", "alone", "distilled"):
+        for seed in seeds:
+            name = f"{prefix(model, kind, None)} seed {seed}"
+            cells.run(name, partial(float_cell, model, kind, seed))
+    for bits in BITS:
+        for arm in ROUNDED:
+            for seed in seeds:
+                name = f"{prefix(model, arm, bits)} seed {seed}"
+                cells.run(name, partial(cell, model, arm, bits, seed))
+        for arm, rates in RATES.items():
+            make = partial(cell, model, arm, bits)
+            sweep(cells, prefix(model, arm, bits), make, seeds, rates, grows=True)
 
 
 def section(cells):
     """A table for each kind of network, a row for every arm: means over seeds."""
-    header = ["network", "bits", "validation %", "held out %", "bytes", "with Huffman", "seeds"]
+    header = ["network", "bits", "rate", "validation %", "held out %", "over seeds", "seeds"]
     blocks = []
     for model, title in ((CNN, "Convolutional networks"), (VIT, "ViTs")):
         rows = [_row(cells, model, kind, None) for kind in ("teacher", "alone", "distilled")]
-        rows += [_row(cells, model, arm, bits) for bits in BITS for arm in ARMS]
-        blocks += [f"### {title}", table(header, rows)]
+        rows += [_row(cells, model, arm, bits) for bits in BITS for arm in (*ROUNDED, *RATES)]
+        blocks += [f"### {title}", table([*header, "bytes", "with Huffman"], rows)]
     return blocks
 
 
 def _row(cells, model, arm, bits):
     names = {"alone": "student alone", "distilled": "student distilled"}
-    found = [cells.found.get(key(model, arm, bits, seed)) for seed in range(10)]
+    name, rate = prefix(model, arm, bits), None
+    if arm in RATES:
+        rate = best_rate(cells, name)
+        found = [cells.found.get(key(name, rate, seed)) for seed in range(10)] if rate else []
+    else:
+        found = [cells.found.get(f"{name} seed {seed}") for seed in range(10)]
     found = [cell for cell in found if cell]
-    start = [names.get(arm, arm), str(bits or 32)]
+    start = [names.get(arm, arm), str(bits or 32), f"{rate:g}" if rate else ""]
     if not found:
-        return [*start, *[NOT_RUN] * 5]
-    shares = [f"{100 * mean([c[s] for c in found]):.1f}" for s in ("validation", "heldout")]
+        return [*start, *[NOT_RUN] * 6]
+    right = {s: [100 * (1 - c[s]) for c in found] for s in ("validation", "heldout")}
     sizes = [[c[k] for c in found if k in c] for k in ("bytes", "huffman_bytes")]
-    return [*start, *shares, *(f"{mean(s):.0f}" if s else "" for s in sizes), str(len(found))]
+    shares = [f"{mean(right['validation']):.1f}", *shown(right["heldout"], 1)]
+    return [*start, *shares, *(f"{mean(s):.0f}" if s else "" for s in sizes)]
