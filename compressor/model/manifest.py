@@ -122,12 +122,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def altered(file: Path, stated: dict[str, Any]) -> str:
-    """How a file differs from its entry in `files`; "" where it does not."""
+def resized(file: Path, stated: dict[str, Any]) -> str:
+    """How a file's size differs from its entry in `files`; "" where it does not."""
     if not file.is_file():
         return "the file is missing"
-    if (size := file.stat().st_size) != stated["bytes"]:
-        return f"{size:,} bytes instead of {stated['bytes']:,}"
+    size = file.stat().st_size
+    return "" if size == stated["bytes"] else f"{size:,} bytes instead of {stated['bytes']:,}"
+
+
+def altered(file: Path, stated: dict[str, Any]) -> str:
+    """How a file differs from its entry in `files`; "" where it does not."""
+    if problem := resized(file, stated):
+        return problem
     return "" if file_digest(file) == stated["sha256"] else "its content changed (sha256)"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.manifest import Manifest, StageRecord, read_manifest
+from compressor.model.manifest import Manifest, StageRecord, read_manifest, resized
 from compressor.run.card import CARD
 from compressor.run.export import refuse_below
 from compressor.run.fingerprint import portable_options, refuse_change, with_fingerprint
@@ -32,7 +32,7 @@ def find_stage(
     found = read_manifest(target) if target.is_dir() else None
     wanted = stage_record(setting, stage, parent, found)
     if found and not strangers and found.stages[-1].fingerprint == wanted.fingerprint:
-        if problem := _resized(target, found):
+        if problem := _cut_short(target, found):
             if home != setting.home:
                 forget(home, number, setting.home / SCRATCH)
                 return None
@@ -56,16 +56,11 @@ def find_stage(
     return None
 
 
-def _resized(target: Path, manifest: Manifest) -> str:
+def _cut_short(target: Path, manifest: Manifest) -> str:
     """Which file of a finished stage is cut short or gone, "" for none; digests are for verify."""
     for name, stated in manifest.files.items():
-        if name == CARD:  # for people to write in
-            continue
-        file = target / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != stated["bytes"]:
-            how = "is missing" if size is None else f"has {size:,} bytes of {stated['bytes']:,}"
-            return f"'{target.name}/{name}' of a finished stage {how}"
+        if name != CARD and (problem := resized(target / name, stated)):  # people write in cards
+            return f"'{target.name}/{name}' of a finished stage is not as it was written: {problem}"
     return ""
 
 

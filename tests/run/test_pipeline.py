@@ -58,7 +58,7 @@ def test_a_finished_stage_that_was_cut_short_is_refused(finished):
     file = result.path / STAGES[1] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(
-        CompressError, match=r"model.safetensors' of a finished stage has"
+        CompressError, match=r"model.safetensors' of a finished stage is not as it was"
     ) as caught:
         compressor.run(profile, **arguments)
     assert "--redo 2" in caught.value.hint
