@@ -21,8 +21,8 @@ def refuse(formats: Mapping[str, WeightFormat]) -> None:
         if form.bits not in BITS:
             raise CompressError(
                 f"ONNX Runtime serves weights of 8, 4 and 2 bits; '{name}' has {form.bits}",
-                "quantize with bits: 4 or 2 (and leave 3 out of mixed.choices); the checkpoint "
-                "itself runs in PyTorch, which compressor.open_engine(DIR) does, or use "
+                "quantize with 4 or 2 bits (bits, table_bits and mixed.choices without 3); the "
+                "checkpoint itself runs in PyTorch, which compressor.open_engine(DIR) does, or use "
                 "export.safetensors",
             )
         if form.group is not None and not any(form.group % block == 0 for block in BLOCKS):

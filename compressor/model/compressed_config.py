@@ -61,8 +61,8 @@ def _refusal(form: WeightFormat, unpacked: bool) -> tuple[str, str] | None:
     if form.bits < 8 and unpacked:
         return (
             f"transformers loads it with 8 bits only, not {form.bits}",
-            "quantize with bits: 8, or where it is an embedding table with embeddings: false (and "
-            "head: false where the two are tied)",
+            "quantize with bits: 8, or where it is an embedding table with table_bits: 8, or with "
+            "embeddings: false (and head: false where the two are tied)",
         )
     if form.bits < 8 and not form.symmetric:
         return (

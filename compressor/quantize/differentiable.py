@@ -25,8 +25,8 @@ quantized: at the float weights a teacher of the same weights gives none, and th
 takes plain cross entropy there. Points stay float32, scales are float16 before codes are chosen.
 Adam is the default; `train.lr` is then in mean gaps between a tensor's points, and so the same for
 any number of them. What an optimizer remembers of a point is sorted with it. Where a pattern of
-zeros exists, scaling must be absmax, and one point is pinned at 0. Biases and norms stay float
-and do not move.
+zeros exists, scaling must be absmax, and one point is pinned at 0. Biases and norms stay float;
+where `alternate` lets weights move, they move too.
 """
 
 import math
@@ -77,6 +77,9 @@ _WEIGHT_LR = 5e-4
 class Options(TrainedOptions):
     """Differentiable quantization."""
 
+    bits: Literal[8, 4, 3, 2] = Field(
+        4, description="of a code, so 2^bits points; ONNX looks them up, whatever their number"
+    )
     scaling: Literal["linear", "absmax"] = Field(
         "linear", description="of buckets: by their ends, or by the largest weight"
     )
@@ -96,8 +99,8 @@ class Options(TrainedOptions):
     weight_lr: float = Field(
         _WEIGHT_LR, gt=0, le=1, description="highest rate of the weights in their turns"
     )
-    train: Annotated[Train, defaulting(lr=0.1)] = Field(
-        Train(lr=0.1), description="how long and how fast; lr is of points, in mean gaps for adam"
+    train: Annotated[Train, defaulting(lr=0.01)] = Field(
+        Train(lr=0.01), description="how long and how fast; lr is of points, in mean gaps for adam"
     )
 
     @model_validator(mode="after")
@@ -106,6 +109,8 @@ class Options(TrainedOptions):
             raise ValueError("symmetric is said by scaling: linear has an offset, absmax none")
         if self.alternate is None and self.weight_lr != _WEIGHT_LR:
             raise ValueError("weight_lr is for alternate: without it weights do not move")
+        if self.alternate is None and self.freeze_embeddings:
+            raise ValueError("freeze_embeddings is for alternate: without it no weight moves")
         if self.alternate is not None and self.optimizer == "sgd":
             raise ValueError("alternate needs optimizer: adam")
         plain = Train()

@@ -61,8 +61,8 @@ class Options(TrainedOptions):
     )
     backward: Backward = Field(
         "plain",
-        description="gradient of the weights: as it comes, none beyond [-1, 1], or exact: "
-        "through every scale as well",
+        description="gradient of the weights: as it comes; truncated, none beyond [-1, 1], where "
+        "weights are cut as well; or exact, through every scale as well",
     )
     steps: Literal["minmax", "learned"] = Field(
         "minmax", description="steps of bucket: group: by the ends of a group, or learned (LSQ)"

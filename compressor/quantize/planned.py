@@ -3,17 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from compressor.distill.predictions import CLASSIFIERS
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
+from compressor.model.scaling import unfolded
 from compressor.model.sparse import prunable
 from compressor.quantize.activations import ACTIVATIONS
 from compressor.quantize.rescaled import RescaledOptions
 from compressor.quantize.targets import quantizable
 from compressor.quantize.trained import TrainedOptions
-from compressor.quantize.weights import GridOptions, WeightOptions, bits_of
+from compressor.quantize.weights import GridOptions, WeightOptions, bits_of, takes_activation
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Plan:
     Attributes:
         choices: the same modules, once for every number of bits that a layer may have.
         exact: whether there is one choice, and all of it is known; else weights decide, or more is
-            added to a codebook or to the inputs of a layer.
+            added to a codebook.
     """
 
     choices: list[dict[str, WeightFormat]]
@@ -51,6 +52,7 @@ def _formats(
     """Formats by name; `chosen` are the bits that a budget may choose."""
     activation = ACTIVATIONS[options.rounded_inputs]
     inside = prunable(model) if isinstance(options, RescaledOptions) else None
+    multiplied = unfolded(model) if options.multiplies_inputs else []
     for names in quantizable(model, *options.quantizes_ends):
         bits = bits_of(model, names, options) if chosen is None else chosen
         for name in names:
@@ -58,8 +60,9 @@ def _formats(
             assert isinstance(module.weight, Tensor)
             inputs = module.weight.shape[1]
             even = options.row_group is not None and inputs % options.row_group == 0
-            rounds = isinstance(module, nn.Linear) and len(names) == 1
+            rounds = takes_activation(model, name, names, bits)
             rounds = rounds and (inside is None or name in inside)
+            scaled = {"scaled": True} if name in multiplied else {}
             yield (
                 name,
                 replace(
@@ -67,7 +70,7 @@ def _formats(
                     bits=bits,
                     group=options.row_group if even else None,
                     symmetric=options.symmetric,
-                    activation=activation if rounds else None,
+                    activation=activation | scaled if activation and rounds else None,
                     codebook=options.codebook,
                 ),
             )

@@ -21,7 +21,7 @@ Legend: I inputs.
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from compressor.model.model import Model
@@ -29,7 +29,7 @@ from compressor.model.scaling import fold_scale, refuse_unfolded, unfolded
 from compressor.numerics.ops import range_grid
 from compressor.numerics.quantizer import quantize
 from compressor.options import options
-from compressor.quantize.activations import ACTIVATIONS, needs_channels
+from compressor.quantize.activations import ACTIVATIONS
 from compressor.quantize.rescaled import Group, RescaledOptions, calibrated_groups
 from compressor.quantize.weights import place, uniform
 from compressor.training.workbench import Workbench
@@ -39,8 +39,9 @@ from compressor.training.workbench import Workbench
 class Options(RescaledOptions):
     """How activations are smoothed and rounded, and which data decides."""
 
-    bits: Literal[8, 4, 3, 2] = Field(8, description="bits per weight: 8")
-    group: int | None = Field(None, ge=2, description="null: one scale per output channel")
+    bits: Literal[8] = Field(8, description="bits per weight")
+    group: None = Field(None, description="one scale per output channel")
+    symmetric: Literal[True] = Field(True, description="no zero points")
     alpha: float = Field(
         0.5,
         ge=0,
@@ -58,20 +59,15 @@ class Options(RescaledOptions):
         "round them without smoothing, multiply their inputs at run time, or refuse them",
     )
 
-    @model_validator(mode="after")
-    def _activation_needs_channels(self) -> "Options":
-        needs_channels(self, self.activation)
-        return self
-
     @property
     def rounded_inputs(self) -> str:
         """The same for all Linears of the blocks."""
         return self.activation
 
     @property
-    def known_beforehand(self) -> bool:
-        """Not where the inputs of some layers will be multiplied."""
-        return self.unfolded != "scale"
+    def multiplies_inputs(self) -> bool:
+        """Those of `unfolded: scale`."""
+        return self.unfolded == "scale"
 
     @property
     def solves(self) -> bool:

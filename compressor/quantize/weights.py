@@ -31,7 +31,12 @@ class Mixed:
     """A budget for codes, scales and zero points of all quantized layers together."""
 
     average_bits: float | None = Field(None, ge=2, le=9, description="bits per weight")
-    bytes: int | None = Field(None, ge=1, description="bytes of all quantized layers")
+    bytes: int | None = Field(
+        None,
+        ge=1,
+        description="bytes of all quantized layers; the layout of compressed-tensors pads rows to "
+        "32 bits on top",
+    )
     choices: tuple[Literal[8, 4, 3, 2], ...] = Field(
         (2, 4, 8), min_length=2, description="bits a layer may have"
     )
@@ -89,6 +94,11 @@ class WeightOptions:
     def rounded_inputs(self) -> str:
         """How inputs of Linears are rounded, a word of quantize/activations.py."""
         return "none"
+
+    @property
+    def multiplies_inputs(self) -> bool:
+        """Whether inputs that nothing can take scales of are multiplied at run time."""
+        return False
 
     @property
     def known_beforehand(self) -> bool:
@@ -154,8 +164,8 @@ def targets(model: Model, options: WeightOptions) -> list[Target]:
     found = shaped_targets(model, options)
     refuse_unsound(model)
     mixed = options.mixed if isinstance(options, GridOptions) else None
-    fewest = options.bits if mixed is None else mixed.rising[0]
     for target in found:
+        fewest = target.bits if mixed is None else mixed.rising[0]
         _refuse_too_large(target.name, weight_of(model, target.name), fewest)
     return found
 
@@ -177,6 +187,21 @@ def shaped_targets(model: Model, options: WeightOptions) -> list[Target]:
         bits = bits_of(model, names, options)
         targets.append(Target(tuple(names), bits, options.group if even else None))
     return targets
+
+
+def refuse_no_tables(model: Model, options: GridOptions) -> None:
+    """Refuse `table_bits` where a model has no table to quantize.
+
+    Raises:
+        CompressError: see there.
+    """
+    found = quantizable(model, options.embeddings, options.head)
+    if options.table_bits is not None and not any(is_table(model, names) for names in found):
+        raise CompressError(
+            f"table_bits: this {model.family.model_type} has no embedding table and no output "
+            "projection that is quantized",
+            "leave table_bits out",
+        )
 
 
 def bits_of(model: Model, names: Sequence[str], options: WeightOptions) -> int:
@@ -233,6 +258,12 @@ def round_to_nearest(
     place(model, target, parts, activation, symmetric=options.symmetric)
 
 
+def takes_activation(model: Model, name: str, names: Sequence[str], bits: int) -> bool:
+    """Whether inputs of a module can be rounded too; `names` are all that share its weight."""
+    linear = isinstance(model.module.get_submodule(name), nn.Linear)
+    return linear and len(names) == 1 and bits == 8
+
+
 def place(
     model: Model,
     target: Target,
@@ -246,18 +277,18 @@ def place(
 
     Args:
         parts: of the table, by name (model/tables.py).
-        activation: of a Linear that stands alone; a tied head stays weight-only, since integer
-            products want another layout of the shared table.
+        activation: of a Linear with 8 bits that stands alone; a tied head stays weight-only, since
+            integer products want another layout of the shared table.
         form: the other fields of WeightFormat.
     """
     formats = {}
     for name in target.names:
-        alone = isinstance(model.module.get_submodule(name), nn.Linear) and len(target.names) == 1
+        rounds = takes_activation(model, name, target.names, target.bits)
         formats[name] = replace(
             model.formats.get(name, WeightFormat()),
             bits=target.bits,
             group=target.group,
-            activation=activation if alone else None,
+            activation=activation if rounds else None,
             **form,
         )
     install(model.module, formats)

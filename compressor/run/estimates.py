@@ -41,6 +41,7 @@ EXPORT_SECONDS = 12.0  # torch.export and graph optimization, nearly independent
 MEASURE_SECONDS = 6.0  # a process that imports torch, opens a model and times it
 # of a weight that trains behind a mask or a projection: mask or code, and the copy that is used
 MASKED_BYTES = 5.0
+CLIP_SECONDS = 0.9e-6  # of the search for the clipped grid of a weight
 CODE_BYTES = 1.25  # a code has a byte of its own in memory, and shares a scale and a zero point
 # of a weight in GGUF, scales included
 FILE_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q4_k": 144 / 256}
@@ -78,7 +79,9 @@ def estimate(
     elif isinstance(stage.options, cache.Options):
         tokens = setting.reading.positions(stage.options.tokens(before.config))
         seconds += 2.0 * before.parameters * tokens * stage.options.samples / rates[0]
-    elif stage.kind == "export":
+    if getattr(stage.options, "clip", "none") == "mse":
+        seconds += CLIP_SECONDS * after.parameters
+    if stage.kind == "export":
         seconds += EXPORT_SECONDS
         memory = PROCESS_BYTES + EXPORT_BYTES + 40.0 * teacher.parameters
     return {

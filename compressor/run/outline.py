@@ -55,7 +55,8 @@ def outline_of(checkpoint: Checkpoint, chosen: str | None = None) -> Outline:
     if quantized(checkpoint.manifest.formats):
         width = sum(file.stat().st_size for file in files) / parameters
     stored = frozenset(open_tensors(files, mapped=True))
-    return Outline(family, config, sizes, parameters, width, dtype, stored)
+    sided = any(form.side_rank is not None for form in checkpoint.manifest.formats.values())
+    return Outline(family, config, sizes, parameters, width, dtype, stored, sided)
 
 
 def teacher_outline(setting: Setting, stage: Stage, original: Outline) -> Outline:

@@ -1,6 +1,8 @@
 """What a rehearsal says of weight formats: those of the source, of a quantizer and of exports."""
 
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from compressor.errors import CompressError
 from compressor.export import (
@@ -15,7 +17,7 @@ from compressor.export import (
 from compressor.export.holders import naming_holders
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.kv_cache import METHOD as CACHE
-from compressor.model.manifest import WeightFormat
+from compressor.model.manifest import WeightFormat, quantized, read_manifest
 from compressor.model.model import Model
 from compressor.model.sources import CACHE as CACHE_FILE
 from compressor.prune.sparsity import SparseOptions, targets
@@ -23,7 +25,7 @@ from compressor.quantize import cache, qsd
 from compressor.quantize.mixed import refuse_small
 from compressor.quantize.planned import planned
 from compressor.quantize.targets import quantizable, refuse_uneven
-from compressor.quantize.weights import GridOptions, WeightOptions
+from compressor.quantize.weights import GridOptions, WeightOptions, refuse_no_tables
 from compressor.run.profile import Stage
 
 
@@ -36,12 +38,25 @@ def refuse_requantized(stages: tuple[Stage, ...], source: Checkpoint) -> None:
     editing = [s.method for s in stages if s.kind != "export" and s.method != CACHE]
     if not editing or all(form.bits is None for form in source.manifest.formats.values()):
         return
-    origin = source.manifest.base_model.get("id")
+    origin = _float_parent(source) or source.manifest.base_model.get("id")
     raise CompressError(
         f"'{source.path.name}' is quantized already, and {editing[0]} needs float weights",
         f"--model {origin or 'the float checkpoint'}, from which it was made; or leave only "
         "exports in the profile",
     )
+
+
+def _float_parent(source: Checkpoint) -> Path | None:
+    """The stage beside a quantized one that was the last with float weights; None: not there."""
+    known = {record.parent for record in source.manifest.stages}
+    for beside in sorted(source.path.resolve().parent.glob("[0-9][0-9]-*"), reverse=True):
+        if not any(beside.glob("*.safetensors")):
+            continue  # a source, which stays where it is, or weights that were removed
+        with suppress(CompressError):
+            found = read_manifest(beside)
+            if found.fingerprint in known and not quantized(found.formats):
+                return beside
+    return None
 
 
 def check_cache(stages: tuple[Stage, ...], source: Checkpoint, made: list[Model]) -> None:
@@ -104,6 +119,7 @@ def check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str
                 refuse_uneven(model, quantizable(model, *own.quantizes_ends), own.row_group)
             if isinstance(own, GridOptions):
                 refuse_small(model, own)
+                refuse_no_tables(model, own)
             choices = planned(model, own).choices
         elif isinstance(stage.options, qsd.Options):
             choices = [qsd.formats(model, stage.options)]

@@ -22,7 +22,8 @@ from compressor.run.tables import (
 
 def stages(report: dict[str, Any]) -> Table:
     """What each stage took against what preflight had planned."""
-    header = ("stage", "params", "MB", "time", "planned", "peak MB", "planned")
+    header = ("stage", "params", "MB", "weights MB", "planned")
+    header += ("time", "planned", "peak MB", "planned")
     rows = [_stage_row(stage) for stage in report["stages"]]
     return Table("Stages", header, rows)
 
@@ -33,6 +34,8 @@ def _stage_row(stage: dict[str, Any]) -> tuple[str, ...]:
         str(stage["name"]),
         millions(stage.get("parameters")),
         megabytes(stage.get("bytes")),
+        megabytes(stage.get("weight_bytes")),
+        megabytes(planned.get("bytes_out")),
         clock(stage.get("seconds")),
         clock(planned.get("seconds")),
         megabytes(stage.get("peak_memory_bytes")),
@@ -89,6 +92,9 @@ def circumstances(report: dict[str, Any]) -> Table:
     ]
     notes = [(s["name"], _training(s["notes"])) for s in report["stages"] if _trained(s)]
     rows += sparse_rows(report) + notes
+    rows += [
+        (f"{s['name']}, size", _coded(s["notes"]["size"])) for s in report["stages"] if _sized(s)
+    ]
     return Table("Circumstances", ("", ""), rows, prose=True)
 
 
@@ -97,6 +103,18 @@ def _model_row(model: dict[str, Any]) -> tuple[str, str]:
     total = millions(model.get("parameters"))
     text = f"{model['id']} ({model['family']}, {total} parameters, {embedding} embedding)"
     return "model", text
+
+
+def _sized(stage: dict[str, Any]) -> bool:
+    return "huffman_bytes" in ((stage.get("notes") or {}).get("size") or {})
+
+
+def _coded(size: dict[str, Any]) -> str:
+    """Sizes by the formula of arXiv 1802.05668: codes as they are, and in a Huffman code."""
+    return (
+        f"{size['bits']:.2f} bits a weight and {size['bytes']:,.0f} bytes in all by the formula of "
+        f"1802.05668; in a Huffman code {size['huffman_bits']:.2f} and {size['huffman_bytes']:,.0f}"
+    )
 
 
 def _trained(stage: dict[str, Any]) -> bool:

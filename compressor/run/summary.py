@@ -14,6 +14,7 @@ from compressor.run.rehearse import empty
 from compressor.run.report_sparse import zeros_sentence
 from compressor.run.setting import Setting
 
+_WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".gguf")
 NOT_DEPLOYED = (PROBE, "README.md")  # so that a stage has the size that bench gives it
 
 
@@ -64,9 +65,16 @@ def _stage(name: str, manifest: Manifest, planned: dict[str, Any] | None) -> dic
         "nonzero_parameters": manifest.metrics.get("nonzero_parameters"),
         "patterns": patterns_text(manifest.formats),
         "bytes": sum(f["bytes"] for n, f in manifest.files.items() if n not in NOT_DEPLOYED),
+        "weight_bytes": _weight_bytes(manifest) or None,
         "planned": planned,
         "notes": manifest.metrics.get("notes", {}),
     }
+
+
+def _weight_bytes(manifest: Manifest) -> int:
+    """Bytes of the files with weights; 0 where they were removed."""
+    kept = {n: f for n, f in manifest.files.items() if n not in NOT_DEPLOYED}
+    return sum(f["bytes"] for n, f in kept.items() if n.endswith(_WEIGHTS))
 
 
 def _gate(name: str, manifest: Manifest) -> dict[str, Any]:

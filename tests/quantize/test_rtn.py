@@ -7,12 +7,16 @@ from torch import nn
 
 from compressor.errors import CompressError
 from compressor.model import layers
+from compressor.model.checkpoint import load_directory
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantEmbedding, QuantLinear
 from compressor.model.manifest import WeightFormat
+from compressor.model.saving import save
 from compressor.model.stored import quantized_state
 from compressor.numerics.quantizer import dequantize, quantize
 from compressor.quantize import rtn
+from compressor.quantize.weights import refuse_no_tables
+from families import pico, random_inputs
 
 BATCH = {
     "input_ids": torch.arange(5, 25).reshape(2, 10),
@@ -211,3 +215,36 @@ def test_uneven_layers_can_have_one_scale_per_channel(pico_llama, make_work):
     assert {groups[n] for n in groups if not n.endswith("down_proj")} == {32}
     layer = model.module.model.layers[0].mlp.down_proj
     assert layer.scale_OG.shape == (32, 1)
+
+
+def test_tables_in_few_bits_stand_beside_rounded_inputs(pico_llama, make_work, tmp_path):
+    """An untied head of 4 bits keeps float inputs; integer products want 8."""
+    model = pico_llama(tie_word_embeddings=False)
+    settings = {"bits": 8, "group": None, "activation": "token", "table_bits": 4}
+    rtn.run(model, rtn.Options(**settings), make_work())
+    forms = {form.bits: form.activation for form in model.formats.values()}
+    assert forms[4] is None and forms[8] == {"bits": 8, "per": "token", "dynamic": True}
+    assert model.formats["lm_head"].bits == 4
+    save(model, tmp_path, tmp_path)
+    loaded = load_directory(tmp_path, model.formats)
+    batch = random_inputs(model)
+    assert torch.equal(outputs(loaded, batch)["logits"], outputs(model, batch)["logits"])
+
+
+@pytest.mark.parametrize(("settings", "fits"), [((8, 2), False), ((2, 8), True)])
+def test_the_bits_of_a_table_say_how_large_it_may_be(pico_llama, make_work, settings, fits):
+    model = pico_llama(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.module.lm_head.weight[0, 0] = 2e5
+    options = rtn.Options(bits=settings[0], table_bits=settings[1], group=16)
+    if fits:
+        rtn.run(model, options, make_work())
+        assert model.formats["lm_head"].bits == 8
+        return
+    with pytest.raises(CompressError, match="'lm_head' is so large that its scale overflows"):
+        rtn.run(model, options, make_work())
+
+
+def test_table_bits_want_a_table(make_work):
+    with pytest.raises(CompressError, match="this vit has no embedding table"):
+        refuse_no_tables(pico("vit"), rtn.Options(bits=4, table_bits=8, group=16))

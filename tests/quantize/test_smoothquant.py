@@ -165,5 +165,5 @@ def test_zeros_of_a_pattern_stay(pico_llama, make_work):
 
 @pytest.mark.parametrize("wrong", [{"group": 16}, {"bits": 4}, {"symmetric": False}])
 def test_integer_products_need_channels(wrong):
-    with pytest.raises(ValidationError, match="activation token needs bits: 8, group: null"):
+    with pytest.raises(ValidationError, match="Input should be"):
         smoothquant.Options(**wrong)

@@ -7,10 +7,11 @@ from compressor.errors import CompressError
 from compressor.model.model import Model
 from compressor.model.saving import save
 from compressor.model.shapes import empty_model
-from compressor.quantize import distilled, nf4, rtn
+from compressor.quantize import distilled, nf4, rtn, smoothquant
 from compressor.quantize.planned import planned
 from compressor.quantize.weights import Mixed
 from compressor.run.quantized_size import quantized_bytes
+from families import pico, random_inputs
 
 FLOAT_TABLES = {"embeddings": False, "head": False}
 
@@ -30,6 +31,7 @@ def weightless(model):
         (rtn, {"bits": 4, "group": 16, **FLOAT_TABLES}),
         (rtn, {"bits": 4, "group": 16, "table_bits": 8}),
         (rtn, {"bits": 8, "group": None, "activation": "token"}),
+        (rtn, {"bits": 8, "group": None, "activation": "token", "table_bits": 4}),
         (nf4, {"group": 16}),
     ],
 )
@@ -48,6 +50,19 @@ def test_what_was_predicted_is_written(
     save(model, tmp_path, tmp_path)
     written = [file.stat().st_size for file in tmp_path.glob("*.safetensors")]
     assert [predicted] == written
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "llama"])
+def test_factors_of_inputs_count(name, make_work, tmp_path):
+    model, work = pico(name), make_work()
+    object.__setattr__(work, "_batches", lambda split, n, **shape: [random_inputs(model, rows=4)])
+    options = smoothquant.Options(samples=4, length=16, unfolded="scale")
+    predicted = quantized_bytes(weightless(model), options, torch.float32)
+    plan = planned(weightless(model), options)
+    smoothquant.run(model, options, work)
+    assert plan.exact and plan.choices == [model.formats]
+    save(model, tmp_path, tmp_path)
+    assert [predicted] == [file.stat().st_size for file in tmp_path.glob("*.safetensors")]
 
 
 @pytest.mark.parametrize("stored", [True, False])

@@ -1,11 +1,13 @@
 """What a rehearsal refuses on empty models: rows that are too long, measures of another task."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint, load_directory
-from compressor.model.manifest import Manifest, write_manifest
+from compressor.model.manifest import Manifest, StageRecord, write_manifest
 from compressor.model.saving import save
 from compressor.model.side import Side, attach, write_sides
 from compressor.model.sparse import prunable
@@ -197,6 +199,23 @@ def test_a_quantized_checkpoint_is_only_exported(stage, pico_llama, make_work, p
         rehearse(profile(f"stages: [{stage}, export.onnx]", SHORT), made)
     assert "--model owner/float" in (caught.value.hint or "")
     rehearse(profile(EXPORT, SHORT), made)
+
+
+def test_the_float_stage_beside_a_quantized_one_is_named(pico_llama, make_work, profile, tmp_path):
+    model, base = pico_llama(), {"id": "owner/float", "sha256": "s"}
+    record = StageRecord("prune.wanda", {}, 0, None, None, 0.0, 0, "s", "pruned")
+    last = replace(record, method="quantize.rtn", parent="pruned", fingerprint="quantized")
+    folders = [tmp_path / name for name in ("01-prune.wanda", "02-quantize.rtn")]
+    for folder, stages in zip(folders, ([record], [record, last]), strict=True):
+        if last in stages:
+            rtn.run(model, rtn.Options(group=16), make_work())
+        folder.mkdir()
+        save(model, folder, tmp_path)
+        found = Manifest("checkpoint", "llama", base, stages=stages, formats=dict(model.formats))
+        write_manifest(folder, found)
+    with pytest.raises(CompressError, match="quantized already") as caught:
+        rehearse(profile("stages: [distill.ce]", SHORT), Checkpoint.open(folders[1]))
+    assert f"--model {folders[0]}," in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

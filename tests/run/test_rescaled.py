@@ -108,3 +108,6 @@ def test_what_cannot_be_smoothed_is_refused_or_said_before_the_work(go, pico_ber
         said.append(rehearse(load_profile(tmp_path / "p.yaml"), open_source(str(folder))))
     assert "15 layers, 'encoder.layer.0.attention.self.query' the first" in said[0][0]
     assert not said[1]
+    chain = [stage, "export.compressed_tensors"]
+    with pytest.raises(CompressError, match="its inputs are multiplied at run time"):
+        go(*chain, do=plan, model=folder)
