@@ -6,8 +6,11 @@ from compressor.numerics.quantizer import grid
 from compressor.numerics.solver import DAMPING
 
 
-def by_the_book(w, h, bits, group, symmetric, activation_order):
-    """One column after the other, the inverse of what is left made anew; the new weights."""
+def by_the_book(w, h, bits, group, symmetric, activation_order, choose=grid):
+    """One column after the other, the inverse of what is left made anew; the new weights.
+
+    Grids are what `choose` makes of a group.
+    """
     w, h = w.double().clone(), h.double().clone()
     h += DAMPING * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
     inputs = len(h)
@@ -15,10 +18,10 @@ def by_the_book(w, h, bits, group, symmetric, activation_order):
     order = list(range(inputs))
     if activation_order:
         order = h.diagonal().argsort(descending=True, stable=True).tolist()
-    scale, zero = (each.double() for each in grid(w.float(), bits, group, symmetric))
+    scale, zero = (each.double() for each in choose(w.float(), bits, group, symmetric))
     for place, i in enumerate(order):
         if not activation_order and group and i % group == 0:
-            found = grid(w[:, i : i + group].float(), bits, None, symmetric)
+            found = choose(w[:, i : i + group].float(), bits, None, symmetric)
             scale[:, i // group], zero[:, i // group] = (each.double()[:, 0] for each in found)
         left = order[place:]
         inverse = h[left][:, left].inverse()

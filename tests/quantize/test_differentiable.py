@@ -3,6 +3,7 @@
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -86,6 +87,47 @@ def test_points_learn(kind, pico_llama, make_work):
     differentiable.run(model, wanted, make_work(pico_llama()))
     noted = model.notes["validation"]
     assert noted["after"] < 0.8 * noted["before"]
+
+
+@pytest.mark.parametrize("start", ["uniform", "quantiles"])
+@pytest.mark.parametrize("scaling", ["linear", "absmax"])
+def test_points_start_where_they_are_told_to(start, scaling, pico_llama, make_work):
+    model, before = pico_llama(), pico_llama()
+    wanted = options(1, {"lr": 1e-12}, group=16, start=start, scaling=scaling, embeddings=False)
+    differentiable.run(model, wanted, make_work(pico_llama()))
+    for name in model.formats:
+        w = before.module.get_submodule(name).weight.detach().double().view(-1, 16).numpy()
+        low, high = w.min(1, keepdims=True), w.max(1, keepdims=True)
+        v = (w - low) / (high - low) if scaling == "linear" else w / np.maximum(-low, high)
+        even = np.linspace(0 if scaling == "linear" else -1, 1, 8)
+        points = even if start == "uniform" else np.quantile(v, np.linspace(0, 1, 8))
+        own = model.module.get_submodule(name).points_P.numpy()
+        np.testing.assert_allclose(own, points, rtol=0, atol=2e-3)  # scales are float16
+        assert float(np.abs(even - np.quantile(v, np.linspace(0, 1, 8))).max()) > 0.02
+
+
+def test_sgd_moves_points_down_the_gradient(pico_llama, make_work):
+    """A first step with Nesterov's momentum: p - 1.9 lr dL/dp, by the dense model's gradient."""
+    lr, models = 0.01, []
+    for rate in (1e-12, lr):
+        model, work = pico_llama(), make_work(pico_llama())
+        given = options(1, {"lr": rate, "clip": 1e9}, group=16, optimizer="sgd")
+        differentiable.run(model, given, work)
+        models.append(model)
+        shutil.rmtree(work.scratch)
+    dense = pico_llama()
+    for name in models[0].formats:  # the dense model with the values of the quantized one
+        weight = dense.module.get_submodule(name).weight
+        weight.data.copy_(models[0].module.get_submodule(name).weight)
+    (batch,) = make_work().batches("train", 1, batch=4, length=16)
+    differentiable.objective(given, dense, pico_llama())(batch).backward()
+    for name in models[0].formats:
+        first, last = (m.module.get_submodule(name) for m in models)
+        gradient = dense.module.get_submodule(name).weight.grad.double()
+        by_scale = gradient.unflatten(1, (first.scale.shape[1], -1)) * first.scale[..., None]
+        slope = torch.bincount(first.codes_OI.flatten(), by_scale.flatten(), 8)
+        change = (last.points_P - first.points_P).double()
+        torch.testing.assert_close(change, -1.9 * lr * slope, rtol=1e-2, atol=1e-6)
 
 
 def test_learning_both_is_better_than_points_alone(pico_llama, make_work):

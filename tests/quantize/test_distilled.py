@@ -113,6 +113,52 @@ def test_the_loss_is_that_of_the_paper(head, temperature, pico_bert, pico_llama,
     assert value == pytest.approx(float(0.7 * kl + 0.3 * cross_entropy(own, labels)), rel=1e-5)
 
 
+BUCKETS = [{"group": 16}, {"bucket": "flat", "group": 64}]
+
+
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_random_rounding_trains_with_weights_that_are_right_on_average(
+    bucket, pico_llama, make_work
+):
+    """With weights that do not move, what the loss sees is a new draw around them each step."""
+    model, draws = pico_llama(num_hidden_layers=1), []
+    layer = model.module.model.layers[0].mlp.up_proj
+    w = layer.weight.detach().clone()
+    layer.register_forward_pre_hook(
+        lambda m, _: draws.append(m.weight.detach()) if torch.is_grad_enabled() else None
+    )
+    wanted = options(60, {"lr": 1e-12}, bits=3, rounding="stochastic", **bucket)
+    distilled.run(model, wanted, make_work(pico_llama()))
+    left = model.module.model.layers[0].mlp.up_proj.weight
+    assert len(draws) == 60 and not torch.equal(draws[0], draws[1])
+    # not nearly zero: the largest weight of a symmetric group may lie beyond the grid
+    assert float((torch.stack(draws).mean(0) - w).norm()) < 0.5 * float((left - w).norm())
+
+
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_the_backward_pass_is_the_one_asked_for(bucket, pico_llama, make_work):
+    """truncated: none beyond [-1, 1]. exact: other than plain at the ends of a bucket alone."""
+    found = {}
+    for backward in ("plain", "truncated", "exact"):
+        model, work = pico_llama(), make_work(pico_llama())
+        layer = model.module.model.layers[0].mlp.up_proj
+        layer.weight.data *= 4
+        w = layer.weight.detach().clone()
+        layer.weight.register_hook(lambda g, of=backward: found.update({of: g.clone()}))
+        distilled.run(model, options(1, {"lr": 1e-12}, backward=backward, **bucket), work)
+        left = model.module.model.layers[0].mlp.up_proj.weight
+        assert (float(left.abs().max()) < 1.001) == (backward == "truncated")
+        shutil.rmtree(work.scratch)
+    assert torch.equal(found["truncated"] == 0, w.abs() > 1)
+    cut, own = (x.view(-1, bucket["group"]) for x in (w, found["exact"] - found["plain"]))
+    ends = [cut.argmax(1), cut.argmin(1)] if "bucket" in bucket else [cut.abs().argmax(1)]
+    rest = own.clone()
+    for end in ends:
+        assert float(own.gather(1, end[:, None]).abs().median()) > 1e-5
+        rest.scatter_(1, end[:, None], 0.0)
+    assert float(rest.abs().max()) < 1e-6
+
+
 def test_buckets_save_two_bits_from_collapse(pico_llama, make_work):
     """A few large weights stretch the one scale of a tensor; of a bucket they spoil little."""
 

@@ -11,9 +11,11 @@ import torch
 from pydantic import ValidationError
 
 from compressor.errors import CompressError
+from compressor.model.checkpoint import load_directory
 from compressor.model.forward import outputs
 from compressor.model.layers import QuantLinear
 from compressor.model.moments import Moments, mask_keys
+from compressor.model.saving import save
 from compressor.model.sparse import broken_promise, prunable
 from compressor.numerics.clipping import clipped_grid
 from compressor.numerics.quantizer import dequantize, encode, grid, quantize
@@ -60,6 +62,40 @@ def test_a_layer_is_that_of_the_paper(pico_llama, make_work, order, bits, symmet
     assert model.notes["quantization"][name]["error"] == pytest.approx(
         ours / output_energy(w, h), rel=1e-4
     )
+
+
+@pytest.mark.parametrize("order", ["activation", "input"])
+def test_grids_are_clipped_where_the_paper_makes_them(pico_llama, make_work, order):
+    name, w, h = first_layers(pico_llama(), make_work)
+    losses = []
+    for clip, choose in {"none": grid, "mse": clipped_grid}.items():
+        given = {"bits": 3, "order": order, "clip": clip, "embeddings": False, "head": False}
+        model = quantized(pico_llama(), make_work, **given)
+        got = model.module.get_submodule(name).weight
+        wanted = by_the_book(w, h, 3, 16, True, order == "activation", choose)
+        assert float((got - wanted.float()).abs().gt(1e-4).float().mean()) < 0.02
+        losses.append(output_energy(w - got, h))
+    assert losses[1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("llama", "float32"), ("t5", "bfloat16")])
+def test_offload_gives_the_same_codes_and_keeps_them_in_files(name, dtype, make_work, tmp_path):
+    source = pico(name)
+    source.source_dtype = dtype
+    save(source, tmp_path, tmp_path)
+    batches, found = [random_inputs(source, seed=seed) for seed in range(2)], []
+    work = replace(make_work(), _batches=lambda split, n, **shape: batches)
+    for spill in (None, work.scratch):
+        model = load_directory(tmp_path, None, spill)
+        gptq.run(model, gptq.Options(**DATA, uneven="channel", offload=spill is not None), work)
+        for layer in prunable(source):
+            codes = model.module.get_submodule(layer).codes_OI
+            assert (codes.untyped_storage().filename is not None) == (spill is not None)
+        found.append((model.module.state_dict(), model.formats, model.notes))
+    (plain, *rest), (spilled, *others) = found
+    assert rest == others and plain.keys() == spilled.keys()
+    assert all(torch.equal(x, spilled[key]) for key, x in plain.items())
+    assert not list(work.scratch.iterdir())  # the disk has everything back
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -157,6 +193,42 @@ def test_mixed_bits_meet_their_budget(pico_llama, make_work):
     assert 8 * size / sum(t.codes_OI.numel() for t in tables) <= 6.0
     with pytest.raises(CompressError, match="2 bits for every layer take"):
         quantized(pico_llama(), make_work, mixed={"bytes": 100})
+
+
+def gains(model, batch):
+    """{Linear: what it loses in 2 bits and not in 8}, by the inputs it reads, in float64."""
+    found, hooks = {}, []
+    for name, linear in prunable(model).items():
+
+        def read(module, args, name=name):
+            h = args[0][batch["attention_mask"].bool()].double().square().mean(0)
+            w = module.weight.detach()
+            off = [dequantize(*quantize(w, bits, 16, True)).double() - w for bits in (2, 8)]
+            low, high = (float((each.square() @ h).sum()) for each in off)
+            found[name] = (low - high) / float((w.double().square() @ h).sum())
+
+        hooks.append(linear.register_forward_pre_hook(read))
+    outputs(model, batch)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("loud", ["input_layernorm", "post_attention_layernorm"])
+def test_mixed_bits_go_where_the_inputs_of_coarse_weights_are_large(pico_llama, make_work, loud):
+    """Three of seven equal layers get 8 bits, the best three; weights are alike in both cases."""
+    model = pico_llama(num_hidden_layers=1, num_key_value_heads=4, intermediate_size=32)
+    for name, linear in prunable(model).items():
+        if "o_proj" not in name and "down_proj" not in name:
+            linear.weight.data[:, ::16] *= 20  # the others of its group become coarse
+    getattr(model.module.model.layers[0], loud).weight.data[1:16] *= 30
+    (batch,) = make_work().batches("calibration", 1, batch=8, length=16)
+    gained = gains(model, batch)
+    mixed = {"average_bits": 5.6, "choices": (2, 8)}  # 3 x 9 + 4 x 3 with scales: 5.57
+    quantized(model, make_work, samples=8, mixed=mixed, embeddings=False, head=False)
+    best = sorted(gained, key=gained.__getitem__)[-3:]
+    bits = model.notes["bits"]
+    assert {name for name in bits if bits[name] == 8} == set(best)
 
 
 @pytest.mark.parametrize("method", [rtn, gptq])

@@ -82,6 +82,25 @@ def test_tables_may_have_bits_of_their_own(pico_llama, make_work, tied):
     assert torch.equal(got, wanted)
 
 
+def test_clip_takes_the_grid_with_the_smallest_error(pico_llama, make_work):
+    """Of p max|w| / 3.5 in float64, p = 1, 0.99, ..., 0.2, for every group of every Linear."""
+    model, before = pico_llama(), pico_llama()
+    quantized(model, make_work, bits=3, clip="mse", embeddings=False)
+    for name in model.formats:
+        found, w = (
+            m.module.get_submodule(name).weight.detach().double().view(-1, 16)
+            for m in (model, before)
+        )
+        costs = []
+        for step in range(81):
+            scale = (1 - step / 100) * w.abs().amax(1, keepdim=True) / 3.5
+            off = (w / scale).round().clamp(-4, 3) * scale - w
+            costs.append(off.abs().pow(2.4).sum(1))
+        best, cost = torch.stack(costs).amin(0), (found - w).abs().pow(2.4).sum(1)
+        assert bool((cost < 1.02 * best).all())  # scales are float16
+        assert float(best.sum()) < 0.95 * float(costs[0].sum())
+
+
 @pytest.mark.parametrize(
     "other", [{"mixed": {"average_bits": 5.0}}, {"embeddings": False, "head": False}]
 )
