@@ -69,18 +69,25 @@ def score(model, rows, task):
 def main(file):
     job = json.loads(file.read_text(encoding="utf-8"))
     torch.set_num_threads(1)
-    kind = AutoModelForCausalLM if job["task"] == "causal-lm" else AutoModel
-    model = kind.from_pretrained(job["model"], dtype=torch.float32).eval()
     calibration = load_file(job["calibration"])
     rows = Dataset.from_dict({k: v.tolist() for k, v in calibration.items()})
     modifiers = recipe(job)
+    kind = AutoModelForCausalLM if job["task"] == "causal-lm" else AutoModel
+    loaded = []
+
+    def load():
+        loaded.append(kind.from_pretrained(job["model"], dtype=torch.float32).eval())
+        return loaded[0]
+
     facts = cost(
-        lambda: oneshot(
+        load,
+        lambda model: oneshot(
             **{"model": model, "dataset": rows, "recipe": modifiers, "output_dir": None},
             max_seq_length=len(calibration["input_ids"][0]),
             num_calibration_samples=len(rows),
-        )
+        ),
     )
+    model = loaded[0]
     if job["heldout"]:
         save_file({"score": score(model, load_file(job["heldout"]), job["task"])}, job["scores"])
     return facts

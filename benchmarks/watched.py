@@ -32,7 +32,18 @@ def watched(call, kind):
     return found, max(0, peak[0] - before), took
 
 
-def cost(call):
-    """{cpu_seconds, extra_bytes} of a call."""
-    _, extra, took = watched(call, "VmRSS")
-    return {"cpu_seconds": took, "extra_bytes": extra}
+def cost(load, call):
+    """{cpu_seconds, extra_bytes} of `call(load())`, and `whole_bytes`, the model included.
+
+    extra_bytes count from the loaded model, whole_bytes from before it was loaded: weights that
+    are mapped, not read, when they are loaded stand in both.
+    """
+    found = {}
+
+    def both():
+        model = load()
+        _, extra, seconds = watched(lambda: call(model), "VmRSS")
+        found.update(cpu_seconds=seconds, extra_bytes=extra)
+
+    _, whole, _ = watched(both, "VmRSS")
+    return found | {"whole_bytes": whole}
