@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from cells import ROOT
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import pad
 
 PEER = os.environ.get("COMPRESS_PEER")  # its Python; see peer_llm_compressor.py
 LOG = Path(tempfile.gettempdir(), "compress-peer.log")
@@ -60,5 +61,7 @@ def ask(job, calibration, heldout=None):
 
 
 def together(batches):
-    """One table of rows from batches of equal length."""
-    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+    """One table of rows from batches; shorter ones are padded with 0, as their masks say."""
+    width = max(tensor.shape[1] for batch in batches for tensor in batch.values())
+    wide = [{k: pad(v, (0, width - v.shape[1])) for k, v in batch.items()} for batch in batches]
+    return {key: torch.cat([batch[key] for batch in wide]) for key in wide[0]}
