@@ -62,6 +62,7 @@ def ask(job, calibration, heldout=None):
 
 def together(batches):
     """One table of rows from batches; shorter ones are padded with 0, as their masks say."""
+    batches = [{k: v for k, v in batch.items() if v.dim() == 2} for batch in batches]
     width = max(tensor.shape[1] for batch in batches for tensor in batch.values())
     wide = [{k: pad(v, (0, width - v.shape[1])) for k, v in batch.items()} for batch in batches]
     return {key: torch.cat([batch[key] for batch in wide]) for key in wide[0]}
