@@ -2,10 +2,9 @@
 
 `compress run` with quantize.qsd (one step, for sizes do not depend on training) and export.onnx, of
 ViTs of random weights, beside safetensors and export.onnx of the ViT. *Stored* is tensors alone;
-a file has names as well, and an ONNX file the graph, which takes as much at any width. Biases,
-positions, scales and thresholds stay float. Their share falls with the width, and the ratio rises;
-8 and 16 are the bounds of 4 and 2 bits. One to twelve minutes a cell, most of them for the export
-that is proven.
+files have names as well, and an ONNX file a graph with its constants. Biases, positions, scales
+and thresholds stay float. Their share falls with the width, and the ratio rises; 8 and 16 are the
+bounds of 4 and 2 bits. One to twelve minutes a cell, most of them for the export that is proven.
 """
 
 import json

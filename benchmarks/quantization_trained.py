@@ -192,8 +192,8 @@ def _row(cells, model, size, arm, bits, base):
     if not values or not base:
         return [label, "", *shown(values), NOT_RUN, "", "", ""]
     ratio = math.exp(mean(values) - base[0])
-    ends = ENDS if ENDS in arm else ""
-    worst = _values(cells, model, size, f"GPTQ, clipped{ends}", bits) if trains and bits else []
+    rounded_arm = f"GPTQ, clipped{ENDS if ENDS in arm else ''}"
+    worst = _values(cells, model, size, rounded_arm, bits) if trains and bits else []
     back = ["", ""]
     if worst and mean(worst) > base[0]:
         ends = mean(worst), mean(values), base[0]

@@ -122,7 +122,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def resized(file: Path, stated: dict[str, Any]) -> str:
+def wrong_size(file: Path, stated: dict[str, Any]) -> str:
     """How a file's size differs from its entry in `files`; "" where it does not."""
     if not file.is_file():
         return "the file is missing"
@@ -132,7 +132,7 @@ def resized(file: Path, stated: dict[str, Any]) -> str:
 
 def altered(file: Path, stated: dict[str, Any]) -> str:
     """How a file differs from its entry in `files`; "" where it does not."""
-    if problem := resized(file, stated):
+    if problem := wrong_size(file, stated):
         return problem
     return "" if file_digest(file) == stated["sha256"] else "its content changed (sha256)"
 

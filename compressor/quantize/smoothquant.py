@@ -21,7 +21,7 @@ Legend: I inputs.
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from compressor.model.model import Model
@@ -29,7 +29,7 @@ from compressor.model.scaling import fold_scale, refuse_unfolded, unfolded
 from compressor.numerics.ops import range_grid
 from compressor.numerics.quantizer import quantize
 from compressor.options import options
-from compressor.quantize.activations import ACTIVATIONS
+from compressor.quantize.activations import ACTIVATIONS, needs_channels
 from compressor.quantize.rescaled import Group, RescaledOptions, calibrated_groups
 from compressor.quantize.weights import place, uniform
 from compressor.training.workbench import Workbench
@@ -40,7 +40,7 @@ class Options(RescaledOptions):
     """How activations are smoothed and rounded, and which data decides."""
 
     bits: Literal[8] = Field(8, description="bits per weight")
-    group: None = Field(None, description="one scale per output channel")
+    group: int | None = Field(None, description="null: one scale per output channel")
     symmetric: Literal[True] = Field(True, description="no zero points")
     alpha: float = Field(
         0.5,
@@ -58,6 +58,11 @@ class Options(RescaledOptions):
         description="layers whose inputs come from where no scale fits, as in post-norm encoders: "
         "round them without smoothing, multiply their inputs at run time, or refuse them",
     )
+
+    @model_validator(mode="after")
+    def _activation_needs_channels(self) -> "Options":
+        needs_channels(self, self.activation)
+        return self
 
     @property
     def rounded_inputs(self) -> str:

@@ -190,11 +190,7 @@ def shaped_targets(model: Model, options: WeightOptions) -> list[Target]:
 
 
 def refuse_no_tables(model: Model, options: GridOptions) -> None:
-    """Refuse `table_bits` where a model has no table to quantize.
-
-    Raises:
-        CompressError: see there.
-    """
+    """Raise CompressError for `table_bits` where a model has no table to quantize."""
     found = quantizable(model, options.embeddings, options.head)
     if options.table_bits is not None and not any(is_table(model, names) for names in found):
         raise CompressError(

@@ -39,9 +39,9 @@ EFFICIENCY = {torch.float32: 0.6, torch.bfloat16: 0.24}
 EXPORT_BYTES = 250_000_000  # what torch.export and onnxscript hold beside the model
 EXPORT_SECONDS = 12.0  # torch.export and graph optimization, nearly independent of size
 MEASURE_SECONDS = 6.0  # a process that imports torch, opens a model and times it
+CLIP_SECONDS = 0.9e-6  # of the search for the clipped grid, for each weight of it
 # of a weight that trains behind a mask or a projection: mask or code, and the copy that is used
 MASKED_BYTES = 5.0
-CLIP_SECONDS = 0.9e-6  # of the search for the clipped grid of a weight
 CODE_BYTES = 1.25  # a code has a byte of its own in memory, and shares a scale and a zero point
 # of a weight in GGUF, scales included
 FILE_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q4_k": 144 / 256}
@@ -79,9 +79,7 @@ def estimate(
     elif isinstance(stage.options, cache.Options):
         tokens = setting.reading.positions(stage.options.tokens(before.config))
         seconds += 2.0 * before.parameters * tokens * stage.options.samples / rates[0]
-    if getattr(stage.options, "clip", "none") == "mse":
-        seconds += CLIP_SECONDS * after.parameters
-    if stage.kind == "export":
+    elif stage.kind == "export":
         seconds += EXPORT_SECONDS
         memory = PROCESS_BYTES + EXPORT_BYTES + 40.0 * teacher.parameters
     return {
@@ -89,8 +87,13 @@ def estimate(
         "bytes_out": round(size),
         "peak_memory_bytes": int(memory),
         "disk_bytes": int(disk),
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds + _clipping(stage, after), 1),
     }
+
+
+def _clipping(stage: Stage, after: Outline) -> float:
+    """Seconds that a search for clipped grids takes."""
+    return CLIP_SECONDS * after.parameters * (getattr(stage.options, "clip", "none") == "mse")
 
 
 def _width(stage: Stage, after: Outline) -> float:

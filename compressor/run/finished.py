@@ -4,7 +4,7 @@ from pathlib import Path
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.manifest import Manifest, StageRecord, read_manifest, resized
+from compressor.model.manifest import Manifest, StageRecord, read_manifest, wrong_size
 from compressor.run.card import CARD
 from compressor.run.export import refuse_below
 from compressor.run.fingerprint import portable_options, refuse_change, with_fingerprint
@@ -59,7 +59,7 @@ def find_stage(
 def _cut_short(target: Path, manifest: Manifest) -> str:
     """Which file of a finished stage is cut short or gone, "" for none; digests are for verify."""
     for name, stated in manifest.files.items():
-        if name != CARD and (problem := resized(target / name, stated)):  # people write in cards
+        if name != CARD and (problem := wrong_size(target / name, stated)):  # people write in cards
             return f"'{target.name}/{name}' of a finished stage is not as it was written: {problem}"
     return ""
 

@@ -26,6 +26,7 @@ from compressor.quantize.mixed import refuse_small
 from compressor.quantize.planned import planned
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.quantize.weights import GridOptions, WeightOptions, refuse_no_tables
+from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.profile import Stage
 
 
@@ -50,11 +51,10 @@ def _float_parent(source: Checkpoint) -> Path | None:
     """The stage beside a quantized one that was the last with float weights; None: not there."""
     known = {record.parent for record in source.manifest.stages}
     for beside in sorted(source.path.resolve().parent.glob("[0-9][0-9]-*"), reverse=True):
-        if not any(beside.glob("*.safetensors")):
-            continue  # a source, which stays where it is, or weights that were removed
         with suppress(CompressError):
             found = read_manifest(beside)
-            if found.fingerprint in known and not quantized(found.formats):
+            whole = found.files and not found.metrics.get(WEIGHTS_REMOVED)  # a source has no files
+            if whole and found.fingerprint in known and not quantized(found.formats):
                 return beside
     return None
 

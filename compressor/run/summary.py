@@ -65,16 +65,16 @@ def _stage(name: str, manifest: Manifest, planned: dict[str, Any] | None) -> dic
         "nonzero_parameters": manifest.metrics.get("nonzero_parameters"),
         "patterns": patterns_text(manifest.formats),
         "bytes": sum(f["bytes"] for n, f in manifest.files.items() if n not in NOT_DEPLOYED),
-        "weight_bytes": _weight_bytes(manifest) or None,
+        "weight_bytes": _weight_bytes(manifest),
         "planned": planned,
         "notes": manifest.metrics.get("notes", {}),
     }
 
 
-def _weight_bytes(manifest: Manifest) -> int:
-    """Bytes of the files with weights; 0 where they were removed."""
+def _weight_bytes(manifest: Manifest) -> int | None:
+    """Bytes of the files with weights; None where they were removed."""
     kept = {n: f for n, f in manifest.files.items() if n not in NOT_DEPLOYED}
-    return sum(f["bytes"] for n, f in kept.items() if n.endswith(_WEIGHTS))
+    return sum(f["bytes"] for n, f in kept.items() if n.endswith(_WEIGHTS)) or None
 
 
 def _gate(name: str, manifest: Manifest) -> dict[str, Any]:

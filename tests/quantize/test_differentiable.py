@@ -253,5 +253,7 @@ def test_options_that_contradict_each_other():
         options(optimizer="sgd", train={"betas": (0.5, 0.9)})
     with pytest.raises(ValidationError, match="weight_lr is for alternate"):
         options(weight_lr=1e-3)
+    with pytest.raises(ValidationError, match="freeze_embeddings is for alternate"):
+        options(freeze_embeddings=True)
     with pytest.raises(ValidationError, match="needs reassign: 1"):
         options(alternate=2, reassign=None)

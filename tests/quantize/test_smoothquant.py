@@ -163,7 +163,14 @@ def test_zeros_of_a_pattern_stay(pico_llama, make_work):
     assert model.formats["model.layers.0.mlp.up_proj"].pattern == "2:4"
 
 
-@pytest.mark.parametrize("wrong", [{"group": 16}, {"bits": 4}, {"symmetric": False}])
-def test_integer_products_need_channels(wrong):
-    with pytest.raises(ValidationError, match="Input should be"):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"group": 16}, "activation token needs bits: 8, group: null"),
+        ({"bits": 4}, "Input should be 8"),
+        ({"symmetric": False}, "Input should be True"),
+    ],
+)
+def test_integer_products_need_channels(wrong, said):
+    with pytest.raises(ValidationError, match=said):
         smoothquant.Options(**wrong)

@@ -41,7 +41,7 @@ def run(llama_folder, text_file, tmp_path):
     return run
 
 
-def test_a_run_with_side_paths(run):
+def test_a_run_with_side_paths(run, tmp_path):
     stages = (f"distill.kd: {{train: {TRAIN}}}", "quantize.rtn: {bits: 8, group: 16}")
     exports = ("export.safetensors: {}", "export.safetensors: {side: drop}")
     result = run(f"prune.ast: {{side: 16, train: {TRAIN}}}", *stages, *exports)
@@ -57,6 +57,11 @@ def test_a_run_with_side_paths(run):
     for name in ("01-prune.ast", "03-quantize.rtn", "04-export.safetensors"):
         checks = {c["name"]: c for c in compressor.verify(result.path / name)["checks"]}
         assert "side.safetensors" in checks and all(c["ok"] for c in checks.values())
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(f"stages: [{{{stages[1]}}}]\nmeasures: []\n")
+    planned = compressor.plan(alone, model=str(result.path / "02-distill.kd"))["stages"][0]
+    weights = result.path / "03-quantize.rtn" / "packed.safetensors"
+    assert planned["bytes_out"] == weights.stat().st_size
     kept, dropped = (artifact.path for artifact in result.artifacts)
     assert not (dropped / "side.safetensors").exists()
     cards = [(place / "README.md").read_text() for place in (kept, dropped)]

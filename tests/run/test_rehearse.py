@@ -7,12 +7,13 @@ import torch
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint, load_directory
-from compressor.model.manifest import Manifest, StageRecord, write_manifest
+from compressor.model.manifest import Manifest, StageRecord, list_files, write_manifest
 from compressor.model.saving import save
 from compressor.model.side import Side, attach, write_sides
 from compressor.model.sparse import prunable
 from compressor.prune import magnitude
 from compressor.quantize import rtn
+from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.loading import load_profile
 from compressor.run.rehearse import empty, rehearse
 from compressor.run.setting import open_source
@@ -201,7 +202,10 @@ def test_a_quantized_checkpoint_is_only_exported(stage, pico_llama, make_work, p
     rehearse(profile(EXPORT, SHORT), made)
 
 
-def test_the_float_stage_beside_a_quantized_one_is_named(pico_llama, make_work, profile, tmp_path):
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_float_stage_beside_a_quantized_one_is_named(
+    removed, pico_llama, make_work, profile, tmp_path
+):
     model, base = pico_llama(), {"id": "owner/float", "sha256": "s"}
     record = StageRecord("prune.wanda", {}, 0, None, None, 0.0, 0, "s", "pruned")
     last = replace(record, method="quantize.rtn", parent="pruned", fingerprint="quantized")
@@ -212,10 +216,12 @@ def test_the_float_stage_beside_a_quantized_one_is_named(pico_llama, make_work, 
         folder.mkdir()
         save(model, folder, tmp_path)
         found = Manifest("checkpoint", "llama", base, stages=stages, formats=dict(model.formats))
+        found = replace(found, files=list_files(folder), metrics={WEIGHTS_REMOVED: removed})
         write_manifest(folder, found)
     with pytest.raises(CompressError, match="quantized already") as caught:
         rehearse(profile("stages: [distill.ce]", SHORT), Checkpoint.open(folders[1]))
-    assert f"--model {folders[0]}," in (caught.value.hint or "")
+    named = "owner/float" if removed else folders[0]
+    assert f"--model {named}," in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

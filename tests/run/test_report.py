@@ -206,6 +206,17 @@ def test_a_run_without_measures_or_exports_has_a_report(tmp_path, sample_report)
     assert "01-prune.minitron" in (tmp_path / "report.md").read_text()
 
 
+def test_sizes_stand_beside_the_planned_ones(tmp_path, sample_report):
+    sizes = {"bits": 4.0, "bytes": 85464.0, "huffman_bits": 2.85, "huffman_bytes": 70778.75}
+    stage = sample_report["stages"][1]
+    stage |= {"bytes": 2_400_000, "weight_bytes": 2_300_000, "notes": {"size": sizes}}
+    stage["planned"] = {"bytes_out": 2_200_000}
+    write_report(tmp_path, sample_report)
+    text = (tmp_path / "report.md").read_text()
+    assert "| 2.4 | 2.3 | 2.2 |" in text
+    assert "4.00 bits a weight and 85,464 bytes in all" in text and "2.85 and 70,779" in text
+
+
 def changed(sample_report, latency, **changes):
     """The sample's bench with another latency of its last candidate."""
     bench = copy.deepcopy(sample_report["bench"])
