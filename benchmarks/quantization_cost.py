@@ -2,10 +2,9 @@
 
 A Llama of random weights (hidden 1024, MLP 2816, 1,024 tokens) in float32, 4 bits in groups of 128,
 symmetric, 32 random rows of 512 tokens, head and embeddings left float. CPU seconds of the call on
-one thread, and the peak of resident memory, the model included, beyond that of a process that has
-only imported. *Beyond the model* starts when it is loaded: ours is mapped and not yet read by then,
-so this counts its weights, and llm-compressor's not. AWQ, 25 minutes in llm-compressor, was measured
-without the model alone. The same rows and layers in both. Random weights: cost only.
+one thread, and the peak of resident memory beyond that of a process that has only imported, the
+model included, and beyond the loaded model. AWQ, 25 minutes in llm-compressor, was measured
+without the model only. The same rows and layers in both. Random weights: cost only.
 """
 
 import shutil

@@ -35,8 +35,7 @@ def watched(call, kind):
 def cost(load, call):
     """{cpu_seconds, extra_bytes} of `call(load())`, and `whole_bytes`, the model included.
 
-    extra_bytes count from the loaded model, whole_bytes from before it was loaded: weights that
-    are mapped, not read, when they are loaded stand in both, and the time to read them is counted.
+    extra_bytes count from the loaded model, whole_bytes from before it was loaded.
     """
     found = {}
 
