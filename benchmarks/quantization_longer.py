@@ -9,12 +9,12 @@ import math
 from functools import partial
 
 from cells import table
-from quantization_trained import MODELS, cell, prefix
+from quantization_trained import LEARNED, MODELS, cell, prefix
 from sweep import NOT_RUN, best_rate, outcomes
 
 TITLE = "Longer training at 4 bits"
 SIZE, TIMES = "same size", 4
-ARMS = {"QD, learned steps": 4, "float, trained": None, "QD, group": 4}
+ARMS = {LEARNED: 4, "float, trained": None, "QD, group": 4}
 
 
 def name(model, arm):

@@ -162,18 +162,23 @@ def float_cell(model, kind, seed):
     return {"bytes": 4 * count, **errors(net)}
 
 
-def bound(model, seed, lr):
-    """The student distilled on in float."""
+def student(model, seed):
+    """A copy of the student that was distilled in float, to be trained."""
     net = NETS[model](*WIDTHS[model]["student"])
     net.load_state_dict(trained(model, "distilled", seed).state_dict())
+    return net
+
+
+def bound(model, seed, lr):
+    """The student distilled on in float."""
+    net = student(model, seed)
     learn(net, Loss(net, trained(model, "teacher", seed)), seed, lr)
     return errors(net) | {"lr": lr, "bytes": 4 * sum(p.numel() for p in net.parameters())}
 
 
 def cell(model, arm, bits, seed, lr=None):
     """A quantized student: errors and sizes."""
-    net = NETS[model](*WIDTHS[model]["student"])
-    net.load_state_dict(trained(model, "distilled", seed).state_dict())
+    net = student(model, seed)
     buckets = Buckets(None if arm == "PM, no buckets" else BUCKET, True, "linear")
     users = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     layers = [((m,), _codebook(m.weight.detach(), buckets, bits, "DQ" in arm)) for m in users]

@@ -52,7 +52,7 @@ def _formats(
     """Formats by name; `chosen` are the bits that a budget may choose."""
     activation = ACTIVATIONS[options.rounded_inputs]
     inside = prunable(model) if isinstance(options, RescaledOptions) else None
-    multiplied = unfolded(model) if options.multiplies_inputs else []
+    multiplied = set(unfolded(model)) if options.multiplies_inputs else set()
     for names in quantizable(model, *options.quantizes_ends):
         bits = bits_of(model, names, options) if chosen is None else chosen
         for name in names:

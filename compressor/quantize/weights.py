@@ -191,8 +191,10 @@ def shaped_targets(model: Model, options: WeightOptions) -> list[Target]:
 
 def refuse_no_tables(model: Model, options: GridOptions) -> None:
     """Raise CompressError for `table_bits` where a model has no table to quantize."""
-    found = quantizable(model, options.embeddings, options.head)
-    if options.table_bits is not None and not any(is_table(model, names) for names in found):
+    if options.table_bits is None:
+        return
+    found = quantizable(model, *options.quantizes_ends)
+    if not any(is_table(model, names) for names in found):
         raise CompressError(
             f"table_bits: this {model.family.model_type} has no embedding table and no output "
             "projection that is quantized",

@@ -37,7 +37,7 @@ def refuse_requantized(stages: tuple[Stage, ...], source: Checkpoint) -> None:
         CompressError: names the stage, and the model that the checkpoint was made from.
     """
     editing = [s.method for s in stages if s.kind != "export" and s.method != CACHE]
-    if not editing or all(form.bits is None for form in source.manifest.formats.values()):
+    if not editing or not quantized(source.manifest.formats):
         return
     origin = _float_parent(source) or source.manifest.base_model.get("id")
     raise CompressError(

@@ -56,6 +56,8 @@ def _model(setting: Setting) -> dict[str, Any]:
 
 def _stage(name: str, manifest: Manifest, planned: dict[str, Any] | None) -> dict[str, Any]:
     record = manifest.stages[-1]
+    deployed = {n: f["bytes"] for n, f in manifest.files.items() if n not in NOT_DEPLOYED}
+    weights = sum(size for n, size in deployed.items() if n.endswith(_WEIGHTS))
     return {
         "name": name,
         "method": record.method,
@@ -64,17 +66,11 @@ def _stage(name: str, manifest: Manifest, planned: dict[str, Any] | None) -> dic
         "parameters": manifest.metrics.get("parameters"),
         "nonzero_parameters": manifest.metrics.get("nonzero_parameters"),
         "patterns": patterns_text(manifest.formats),
-        "bytes": sum(f["bytes"] for n, f in manifest.files.items() if n not in NOT_DEPLOYED),
-        "weight_bytes": _weight_bytes(manifest),
+        "bytes": sum(deployed.values()),
+        "weight_bytes": weights or None,  # none where they were removed
         "planned": planned,
         "notes": manifest.metrics.get("notes", {}),
     }
-
-
-def _weight_bytes(manifest: Manifest) -> int | None:
-    """Bytes of the files with weights; None where they were removed."""
-    kept = {n: f for n, f in manifest.files.items() if n not in NOT_DEPLOYED}
-    return sum(f["bytes"] for n, f in kept.items() if n.endswith(_WEIGHTS)) or None
 
 
 def _gate(name: str, manifest: Manifest) -> dict[str, Any]:
