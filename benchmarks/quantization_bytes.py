@@ -2,14 +2,16 @@
 
 50 % sparse int4 takes 1 bit of mask and 2 of codes a weight, as many as dense 3 bits; 75 % sparse
 int4 takes 1 + 1, as many as dense 2 bits. Groups of inputs (32 on stories260K, 64 on novels-llama)
-share a scale, symmetric, in every arm; what scales take is not counted. Embeddings and head stay
-float. One-shot arms prune and round in one pass (quantize.gptq with `sparse`), dense ones round
-with GPTQ and clipped grids. With recovery: SparseGPT's mask held, or none, then
-quantize.distilled for 500 steps (100 on novels-llama), the same loss, batches and three rates in
-all arms, more where the best is at an end. 1 to 2 minutes a cell that trains.
+share a scale; what scales and zero points take is not counted. Embeddings and head stay float.
+One-shot arms prune and round in one pass (quantize.gptq with `sparse`), dense ones round with GPTQ
+and clipped grids, symmetric. With recovery: SparseGPT's mask held, or none, then
+quantize.distilled for 500 steps (100 on novels-llama), on symmetric grids (*trained*) or with zero
+points and learned steps (*learned*); the same loss, batches and three rates in all arms, more where
+the best is at an end. 1 to 2 minutes a cell that trains.
 """
 
 from functools import partial
+from itertools import product
 
 import lab
 from cells import table
@@ -28,7 +30,10 @@ ARMS = {  # label: (bits, sparsity, bits of a weight)
     "dense 2 bits": (2, None, 2),
     "75 % sparse, 4 bits": (4, {"sparsity": 0.75}, 2),
 }
-WAYS = ("one-shot", "trained")
+WAYS = {  # label: what quantize.distilled takes besides
+    "trained": {},
+    "learned": {"symmetric": False, "steps": "learned"},
+}
 
 
 def cell(model, arm, way, seed, lr=None):
@@ -47,7 +52,8 @@ def cell(model, arm, way, seed, lr=None):
             if sparse is not None:
                 sparsegpt.run(student, sparsegpt.Options(**sparse, **data), work)
             trained = {"ce": CE, "train": options(model, lr)}
-            distilled.run(student, distilled.Options(**grid, **floats, **trained), work)
+            chosen = distilled.Options(**grid, **floats, **trained, **WAYS[way])
+            distilled.run(student, chosen, work)
     splits = {s: lab.loss(student, lab.rows(model, s)) for s in ("validation", "heldout")}
     kept = [form.sparsity for form in student.formats.values() if form.bits]
     return splits | {"lr": lr, "sparsity": mean(kept)}
@@ -58,14 +64,14 @@ def prefix(model, arm, way):
 
 
 def run(cells, model, seeds):
-    """One-shot, then trained."""
+    """One-shot, then what trains."""
     for arm in ARMS:
         for seed in seeds:
             name = f"{prefix(model, arm, 'one-shot')} seed {seed}"
             cells.run(name, partial(cell, model, arm, "one-shot", seed))
-    for arm in ARMS:
-        make = partial(cell, model, arm, "trained")
-        sweep(cells, prefix(model, arm, "trained"), make, seeds, RATES, grows=True)
+    for way, arm in product(WAYS, ARMS):
+        make = partial(cell, model, arm, way)
+        sweep(cells, prefix(model, arm, way), make, seeds, RATES, grows=True)
 
 
 def section(cells):
@@ -79,10 +85,14 @@ def section(cells):
                 for seed in range(10)
             ]
             at_once = shown([c["heldout"] for c in found if c])
-            name = prefix(model, arm, "trained")
-            rate, after = best_rate(cells, name), shown(outcomes(cells, name))
-            rows.append([arm, str(size), *at_once, f"{rate:g}" if rate else NOT_RUN, *after])
+            row = [arm, str(size), *at_once]
+            for way in WAYS:
+                name = prefix(model, arm, way)
+                rate = best_rate(cells, name)
+                row += [f"{rate:g}" if rate else NOT_RUN, *shown(outcomes(cells, name))]
+            rows.append(row)
         header = ["arm", "bits a weight", "one-shot", "over seeds", "seeds"]
-        rows_header = [*header, "best rate", "trained", "over seeds", "seeds"]
-        blocks += [f"### {model}", table(rows_header, rows)]
+        for way in WAYS:
+            header += ["best rate", way, "over seeds", "seeds"]
+        blocks += [f"### {model}", table(header, rows)]
     return blocks
