@@ -24,7 +24,8 @@ from compressor.run.logs import logged
 from compressor.run.preflight import plan_run, refuse_if_too_big
 from compressor.run.profile import Profile, resolved_text
 from compressor.run.report import write_report
-from compressor.run.setting import Setting, open_source
+from compressor.run.requantize import open_model
+from compressor.run.setting import Setting
 from compressor.run.shortage import shortages
 from compressor.run.steps import run_stage
 from compressor.run.summary import summary
@@ -99,7 +100,7 @@ def run(
     with joined() as peers:
         refuse_uneven_batches(loaded, peers.size)
         refuse_shared_search(loaded, home, redo, peers.size)
-        source = open_source(str(loaded.model))
+        source = open_model(loaded)
         if not peers.leads:
             return follow(loaded, source, home)
         result = lead(loaded, source, home, redo, screen or Silent())

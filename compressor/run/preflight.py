@@ -21,7 +21,8 @@ from compressor.run.layout import search_place, stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
 from compressor.run.outline import after_stage, outline_of, teacher_outline
 from compressor.run.rehearse import rehearse
-from compressor.run.setting import Setting, open_source
+from compressor.run.requantize import open_model
+from compressor.run.setting import Setting
 from compressor.screen import Silent
 
 
@@ -40,7 +41,7 @@ def plan(
     from compressor.run.pipeline import prepare
 
     loaded = prepare(profile, model, teacher, data, set)
-    source, home = open_source(str(loaded.model)), Path(out or ".")
+    source, home = open_model(loaded), Path(out or ".")
     return plan_run(Setting(loaded, source, home, Silent(), lambda text: None))
 
 

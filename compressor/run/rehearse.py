@@ -31,14 +31,10 @@ from compressor.run.layout import stage_name
 from compressor.run.measuring import refuse_unfit
 from compressor.run.methods import load_method
 from compressor.run.profile import Profile, Stage
-from compressor.run.rehearse_formats import (
-    check_cache,
-    check_groups,
-    check_packed,
-    refuse_requantized,
-)
+from compressor.run.rehearse_formats import check_cache, check_groups, check_packed
 from compressor.run.rehearse_pruned import pruned
 from compressor.run.rehearse_stage import check_known, check_length, check_sparse, named
+from compressor.run.requantize import instead, refuse_requantized
 from compressor.run.search_stages import candidate_stages, planned_shapes
 
 
@@ -76,6 +72,8 @@ def rehearse(
         made[0].config.dtype = getattr(torch, profile.dtype)
     if chosen is None and not (source.path / MANIFEST).is_file():  # read once, not by searches too
         job.remarks.extend(filter(None, [unpromised_zeros(made[0], source.path)]))
+    if chosen is None:
+        job.remarks.extend(filter(None, [instead(profile, source)]))
     refuse_unfit(profile.measures, source.path)
     _check_teachers(profile)
     refuse_requantized(profile.stages, source)

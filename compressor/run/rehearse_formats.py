@@ -1,8 +1,6 @@
 """What a rehearsal says of weight formats: those of the source, of a quantizer and of exports."""
 
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from compressor.errors import CompressError
 from compressor.export import (
@@ -17,7 +15,7 @@ from compressor.export import (
 from compressor.export.holders import naming_holders
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.kv_cache import METHOD as CACHE
-from compressor.model.manifest import WeightFormat, quantized, read_manifest
+from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.model.sources import CACHE as CACHE_FILE
 from compressor.prune.sparsity import SparseOptions, targets
@@ -26,37 +24,7 @@ from compressor.quantize.mixed import refuse_small
 from compressor.quantize.planned import planned
 from compressor.quantize.targets import quantizable, refuse_uneven
 from compressor.quantize.weights import GridOptions, WeightOptions, refuse_no_tables
-from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.profile import Stage
-
-
-def refuse_requantized(stages: tuple[Stage, ...], source: Checkpoint) -> None:
-    """Refuse to edit a checkpoint that is quantized: a quantizer would find nothing to do.
-
-    Raises:
-        CompressError: names the stage, and the model that the checkpoint was made from.
-    """
-    editing = [s.method for s in stages if s.kind != "export" and s.method != CACHE]
-    if not editing or not quantized(source.manifest.formats):
-        return
-    origin = _float_parent(source) or source.manifest.base_model.get("id")
-    raise CompressError(
-        f"'{source.path.name}' is quantized already, and {editing[0]} needs float weights",
-        f"--model {origin or 'the float checkpoint'}, from which it was made; or leave only "
-        "exports in the profile",
-    )
-
-
-def _float_parent(source: Checkpoint) -> Path | None:
-    """The stage beside a quantized one that was the last with float weights; None: not there."""
-    known = {record.parent for record in source.manifest.stages}
-    for beside in sorted(source.path.resolve().parent.glob("[0-9][0-9]-*"), reverse=True):
-        with suppress(CompressError):
-            found = read_manifest(beside)
-            whole = found.files and not found.metrics.get(WEIGHTS_REMOVED)  # a source has no files
-            if whole and found.fingerprint in known and not quantized(found.formats):
-                return beside
-    return None
 
 
 def check_cache(stages: tuple[Stage, ...], source: Checkpoint, made: list[Model]) -> None:

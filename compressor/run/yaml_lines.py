@@ -9,7 +9,7 @@ import yaml
 from compressor.errors import CompressError
 
 Path = tuple[Any, ...]
-_KINDS = {dict: "a mapping", list: "a list", str: "a text"}
+_KINDS = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false"}
 _NUMBERS, _TEXT = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"), "tag:yaml.org,2002:str"
 _CONTAINERS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
@@ -52,7 +52,7 @@ class Document:
         return {p: text for p, text in self.overrides.items() if p[: len(path)] == path}
 
     def expect(self, path: Path, value: Any, kind: type, example: str) -> None:
-        """Refuse a value that is no dict, list or str, as `kind` says.
+        """Refuse a value that is no dict, list, str or bool, as `kind` says.
 
         Raises:
             CompressError: names the key and its line, with `example` as the hint.
