@@ -62,7 +62,7 @@ def test_without_a_float_stage_nothing_is_begun(go, llama_folder, tmp_path):
     go("made", llama_folder, ZEROS, BITS, keep="last")
     four = tmp_path / "made" / stage_name(2, "quantize.rtn")
     for do in (plan, compressor.run):
-        with pytest.raises(CompressError, match=r"that '02-quantize\.rtn' was made from is not here"):
+        with pytest.raises(CompressError, match="was made from is not here"):
             go("again", four, AGAIN, do=do, requantize=True)
     assert not (tmp_path / "again").exists()
 
