@@ -30,6 +30,7 @@ from compressor.distill import ce
 from compressor.model.count import count_parameters
 from compressor.model.qsd_cost import FORMULA, MAC_PJ, vit_products
 from compressor.quantize import qsd
+from compressor.quantize.sizes import sizes
 
 TITLE = "Ingredients"
 MODELS = ("MNIST", LONGER, "digits")
@@ -107,11 +108,12 @@ def spiking_cell(data, arm, bits, steps, levels, fold):
         train=options(SETTINGS[data][2]),
     )
     learn(model, data, fold, qsd, chosen, vit(data, fold))
-    found, spikes, size = right(model, data, fold), model.notes["spikes"], model.notes["size"]
+    found, spikes, size = right(model, data, fold), model.notes["spikes"], sizes(model)
     return {
         **{"right": to_hex(found), "images": len(found), "accuracy": float(found.float().mean())},
         **{"parameters": count_parameters(model.module), "bytes": size["stored_bytes"]},
-        **{"bit_equivalents": size["bit_equivalents"]},
+        # what papers print for parameters: numbers of 32 bits that take as much
+        **{"bit_equivalents": round(size["weights"] * bits / 32 + size["float"])},
         **{name: spikes[name] for name in ("mac", "ac", "energy_nj", "firing_rate", "entropy")},
         **{"membranes": membranes(model, data, fold)},
     }

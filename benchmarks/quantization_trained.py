@@ -27,10 +27,12 @@ from sweep import NOT_RUN, best_rate, mean, outcomes, shown, sweep
 
 from compressor.distill import kd
 from compressor.distill.runner import run as train
+from compressor.model.manifest import quantized
 from compressor.numerics.buckets import even_points
 from compressor.numerics.projected_codebook import Codebook
 from compressor.prune import minitron
 from compressor.quantize import differentiable, distilled, gptq, rtn
+from compressor.quantize.sizes import sizes
 from compressor.quantize.trained import place_all, trained_targets
 from compressor.training.options import Train
 
@@ -124,7 +126,8 @@ def cell(model, size, arm, bits, seed, lr=None, steps=None):
             method, chosen = trainer(model, arm, bits, options(model, lr, steps))
             method.run(student, chosen, work)
     splits = {s: lab.loss(student, lab.rows(model, s)) for s in ("validation", "heldout")}
-    return splits | {"lr": lr, "size": student.notes.get("size")}
+    size = sizes(student) if quantized(student.formats) else None
+    return splits | {"lr": lr, "size": size}
 
 
 def prefix(model, size, arm, bits):

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from compressor.distill.predictions import CLASSIFIERS
 from compressor.model.manifest import WeightFormat
 from compressor.model.model import Model
 from compressor.model.scaling import unfolded
@@ -13,7 +12,6 @@ from compressor.model.sparse import prunable
 from compressor.quantize.activations import ACTIVATIONS
 from compressor.quantize.rescaled import RescaledOptions
 from compressor.quantize.targets import quantizable
-from compressor.quantize.trained import TrainedOptions
 from compressor.quantize.weights import GridOptions, WeightOptions, bits_of, takes_activation
 
 
@@ -37,13 +35,10 @@ def planned(model: Model, options: WeightOptions) -> Plan:
     Raises:
         CompressError: see targets.quantizable.
     """
-    # which layer of a classifier is its last, is looked for when it is trained
-    searched = isinstance(options, TrainedOptions) and options.first_last
-    searched = searched and model.task in CLASSIFIERS
     mixed = options.mixed if isinstance(options, GridOptions) else None
     bits = (None,) if mixed is None else mixed.rising
     choices = [dict(_formats(model, options, each)) for each in bits]
-    return Plan(choices, options.known_beforehand and not searched)
+    return Plan(choices, options.known_beforehand)
 
 
 def _formats(

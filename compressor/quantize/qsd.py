@@ -224,8 +224,6 @@ def run(model: Model, options: Options, work: Workbench) -> None:
     spikes["untrained"] = {
         name: untrained[name] for name in ("firing_rate", "energy_nj", "entropy")
     }
-    size = model.notes["size"]  # real numbers; what papers print for parameters are equivalents
-    size["bit_equivalents"] = round(size["weights"] * size["bits"] / 32 + size["float"])
     work.log(
         f"{FORMULA}: {spikes['energy_nj']:.0f} nJ an image with {spikes['mac']:.0f} MAC and "
         f"{spikes['ac']:.0f} AC; {spikes['float_energy_nj']:.0f} nJ in float"

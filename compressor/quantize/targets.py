@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from compressor.distill.predictions import CLASSIFIERS
 from compressor.errors import CompressError
 from compressor.model.layers import embedding_factor
 from compressor.model.model import Model
@@ -15,12 +16,13 @@ def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:
     Args:
         embeddings: whether the tables that write the residual stream are quantized. Those that
             do more than look up (some position tables) stay float, as do T5's position biases.
-        head: whether the output projection of a language model is.
+        head: whether the output projection of a language model is, or the last Linear of a
+            classifier.
 
     Raises:
         CompressError: only one of a tied embedding and head is to be quantized.
     """
-    projection = model.module.get_output_embeddings()  # type: ignore[operator]
+    answer = _answer(model)
     tied: dict[int, list[str]] = {}
     skipped: set[int] = set()
     tables = _tables(model)
@@ -30,7 +32,7 @@ def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:
         if isinstance(layer, nn.Embedding) and id(layer.weight) not in tables:
             continue
         wanted = embeddings if isinstance(layer, nn.Embedding) else True
-        wanted = head if layer is projection else wanted
+        wanted = head if layer is answer else wanted
         tied.setdefault(id(layer.weight), []).append(name)
         if not wanted:
             skipped.add(id(layer.weight))
@@ -41,6 +43,13 @@ def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:
                 "set embeddings and head both to true or both to false",
             )
     return [names for key, names in tied.items() if key not in skipped]
+
+
+def _answer(model: Model) -> nn.Module | None:
+    """The module that gives the answer; None: this model gives none."""
+    if model.task in CLASSIFIERS:
+        return [m for m in model.module.modules() if isinstance(m, nn.Linear)][-1]
+    return model.module.get_output_embeddings()  # type: ignore[operator]
 
 
 def is_table(model: Model, names: Sequence[str]) -> bool:

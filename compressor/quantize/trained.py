@@ -11,21 +11,18 @@ point, scaling by absmax or absnorm has a point at 0. Linear scaling has none, a
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from compressor.distill.logits import LogitsLoss, refuse_unlike
 from compressor.distill.predictions import CLASSIFIERS
 from compressor.errors import CompressError
 from compressor.model.model import Model
-from compressor.model.saving import quantized_files
-from compressor.model.tables import QuantTable
 from compressor.numerics.buckets import Buckets, Scaling
-from compressor.numerics.coding import coded_bytes, huffman_bits, pooled
 from compressor.numerics.projection import Projection
 from compressor.options import options
 from compressor.quantize.targets import quantizable, refuse_uneven
@@ -104,7 +101,7 @@ def distillation(
     """
     assert teacher is not None
     refuse_unlike(method, student, teacher, "forward", None, None)
-    names = _quantized(student, options)
+    names = quantizable(student, *options.quantizes_ends)
     if options.uneven == "refuse":
         refuse_uneven(student, names, options.row_group)
     sparse = [n for group in names for n in group if has_zeros(student, n)]
@@ -132,27 +129,16 @@ def trained_targets(model: Model, options: TrainedOptions) -> list[Target]:
         head=head,
     )
     found = targets(model, plain)
-    wanted = {tuple(names) for names in _quantized(model, options)}
-    kept = [target for target in found if target.names in wanted]
-    for target in kept:
+    for target in found:
         if float(weight_of(model, target.name).abs().max()) > _LARGEST:
             raise CompressError(
                 f"the weight of '{target.name}' is so large that its scale overflows float16",
                 "start from a sound checkpoint",
             )
     if options.bucket == "group":
-        return kept
-    whole = options.group or 2**62
-    return [replace(t, group=min(whole, weight_of(model, t.name).numel())) for t in kept]
-
-
-def _quantized(model: Model, options: TrainedOptions) -> list[list[str]]:
-    """Names of the modules to quantize; those that share one weight stand together."""
-    found = quantizable(model, *options.quantizes_ends)
-    if not options.first_last or model.task not in CLASSIFIERS:
         return found
-    last = [n for n, m in model.module.named_modules() if isinstance(m, nn.Linear)][-1]
-    return [names for names in found if last not in names]
+    whole = options.group or 2**62
+    return [replace(t, group=min(whole, weight_of(model, t.name).numel())) for t in found]
 
 
 def has_zeros(model: Model, name: str) -> bool:
@@ -180,34 +166,6 @@ def stepping(model: Model, projected: Projected, train: Train, step_lr: float) -
 
 
 def place_all(model: Model, layers: list[tuple[Target, Projection]]) -> None:
-    """Replace every target by its codes; notes["size"] gets what they take.
-
-    size: weights, buckets and float (weights that stay so); bits and huffman_bits of a weight;
-    bytes by the paper's formula with both; and stored_bytes, of all tensors in the weight file.
-    """
+    """Replace every target by its codes."""
     for target, projection in layers:
         place(model, target, projection.parts(weight_of(model, target.name)), **projection.form)
-    tables = [model.module.get_submodule(target.name) for target, _ in layers]
-    model.notes["size"] = sizes(model, [t for t in tables if isinstance(t, QuantTable)])
-
-
-def sizes(model: Model, tables: list[QuantTable]) -> dict[str, Any]:
-    """What a quantized model takes; see `place_all`."""
-    codes: list[Tensor] = [table.codes_OI for table in tables]
-    weights = sum(one.numel() for one in codes)
-    bits = sum(table.codes_OI.numel() * table.bits for table in tables)
-    buckets = sum(getattr(t, t.parts[1]).numel() for t in tables)
-    floats = sum(p.numel() for p in model.module.parameters())
-    huffman = huffman_bits(pooled(codes))
-    dtype = getattr(torch, model.source_dtype)
-    _, state = quantized_files(model.module, model.formats, dtype)
-    return {
-        "weights": weights,
-        "buckets": buckets,
-        "float": floats,
-        "bits": bits / weights,
-        "huffman_bits": huffman / weights,
-        "bytes": coded_bytes(floats, bits, buckets),
-        "huffman_bytes": coded_bytes(floats, huffman, buckets),
-        "stored_bytes": sum(lazy.bytes for lazy in state.values()),
-    }

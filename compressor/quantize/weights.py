@@ -71,7 +71,9 @@ class WeightOptions:
     )
     symmetric: bool = Field(True, description="grid centred on zero, no stored zero points")
     embeddings: bool = Field(True, description="quantize embedding tables")
-    head: bool = Field(True, description="quantize the output projection of a language model")
+    head: bool = Field(
+        True, description="quantize the output projection of a language model, or the classifier"
+    )
 
     @property
     def row_group(self) -> int | None:

@@ -9,10 +9,11 @@ import torch
 from compressor.distill import runner
 from compressor.errors import CompressError, Refused
 from compressor.model.checkpoint import Checkpoint
-from compressor.model.manifest import Manifest
+from compressor.model.manifest import Manifest, quantized
 from compressor.model.model import Model
 from compressor.model.sparse import revived, zero_places
 from compressor.model.spill import Spill
+from compressor.quantize.sizes import sizes
 from compressor.run.card import SIDE_LOSSES
 from compressor.run.export import export_into
 from compressor.run.finished import stage_record
@@ -127,6 +128,8 @@ def edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench) 
         runner.run(model, module.objective(stage.options, model, teacher), stage.options, work)
     else:
         module.run(model, stage.options, work)
+    if stage.kind == "quantize" and quantized(model.formats):
+        model.notes["size"] = sizes(model)
     if lost := revived(model, places):
         raise Refused(
             f"{stage.method} did not keep the zeros of its parent: {lost}",

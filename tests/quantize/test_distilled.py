@@ -1,6 +1,5 @@
 """Quantized distillation on pico models: what it leaves, what it refuses, and a killed run."""
 
-import json
 import math
 import shutil
 
@@ -20,6 +19,7 @@ from compressor.model.stored import quantized_state
 from compressor.numerics.buckets import Buckets
 from compressor.prune import magnitude, minitron
 from compressor.quantize import distilled, rtn
+from compressor.quantize.sizes import sizes
 from compressor.training.options import Train
 from families import pico, sparse
 from interrupted import Stopped, stopping
@@ -274,7 +274,7 @@ def test_the_classifier_of_a_classifier_may_stay_float(pico_bert, make_work):
 def test_sizes_are_the_papers_and_the_files(pico_llama, make_work):
     model = pico_llama()
     distilled.run(model, options(bits=2, bucket="flat", group=256), make_work(pico_llama()))
-    size, counts, weights, buckets = model.notes["size"], torch.zeros(256), 0, 0
+    size, counts, weights, buckets = sizes(model), torch.zeros(256), 0, 0
     for name in model.formats:
         codes = model.module.get_submodule(name).codes_OI
         weights, buckets = weights + codes.numel(), buckets + math.ceil(codes.numel() / 256)
@@ -290,7 +290,6 @@ def test_sizes_are_the_papers_and_the_files(pico_llama, make_work):
     )
     packed = weights // 4 + 4 * buckets + 16 * len(model.formats)  # 2 bits; two halves; points
     assert size["stored_bytes"] == packed + 4 * norms
-    json.dumps(model.notes)
 
 
 @pytest.mark.parametrize("settings", [{"bits": 8, "symmetric": False}, {"bits": 3}])
@@ -303,7 +302,7 @@ def test_stored_bytes_are_those_of_the_layout_that_is_written(
     name = "model.safetensors" if settings["bits"] == 8 else "packed.safetensors"
     content = (tmp_path / name).read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
-    assert model.notes["size"]["stored_bytes"] == len(content) - header
+    assert sizes(model)["stored_bytes"] == len(content) - header
 
 
 def test_formats(pico_llama, make_work):

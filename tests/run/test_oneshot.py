@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 import compressor
 from compressor.errors import CompressError
 from compressor.model.sparse import broken_promise
+from compressor.model.tables import QuantTable
 from compressor.prune import squarehead, wanda
 from compressor.run.oneshot_needs import oneshot_needs
 from compressor.run.preflight import plan
@@ -58,6 +59,25 @@ def test_rows_that_are_too_long_end_a_run_before_it_begins(go, tmp_path):
     with pytest.raises(CompressError, match=r"stages.1 \(prune.sparsegpt\): length is 129"):
         go("prune.sparsegpt", length=129)
     assert not list((tmp_path / "out").glob("0*"))
+
+
+@pytest.mark.parametrize("method", ["quantize.rtn", "quantize.gptq"])
+def test_a_quantizer_notes_what_its_codes_take(method, go):
+    data = {} if method == "quantize.rtn" else {"samples": 4, "length": 16, "offload": True}
+    result = go(method, bits=4, group=16, table_bits=8, **data)
+    size, path = result.checkpoint.manifest.metrics["notes"]["size"], result.checkpoint.path
+    content = (path / "model.safetensors").read_bytes()
+    assert size["stored_bytes"] == len(content) - 8 - int.from_bytes(content[:8], "little")
+    modules = result.checkpoint.load().module.modules()
+    tables = {m.codes_OI.data_ptr(): m for m in modules if isinstance(m, QuantTable)}.values()
+    counts = sum(torch.bincount(t.codes_OI.flatten(), minlength=256) for t in tables)
+    shares = counts[counts > 0] / counts.sum()
+    entropy = -float((shares * shares.log2()).sum())
+    assert size["weights"] == counts.sum() and 4 < size["bits"] < 8
+    assert entropy <= size["huffman_bits"] <= entropy + 1
+    assert (
+        f"in a Huffman code {size['huffman_bits']:.2f}" in (path.parent / "report.md").read_text()
+    )
 
 
 def test_sparse_finetuning_is_costed_by_the_method_that_it_starts_with():

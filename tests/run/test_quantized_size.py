@@ -52,6 +52,15 @@ def test_what_was_predicted_is_written(
     assert [predicted] == written
 
 
+@pytest.mark.parametrize("method", [rtn, distilled])
+def test_a_classifier_that_stays_float_is_known_beforehand(method, pico_bert, make_work):
+    model = pico_bert("sequence-classification")
+    plan = planned(weightless(model), method.Options(group=16, head=False))
+    rtn.run(model, rtn.Options(group=16, head=False), make_work())
+    assert isinstance(model.module.classifier, torch.nn.Linear)
+    assert plan.exact and plan.choices[0].keys() == model.formats.keys()
+
+
 @pytest.mark.parametrize("name", ["bert", "t5", "llama"])
 def test_factors_of_inputs_count(name, make_work, tmp_path):
     model, work = pico(name), make_work()
