@@ -43,7 +43,8 @@ RATES = (3e-4, 1e-3, 3e-3)
 POINT_RATES = (1e-3, 1e-2, 1e-1)  # of points, in gaps between them
 CE = 0.3
 FLAT = {"bucket": "flat", "group": 256}
-ENDS = ", ends float"  # embeddings and head
+ENDS = ", ends float"
+FLOAT_ENDS = {"embeddings": False, "head": False}
 ROUNDED = ("PM, no buckets", "PM, flat", "PM, group", "GPTQ, clipped", f"GPTQ, clipped{ENDS}")
 LEARNED = "QD, learned steps"
 TRAINED = ("QD, group", LEARNED, f"{LEARNED}{ENDS}", "QD, flat", "DQ, flat", "DQ, group")
@@ -89,7 +90,7 @@ def rounded(student, model, arm, bits, work):
         place_all(student, [(t, Codebook(chosen.buckets(t), points)) for t in found])
     elif arm.startswith("GPTQ"):
         data = {"samples": 128, "length": lab.LENGTH}
-        ends = {} if ENDS not in arm else {"embeddings": False, "head": False}
+        ends = FLOAT_ENDS if ENDS in arm else {}
         gptq.run(student, gptq.Options(**group, **data, **ends, clip="mse"), work)
     else:
         whole = {"group": None} if arm == "PM, no buckets" else {}
@@ -103,7 +104,7 @@ def trainer(model, arm, bits, train):
     method, more = {
         "QD, group": (distilled, group),
         LEARNED: (distilled, group | {"steps": "learned"}),
-        f"{LEARNED}{ENDS}": (distilled, group | {"steps": "learned", "first_last": True}),
+        f"{LEARNED}{ENDS}": (distilled, group | {"steps": "learned"} | FLOAT_ENDS),
         "QD, flat": (distilled, FLAT),
         "DQ, flat": (differentiable, FLAT),
         "DQ, group": (differentiable, linear),

@@ -24,7 +24,7 @@ def plan(
     import compressor
     from compressor.run.preflight import refuse_if_too_big
 
-    from .render import show_json, show_table
+    from .render import show_json, show_table, show_text
 
     found = compressor.plan(
         profile, model=model, teacher=teacher, data=data, set=tuple(set_ or ()), out=out
@@ -33,6 +33,8 @@ def plan(
         show_json(found)
     elif not quiet:
         show_table(table(found))
+        for remark in found["remarks"]:
+            show_text(f"note: {remark}")
     refuse_if_too_big(found)
 
 

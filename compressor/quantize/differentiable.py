@@ -153,7 +153,7 @@ def objective(options: Options, student: Model, teacher: Model | None) -> nn.Mod
 
 
 def run(model: Model, options: Options, work: Workbench) -> None:
-    """Train codebooks of `model` and leave it quantized; notes get losses, points and sizes.
+    """Train codebooks of `model` and leave it quantized; notes get losses and points.
 
     Raises:
         CompressError: see trained.distillation and weights.targets; or the loss is not finite.

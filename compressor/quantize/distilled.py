@@ -22,8 +22,8 @@ loss in training is that of the file. Biases and norms stay float. Validation is
 quantized model, before as after. Stochastic rounding is for training; what is measured and stored
 is rounded to nearest. `exact` differentiates every scaling, the released code linear alone.
 
-`first_last` leaves all embedding tables and the head of a language model, or the last Linear of a
-classifier, float, like `embeddings: false, head: false`. ViT's patches, a convolution, always are.
+`embeddings: false, head: false` leaves first and last layers float. ViT's patches, a convolution,
+always are.
 """
 
 from typing import Literal
@@ -101,7 +101,7 @@ def objective(options: Options, student: Model, teacher: Model | None) -> nn.Mod
 
 
 def run(model: Model, options: Options, work: Workbench) -> None:
-    """Train `model` quantized and leave it quantized; notes get losses and sizes.
+    """Train `model` quantized and leave it quantized; notes get losses.
 
     Raises:
         CompressError: see trained.distillation and weights.targets; or the loss is not finite.

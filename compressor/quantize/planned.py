@@ -48,7 +48,7 @@ def _formats(
     activation = ACTIVATIONS[options.rounded_inputs]
     inside = prunable(model) if isinstance(options, RescaledOptions) else None
     multiplied = set(unfolded(model)) if options.multiplies_inputs else set()
-    for names in quantizable(model, *options.quantizes_ends):
+    for names in quantizable(model, options.embeddings, options.head):
         bits = bits_of(model, names, options) if chosen is None else chosen
         for name in names:
             module = model.module.get_submodule(name)

@@ -197,7 +197,7 @@ class _Loss(nn.Module):
 
 
 def run(model: Model, options: Options, work: Workbench) -> None:
-    """Convert, train and quantize `model`; notes get losses, sizes, spikes and energy.
+    """Convert, train and quantize `model`; notes get losses, spikes and energy.
 
     Raises:
         CompressError: see objective; or the loss is not finite.

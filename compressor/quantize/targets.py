@@ -16,13 +16,13 @@ def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:
     Args:
         embeddings: whether the tables that write the residual stream are quantized. Those that
             do more than look up (some position tables) stay float, as do T5's position biases.
-        head: whether the output projection of a language model is, or the last Linear of a
-            classifier.
+        head: whether what gives the answer is: the output projection of a language model, or
+            the last layer of a classifier.
 
     Raises:
         CompressError: only one of a tied embedding and head is to be quantized.
     """
-    answer = _answer(model)
+    heads = _heads(model)
     tied: dict[int, list[str]] = {}
     skipped: set[int] = set()
     tables = _tables(model)
@@ -32,7 +32,7 @@ def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:
         if isinstance(layer, nn.Embedding) and id(layer.weight) not in tables:
             continue
         wanted = embeddings if isinstance(layer, nn.Embedding) else True
-        wanted = head if layer is answer else wanted
+        wanted = head if layer in heads else wanted
         tied.setdefault(id(layer.weight), []).append(name)
         if not wanted:
             skipped.add(id(layer.weight))
@@ -45,18 +45,20 @@ def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:
     return [names for key, names in tied.items() if key not in skipped]
 
 
-def _answer(model: Model) -> nn.Module | None:
-    """The module that gives the answer; None: this model gives none."""
-    if model.task in CLASSIFIERS:
-        return [m for m in model.module.modules() if isinstance(m, nn.Linear)][-1]
-    return model.module.get_output_embeddings()  # type: ignore[operator]
-
-
 def is_table(model: Model, names: Sequence[str]) -> bool:
-    """Whether modules that share a weight are an embedding, the output projection, or both."""
-    projection = model.module.get_output_embeddings()  # type: ignore[operator]
-    found = [model.module.get_submodule(name) for name in names]
-    return any(isinstance(m, nn.Embedding) or m is projection for m in found)
+    """Whether modules that share a weight are an embedding, a head, or both."""
+    found, heads = [model.module.get_submodule(name) for name in names], _heads(model)
+    return any(isinstance(m, nn.Embedding) or m in heads for m in found)
+
+
+def _heads(model: Model) -> list[nn.Module]:
+    """What gives the answer; a DeiT with a teacher has two."""
+    if model.task not in CLASSIFIERS:
+        projection = model.module.get_output_embeddings()  # type: ignore[operator]
+        return [] if projection is None else [projection]
+    inside, labels = set(model.base.modules()), model.config.num_labels
+    linears = [m for m in model.module.modules() if isinstance(m, nn.Linear) and m not in inside]
+    return [linear for linear in linears if linear.out_features == labels]
 
 
 def _tables(model: Model) -> set[int]:

@@ -44,11 +44,6 @@ class TrainedOptions(WeightOptions):
     scaling: Scaling = Field(
         "linear", description="of buckets: by their ends, largest weight, or norm"
     )
-    first_last: bool = Field(
-        False,
-        description="leave float what reads the input (embeddings) and what gives the answer "
-        "(head or classifier)",
-    )
     temperature: float | None = Field(
         None, gt=0, le=100, description="softens both distributions; null: 2 for classes, else 1"
     )
@@ -77,11 +72,6 @@ class TrainedOptions(WeightOptions):
         """Inputs per scale; None where scales do not follow inputs."""
         return None if self.bucket == "flat" else self.group
 
-    @property
-    def quantizes_ends(self) -> tuple[bool, bool]:
-        """Whether embeddings and head are quantized."""
-        return self.embeddings and not self.first_last, self.head and not self.first_last
-
     def buckets(self, target: Target) -> Buckets:
         """How the weight of a target is cut and scaled."""
         return Buckets(target.group, self.bucket == "flat", self.scaling)
@@ -101,7 +91,7 @@ def distillation(
     """
     assert teacher is not None
     refuse_unlike(method, student, teacher, "forward", None, None)
-    names = quantizable(student, *options.quantizes_ends)
+    names = quantizable(student, options.embeddings, options.head)
     if options.uneven == "refuse":
         refuse_uneven(student, names, options.row_group)
     sparse = [n for group in names for n in group if has_zeros(student, n)]
@@ -120,13 +110,12 @@ def trained_targets(model: Model, options: TrainedOptions) -> list[Target]:
     Raises:
         CompressError: see weights.targets; or a weight is too large.
     """
-    embeddings, head = options.quantizes_ends
     plain = WeightOptions(
         bits=options.bits,
         group=options.row_group,
         uneven=options.uneven,
-        embeddings=embeddings,
-        head=head,
+        embeddings=options.embeddings,
+        head=options.head,
     )
     found = targets(model, plain)
     for target in found:

@@ -72,18 +72,15 @@ class WeightOptions:
     symmetric: bool = Field(True, description="grid centred on zero, no stored zero points")
     embeddings: bool = Field(True, description="quantize embedding tables")
     head: bool = Field(
-        True, description="quantize the output projection of a language model, or the classifier"
+        True,
+        description="quantize the output projection of a language model, or the last layer of a "
+        "classifier",
     )
 
     @property
     def row_group(self) -> int | None:
         """Inputs per scale; None where scales do not follow inputs."""
         return self.group
-
-    @property
-    def quantizes_ends(self) -> tuple[bool, bool]:
-        """Whether embedding tables and the output projection are quantized."""
-        return self.embeddings, self.head
 
     # What the formats of a stage say beside bits and groups, for quantize/planned.py.
 
@@ -120,15 +117,15 @@ class GridOptions(WeightOptions):
     )
     table_bits: Literal[8, 4, 3, 2] | None = Field(
         None,
-        description="bits of embedding tables and the output projection, which lose more by few "
-        "bits than other layers; null: as bits",
+        description="bits of embedding tables and the head, which lose more by few bits than "
+        "other layers; null: as bits",
     )
 
     @model_validator(mode="after")
     def _tables_are_there(self) -> "GridOptions":
         if self.table_bits is not None and self.mixed is not None:
             raise ValueError("mixed gives tables their bits too: leave table_bits or mixed out")
-        if self.table_bits is not None and not any(self.quantizes_ends):
+        if self.table_bits is not None and not (self.embeddings or self.head):
             raise ValueError("table_bits needs embeddings or head to be quantized")
         return self
 
@@ -195,11 +192,11 @@ def refuse_no_tables(model: Model, options: GridOptions) -> None:
     """Raise CompressError for `table_bits` where a model has no table to quantize."""
     if options.table_bits is None:
         return
-    found = quantizable(model, *options.quantizes_ends)
+    found = quantizable(model, options.embeddings, options.head)
     if not any(is_table(model, names) for names in found):
         raise CompressError(
-            f"table_bits: this {model.family.model_type} has no embedding table and no output "
-            "projection that is quantized",
+            f"table_bits: this {model.family.model_type} has no embedding table and no head to "
+            "quantize",
             "leave table_bits out",
         )
 

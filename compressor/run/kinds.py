@@ -128,7 +128,7 @@ def edited(setting: Setting, stage: Stage, parent: Checkpoint, work: Workbench) 
         runner.run(model, module.objective(stage.options, model, teacher), stage.options, work)
     else:
         module.run(model, stage.options, work)
-    if stage.kind == "quantize" and quantized(model.formats):
+    if quantized(model.formats) and not quantized(parent.manifest.formats):
         model.notes["size"] = sizes(model)
     if lost := revived(model, places):
         raise Refused(

@@ -90,7 +90,7 @@ def after_stage(outline: Outline, stage: Stage) -> Outline:
             return replace(outline, weight_bytes=exact / outline.parameters)
         tables = outline.sizes["vocabulary"] * outline.sizes["hidden"] / outline.parameters
         packed = options.bits / 8 + 2 / (options.group or outline.sizes["hidden"])
-        kept = 0.0 if options.quantizes_ends[0] else tables
+        kept = 0.0 if options.embeddings else tables
         if isinstance(options, GridOptions) and options.mixed is not None:
             packed = _mixed_width(options.mixed, outline.parameters * (1 - kept))
         width = packed * (1 - kept) + outline.weight_bytes * kept

@@ -18,13 +18,13 @@ from compressor.model.manifest import Artifact, Manifest, read_manifest, write_m
 from compressor.run.compare import compare
 from compressor.run.finished import find_stage
 from compressor.run.forget import WEIGHTS_REMOVED, drop_weights, forget
+from compressor.run.from_float import open_model
 from compressor.run.layout import SCRATCH, SOURCE, locked, stage_name
 from compressor.run.loading import load_profile
 from compressor.run.logs import logged
 from compressor.run.preflight import plan_run, refuse_if_too_big
 from compressor.run.profile import Profile, resolved_text
 from compressor.run.report import write_report
-from compressor.run.requantize import open_model
 from compressor.run.setting import Setting
 from compressor.run.shortage import shortages
 from compressor.run.steps import run_stage

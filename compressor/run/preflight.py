@@ -17,11 +17,11 @@ from compressor.run.data_needs import (
     refuse_unvalidated,
 )
 from compressor.run.estimates import EFFICIENCY, estimate, tensor_bytes
+from compressor.run.from_float import open_model
 from compressor.run.layout import search_place, stage_name
 from compressor.run.machine import disk_free, machine, matmul_speed, memory_available
 from compressor.run.outline import after_stage, outline_of, teacher_outline
 from compressor.run.rehearse import rehearse
-from compressor.run.requantize import open_model
 from compressor.run.setting import Setting
 from compressor.screen import Silent
 
@@ -34,7 +34,7 @@ def plan(
     data: str | None = None,
     set: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Preflight only: {fits, stages: [{name, parameters_out, ...}], machine}.
+    """Preflight only: {fits, stages: [{name, parameters_out, ...}], remarks, machine}.
 
     Arguments as for `compressor.run`.
     """
@@ -51,7 +51,8 @@ def plan_run(setting: Setting) -> dict[str, Any]:
     Raises:
         CompressError: a stage could not work, or the data cannot be read.
     """
-    for remark in rehearse(setting.profile, setting.source, home=setting.home):
+    remarks = rehearse(setting.profile, setting.source, home=setting.home)
+    for remark in remarks:
         setting.screen.say(remark)
         setting.log(remark)
     if setting.corpus is None and setting.profile.floor:  # reads the data, with a floor or not
@@ -82,7 +83,7 @@ def plan_run(setting: Setting) -> dict[str, Any]:
     fits = all(s["peak_memory_bytes"] <= memory for s in open_stages)
     fits = fits and sum(s["disk_bytes"] for s in open_stages) <= disk
     has = machine() | {"memory_available_bytes": memory, "disk_free_bytes": disk}
-    return {"fits": fits, "stages": stages, "machine": has}
+    return {"fits": fits, "stages": stages, "remarks": remarks, "machine": has}
 
 
 def refuse_if_too_big(plan: dict[str, Any]) -> None:

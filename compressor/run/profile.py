@@ -52,7 +52,7 @@ class Profile:
     stages: tuple[Stage, ...]
     description: str = ""
     model: str | None = None
-    requantize: bool = False  # a quantized model gives way to the float one that it was made from
+    from_float: bool = False  # a quantized model gives way to the float one that it was made from
     teacher: str = "input"
     data: dict[str, list[str]] = field(default_factory=dict)
     seed: int = 0

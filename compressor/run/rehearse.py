@@ -27,6 +27,7 @@ from compressor.model.unpromised import unpromised_zeros
 from compressor.prune import earlier, squarehead
 from compressor.prune.sparsity import SparseOptions
 from compressor.run.fingerprint import used_up
+from compressor.run.from_float import instead, refuse_quantized
 from compressor.run.layout import stage_name
 from compressor.run.measuring import refuse_unfit
 from compressor.run.methods import load_method
@@ -34,7 +35,6 @@ from compressor.run.profile import Profile, Stage
 from compressor.run.rehearse_formats import check_cache, check_groups, check_packed
 from compressor.run.rehearse_pruned import pruned
 from compressor.run.rehearse_stage import check_known, check_length, check_sparse, named
-from compressor.run.requantize import instead, refuse_requantized
 from compressor.run.search_stages import candidate_stages, planned_shapes
 
 
@@ -76,12 +76,12 @@ def rehearse(
         job.remarks.extend(filter(None, [instead(profile, source)]))
     refuse_unfit(profile.measures, source.path)
     _check_teachers(profile)
-    refuse_requantized(profile.stages, source)
+    refuse_quantized(profile.stages, source)
     check_packed(profile.stages, source)
     made = _rehearse_from(job, made)
     check_cache(profile.stages, source, made)
     for name, stages in profile.baselines.items():
-        refuse_requantized(stages, source)
+        refuse_quantized(stages, source, main=False)
         check_packed(stages, source)
         _rehearse_baseline(job, name, stages, made)
         with named(f"baseline '{name}'"):

@@ -84,7 +84,7 @@ def check_groups(stages: tuple[Stage, ...], made: list[Model], exports: list[str
         if isinstance(stage.options, WeightOptions):
             own = stage.options
             if own.uneven == "refuse":
-                refuse_uneven(model, quantizable(model, *own.quantizes_ends), own.row_group)
+                refuse_uneven(model, quantizable(model, own.embeddings, own.head), own.row_group)
             if isinstance(own, GridOptions):
                 refuse_small(model, own)
                 refuse_no_tables(model, own)

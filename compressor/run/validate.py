@@ -39,8 +39,8 @@ def validate(document: Document) -> Profile:
     for key in TEXT_KEYS:
         if raw.get(key) is not None:
             document.expect((key,), raw[key], str, f'{key}: "..."')
-    if raw.get("requantize") is not None:
-        document.expect(("requantize",), raw["requantize"], bool, "requantize: true")
+    if raw.get("from_float") is not None:
+        document.expect(("from_float",), raw["from_float"], bool, "from_float: true")
     seed = raw.get("seed", 0)
     _check_seed(document, ("seed",), seed)
     stages = _stages(document, ("stages",), raw.get("stages"))
@@ -49,7 +49,7 @@ def validate(document: Document) -> Profile:
         name=str(raw.get("name") or Path(document.name).stem),
         description=" ".join(str(raw.get("description") or "").split()),
         model=raw.get("model"),
-        requantize=raw.get("requantize") or False,
+        from_float=raw.get("from_float") or False,
         teacher=raw.get("teacher") or "input",
         data=_data(document),
         seed=seed,

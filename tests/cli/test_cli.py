@@ -213,6 +213,7 @@ PLAN = {
         {"name": "01-prune.minitron", "parameters_out": 5, "bytes_out": 20}
         | {"peak_memory_bytes": 10, "disk_bytes": 20, "done": False, "seconds": 3.0}
     ],
+    "remarks": ["half of them are zeros"],
     "machine": {"memory_available_bytes": 100, "disk_free_bytes": 100},
 }
 METHOD = {"name": "a.b", "paper": None, "summary": "[bold]", "options": {"k": {"type": "int"}}}
@@ -235,6 +236,7 @@ INSPECTED = {
 VERIFIED = {"ok": True, "checks": [{"name": "probe", "ok": True, "detail": "fine"}]}
 RESULTS = [
     ("plan demo", "plan", PLAN, "01-prune.minitron"),
+    ("plan demo", "plan", PLAN, "note: half of them are zeros"),
     ("inspect x", "inspect", INSPECTED, "1 modules: bits 4, group 32"),
     ("inspect --kernels", "list_kernels", [{"op": "o", "implementation": "i", "reason": "r"}], "o"),
     ("methods", "list_methods", [METHOD], "[bold]"),

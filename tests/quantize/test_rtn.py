@@ -265,5 +265,7 @@ def test_the_bits_of_a_table_say_how_large_it_may_be(pico_llama, make_work, sett
 
 
 def test_table_bits_want_a_table(make_work):
-    with pytest.raises(CompressError, match="this vit has no embedding table"):
-        refuse_no_tables(pico("vit"), rtn.Options(bits=4, table_bits=8, group=16))
+    options = rtn.Options(bits=4, table_bits=8, group=16)
+    refuse_no_tables(pico("vit"), options)  # has a classifier
+    with pytest.raises(CompressError, match="this vit has no embedding table and no head"):
+        refuse_no_tables(pico("vit", head=False), options)

@@ -94,9 +94,9 @@ MISTAKES = {
         "p.yaml:8: 'baselines' must be a mapping",
     ),
     "model a number": (GOOD + "model: 3\n", "p.yaml:8: 'model' must be a text (got 3)"),
-    "requantize a text": (
-        GOOD + "requantize: maybe\n",
-        "p.yaml:8: 'requantize' must be true or false (got 'maybe')",
+    "from_float a text": (
+        GOOD + "from_float: maybe\n",
+        "p.yaml:8: 'from_float' must be true or false (got 'maybe')",
     ),
     "teacher a number": (GOOD + "teacher: 3\n", "p.yaml:8: 'teacher' must be a text (got 3)"),
     "name a list": (GOOD.replace("name: good", "name: [x]"), "p.yaml:1: 'name' must be a text"),

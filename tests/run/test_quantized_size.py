@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import transformers
 
 from compressor.errors import CompressError
+from compressor.model.families import find_family
 from compressor.model.model import Model
 from compressor.model.saving import save
 from compressor.model.shapes import empty_model
@@ -11,7 +13,7 @@ from compressor.quantize import distilled, nf4, rtn, smoothquant
 from compressor.quantize.planned import planned
 from compressor.quantize.weights import Mixed
 from compressor.run.quantized_size import quantized_bytes
-from families import pico, random_inputs
+from families import CONFIGS, pico, random_inputs
 
 FLOAT_TABLES = {"embeddings": False, "head": False}
 
@@ -52,13 +54,31 @@ def test_what_was_predicted_is_written(
     assert [predicted] == written
 
 
-@pytest.mark.parametrize("method", [rtn, distilled])
-def test_a_classifier_that_stays_float_is_known_beforehand(method, pico_bert, make_work):
-    model = pico_bert("sequence-classification")
-    plan = planned(weightless(model), method.Options(group=16, head=False))
-    rtn.run(model, rtn.Options(group=16, head=False), make_work())
-    assert isinstance(model.module.classifier, torch.nn.Linear)
-    assert plan.exact and plan.choices[0].keys() == model.formats.keys()
+@pytest.mark.parametrize(
+    ("family", "suffix", "heads"),
+    [
+        ("bert", "ForSequenceClassification", ["classifier"]),
+        ("roberta", "ForSequenceClassification", ["classifier.out_proj"]),
+        ("distilbert", "ForSequenceClassification", ["classifier"]),
+        ("llama", "ForSequenceClassification", ["score"]),
+        ("vit", "ForImageClassification", ["classifier"]),
+        ("deit", "ForImageClassification", ["classifier"]),
+        (
+            *("deit", "ForImageClassificationWithTeacher"),
+            ["cls_classifier", "distillation_classifier"],
+        ),
+    ],
+)
+def test_the_last_layer_of_a_classifier_may_stay_float(family, suffix, heads, make_work):
+    config_class, values, _ = CONFIGS[family]
+    config = getattr(transformers, config_class)(**values | {"num_labels": 5})
+    made = getattr(transformers, config_class.removesuffix("Config") + suffix)(config)
+    model = Model(made, find_family(family), None)
+    options = rtn.Options(bits=4, group=None, head=False)
+    plan = planned(weightless(model), options)
+    rtn.run(model, options, make_work())
+    assert [n for n, m in made.named_modules() if isinstance(m, torch.nn.Linear)] == heads
+    assert plan.exact and plan.choices == [model.formats]
 
 
 @pytest.mark.parametrize("name", ["bert", "t5", "llama"])
