@@ -55,7 +55,7 @@ def refuse_quantized(stages: tuple[Stage, ...], source: Checkpoint, main: bool =
         return
     found = _parent(source, _beside(source))
     named = found.path if found else source.manifest.base_model.get("id")
-    way = "from_float: true, or " if main else ""
+    way = "--set from_float=true, or " if main else ""
     raise CompressError(
         f"'{source.path.name}' is quantized already, and {stage} needs float weights",
         f"{way}--model {named or 'the float checkpoint'}, from which it was made; or leave only "

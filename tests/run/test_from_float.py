@@ -52,7 +52,7 @@ def test_it_starts_from_the_float_stage_beside_the_quantized_one(go, llama_folde
     with pytest.raises(CompressError, match="quantized already") as caught:
         go("again", four, AGAIN)
     beside = four.with_name("01-prune.magnitude")
-    assert caught.value.hint.startswith(f"from_float: true, or --model {beside}, from which")
+    assert caught.value.hint.startswith(f"--set from_float=true, or --model {beside}, from which")
     (planned,) = go("again", four, AGAIN, from_float=True, do=plan)["remarks"]
     screen = Heard()
     again = weights(go("again", four, AGAIN, from_float=True, screen=screen))
