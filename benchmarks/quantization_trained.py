@@ -197,14 +197,20 @@ def _row(cells, model, size, arm, bits, base):
     if not values or not base:
         return [label, "", *shown(values), NOT_RUN, "", "", ""]
     ratio = math.exp(mean(values) - base[0])
-    worst = _values(cells, model, size, _rounding(arm), bits) if trains and bits else []
-    back = ["", ""]
-    if worst and mean(worst) > base[0]:
-        ends = mean(worst), mean(values), base[0]
-        back = [_share(*map(math.exp, ends)), _share(*ends)]
+    back = recovered(cells, model, size, arm, bits, mean(values)) if trains and bits else ["", ""]
     perplexity = f"{math.exp(mean(values)):.3f}"
     shown_rate = f"{rate:g}" if rate else ""
     return [label, shown_rate, *shown(values), perplexity, f"{100 * (ratio - 1):+.1f} %", *back]
+
+
+def recovered(cells, model, size, arm, bits, loss):
+    """Shares of perplexity and of nats that rounding loses and `loss` has won back, in per cent."""
+    base = _values(cells, model, size, "float", None)
+    worst = _values(cells, model, size, _rounding(arm), bits)
+    if not base or not worst or mean(worst) <= base[0]:
+        return ["", ""]
+    ends = mean(worst), loss, base[0]
+    return [_share(*map(math.exp, ends)), _share(*ends)]
 
 
 def _rounding(arm):
