@@ -25,12 +25,13 @@ def page(cells, title, doc, files):
     return "\n\n".join(blocks) + "\n"
 
 
-def main(name, title, doc, experiments):
+def main(name, title, doc, experiments, opening=()):
     """Command line of a page: EXPERIMENT or `page`; an experiment may name its MODELS.
 
     Args:
         name: docs/results/`name`.jsonl holds the cells.
         experiments: {name: file}.
+        opening: files of sections that come before them, which run nothing.
     """
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
@@ -46,4 +47,6 @@ def main(name, title, doc, experiments):
             parser.error(f"--model {model}: one of {', '.join(known)}")
         experiment.run(Cells(name), model, args.seeds)
     cells = Cells(name)  # read anew: another experiment may have added cells
-    cells.page.write_text(page(cells, title, doc, experiments.values()), encoding="utf-8")
+    cells.page.write_text(
+        page(cells, title, doc, [*opening, *experiments.values()]), encoding="utf-8"
+    )

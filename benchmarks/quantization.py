@@ -20,5 +20,7 @@ EXPERIMENTS = {
     "cache": "quantization_cache",
 }
 
+OPENING = ("quantization_goals",)
+
 if __name__ == "__main__":
-    main("quantization", "Quantization", __doc__, EXPERIMENTS)
+    main("quantization", "Quantization", __doc__, EXPERIMENTS, OPENING)

@@ -195,8 +195,8 @@ def _table(cells, model):
     for setting, options, mine, peers in settings(model):
         known = runtimes(setting, options)
         for arm in [*mine, *(arm for arm in known if arm not in mine)]:
-            own = _values(cells, f"ptq {model} {setting} {arm}")
-            other = _values(cells, f"ptq {model} {setting} llm-compressor {arm}")
+            own = values(cells, f"ptq {model} {setting} {arm}")
+            other = values(cells, f"ptq {model} {setting} llm-compressor {arm}")
             apart = f"{mean(own) - mean(other):+.4f}" if own and other else ""
             row = [*shown(own, 4), *shown(other, 4)[:2], apart]
             if arm not in mine:
@@ -210,6 +210,7 @@ def _table(cells, model):
     return table([*header, "ONNX Runtime"], rows)
 
 
-def _values(cells, name):
+def values(cells, name):
+    """Held-out scores of an arm, one for each seed that was run."""
     found = [cells.found.get(f"{name} seed {seed}") for seed in range(10)]
     return [cell["heldout"] for cell in found if cell]

@@ -27,7 +27,8 @@ def scripts(monkeypatch):
 def page_of(name, cells):
     script = importlib.import_module(name)
     make = importlib.import_module("experiments").page
-    return make(cells, PAGES[name], script.__doc__, script.EXPERIMENTS.values())
+    files = [*getattr(script, "OPENING", ()), *script.EXPERIMENTS.values()]
+    return make(cells, PAGES[name], script.__doc__, files)
 
 
 @pytest.mark.parametrize("name", PAGES)
