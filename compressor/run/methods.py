@@ -132,8 +132,10 @@ def describe_options(cls: Any) -> dict[str, dict[str, Any]]:
         entry = schema["properties"].get(field.name, {})
         nested = [t for t in _members(field.type) if dataclasses.is_dataclass(t)]
         if nested:
-            inner = describe_options(nested[0])
-            found |= {f"{field.name}.{name}": value for name, value in inner.items()}
+            own = entry.get("default") or {}  # may differ from those of the nested class
+            for name, inner in describe_options(nested[0]).items():
+                default = own.get(name, inner["default"])
+                found[f"{field.name}.{name}"] = inner | {"default": default}
             continue
         found[field.name] = {
             "type": _type_text(types[field.name]),

@@ -5,9 +5,25 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 import compressor
-from compressor.run.methods import load_method, method_hash
+from compressor.run.methods import list_methods, load_method, method_hash
+
+
+@pytest.mark.parametrize("method", list_methods(), ids=lambda method: method["name"])
+def test_the_defaults_that_are_listed_are_those_of_the_options(method):
+    module = load_method(method["name"])
+    try:
+        made = TypeAdapter(module.Options).dump_python(module.Options(), mode="json")
+    except ValidationError:  # a budget, say, has no default
+        pytest.skip("needs an option")
+    for option, said in method["options"].items():
+        first, _, rest = option.partition(".")
+        value = made[first]
+        if rest and value is None:  # left out as a whole
+            continue
+        assert (value[rest] if rest else value) == said["default"], option
 
 
 @pytest.fixture
