@@ -44,8 +44,8 @@ class Options:
     )
     attention: Literal["fused", "plain"] = Field(
         "fused",
-        description="of decoders: nodes of ONNX Runtime, which a cache in 8 bits needs, or those of "
-        "the ONNX standard",
+        description="of decoders: nodes of ONNX Runtime, which a cache in 8 bits needs, or those "
+        "of the ONNX standard",
     )
 
 
