@@ -9,7 +9,13 @@ from .flags import Json
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A directory that run wrote.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="A directory that run wrote; openvino:DIR proves it in that engine.",
+        ),
+    ],
     json: Json = False,
 ) -> None:
     """Prove a finished directory again.

@@ -52,13 +52,13 @@ def find_candidates(names: Sequence[str], device: str = "cpu") -> list[Candidate
     """
     found = []
     for name, short in zip(names, short_names(names), strict=True):
-        asked, place = _engine_and_place(name)
+        asked, place = engine_and_place(name)
         refuse_run(place, "bench")
         found.append(Candidate(short, resolve(place).path, asked, device))
     return found
 
 
-def _engine_and_place(name: str) -> tuple[str | None, str]:
+def engine_and_place(name: str) -> tuple[str | None, str]:
     """openvino:DIR is (openvino, DIR); anything without one of PREFIXES is itself."""
     prefix, colon, place = name.partition(":")
     known = colon and prefix in PREFIXES and not Path(name).is_dir()
@@ -71,10 +71,10 @@ def short_names(names: Sequence[str]) -> list[str]:
     A stage of a run keeps the name of its run, and the same thing given twice gets a number. An
     engine that was named in front comes behind.
     """
-    parts = [_parts(_engine_and_place(name)[1]) for name in names]
+    parts = [_parts(engine_and_place(name)[1]) for name in names]
     shown = []
     for name, own in zip(names, parts, strict=True):
-        engine = f", {name.partition(':')[0]}" if _engine_and_place(name)[0] else ""
+        engine = f", {name.partition(':')[0]}" if engine_and_place(name)[0] else ""
         others = [other for other in parts if other != own]
         count = 2 if own[-1][:2].isdigit() and len(own) > 1 else 1
         while count < len(own) and any(other[-count:] == own[-count:] for other in others):

@@ -114,7 +114,8 @@ def check_agreement(
     quantized = [f for f in formats if f.bits is not None and f.codebook is None]
     whole = any(f.activation is not None for f in quantized)
     served = engine.name in GRAPHS and bool(quantized)
-    rounds = served or (engine.name == "transformers" and whole)  # by formulas of its own
+    # by formulas of their own
+    rounds = served or {"transformers": whole, "openvino": bool(quantized)}.get(engine.name, False)
     allowed = (ROUNDED_WHOLE if whole else ROUNDED) if rounds else least
     exact = None
     if served:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compressor.engines import GGUF, GRAPHS, installed
+from compressor.engines import GGUF, GRAPHS, installed, serving
 from compressor.engines.gguf import GgufEngine
 from compressor.errors import CompressError, first_line
 from compressor.export.gguf_names import library
@@ -12,7 +12,7 @@ from compressor.model.checkpoint import load_directory
 from compressor.model.manifest import Manifest, altered, read_manifest
 from compressor.model.model import Model
 from compressor.model.sparse import broken_promise, patterns_text
-from compressor.run.candidates import refuse_run
+from compressor.run.candidates import engine_and_place, refuse_run
 from compressor.run.forget import WEIGHTS_REMOVED
 from compressor.run.gate import open_and_check
 from compressor.run.parts import KEY as PARTS
@@ -24,27 +24,33 @@ Check = dict[str, Any]
 def verify(path: str | Path) -> dict[str, Any]:
     """Check every digest, load the directory in its engine and repeat the probe.
 
+    Args:
+        path: a directory; another engine that is to run it may stand in front: openvino:DIR.
+
     Returns:
         {ok, checks: [{name, ok, detail}]}, the `verify --json` form.
 
     Raises:
-        CompressError: the directory has no readable manifest.
+        CompressError: the directory has no readable manifest, or that engine cannot run it.
     """
-    directory = Path(path)
-    refuse_run(str(path), "verify")
+    asked, place = engine_and_place(str(path))
+    directory = Path(place)
+    refuse_run(place, "verify")
     manifest = read_manifest(directory)
     if not manifest.files and not manifest.stages:
         raise CompressError(
             f"'{path}' only says what a run started from; it holds no weights",
             "verify a stage of the run, e.g. 01-...",
         )
+    if asked is not None:
+        serving(directory, asked)
     if manifest.engine in GGUF:
         library()  # whoever lacks it must install it: the artefact is not at fault
     checks = list(_files(directory, manifest))
     if manifest.metrics.get(WEIGHTS_REMOVED):
         checks.append({"name": "probe", "ok": True, "detail": "weights removed by keep: last"})
     else:
-        checks.append(_probe(directory, manifest))
+        checks.append(_probe(directory, manifest, asked))
         checks.extend(_formats(directory, manifest))
         checks.extend(_sparsity(directory, manifest))
     return {"ok": all(c["ok"] for c in checks), "checks": checks}
@@ -96,9 +102,9 @@ def _model(directory: Path, manifest: Manifest) -> Model:
     return load_directory(directory, manifest.formats)
 
 
-def _probe(directory: Path, manifest: Manifest) -> Check:
-    """Load in the serving engine and compare with the probe's outputs."""
-    name, remark = manifest.engine or "torch", ""
+def _probe(directory: Path, manifest: Manifest, asked: str | None) -> Check:
+    """Load in the serving engine, or the one asked for, and compare with the probe's outputs."""
+    name, remark = asked or manifest.engine or "torch", ""
     if not installed(name):  # then the artefact is not at fault, and another engine reads it
         name, lacks = {
             "llama.cpp": ("gguf", "read back only, llama-cpp-python"),

@@ -1,5 +1,6 @@
 """Our ONNX directories in OpenVINO: quantized operators, the cache, encoder-decoders, IR files."""
 
+import json
 from contextlib import closing
 from importlib import import_module
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import compressor
 from compressor import engines
 from compressor.engines import installed
 from compressor.engines.generate import follow, generate
@@ -78,6 +80,24 @@ def test_an_encoder_decoder_writes_what_onnx_runtime_writes(tmp_path):
     engines = OpenVinoEngine(out), OnnxRuntimeEngine(out)
     one, other = (generate(engine, [], 8, source=source) for engine in engines)
     assert one == other
+
+
+@needs_openvino
+@pytest.mark.parametrize(("family", "right"), [("llama", True), ("gpt_neox", False)])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_verify_says_whether_it_answers_as_torch_does(family, right, bits, tmp_path):
+    """OpenVINO 2026.4 loads a GPT-NeoX and gets its answers wrong."""
+    model = pico(family)
+    model.module.save_pretrained(tmp_path / "model")
+    stages = [] if bits is None else [{"quantize.rtn": {"bits": bits, "group": 16}}]
+    profile = {"stages": [*stages, {"export.onnx": {}}], "measures": []}
+    (tmp_path / "p.yaml").write_text(json.dumps(profile))
+    made = compressor.run(str(tmp_path / "p.yaml"), str(tmp_path / "model"), out=tmp_path / "out")
+    path = made.artifacts[0].path
+    assert compressor.verify(path)["ok"]
+    report = compressor.verify(f"openvino:{path}")
+    probe = next(check for check in report["checks"] if check["name"] == "probe")
+    assert report["ok"] is probe["ok"] is right, probe
 
 
 @needs_openvino

@@ -20,6 +20,15 @@ def test_an_export_is_compared_on_the_data_of_its_run(to, llama_folder, text_fil
     assert found.manifest.metrics["fidelity"]["kl"] < 0.1 and compressor.verify(found.path)["ok"]
 
 
+def test_another_engine_may_be_asked_to_prove_an_artefact(llama_folder, tmp_path):
+    out = tmp_path / "out"
+    compressor.export_checkpoint(str(llama_folder), "onnx", out)
+    assert compressor.verify(out)["ok"]
+    assert compressor.verify(f"onnxruntime:{out}") == compressor.verify(out)
+    with pytest.raises(CompressError, match="is for onnxruntime; gguf cannot run it"):
+        compressor.verify(f"gguf:{out}")
+
+
 def test_what_a_kill_left_is_emptied_and_two_exports_cannot_meet(llama_folder, tmp_path):
     scratch = tmp_path / ".compress-made"
     (scratch / "made.partial").mkdir(parents=True)
