@@ -15,7 +15,7 @@ import quantization_trained as trained
 from cells import table
 from sweep import best_rate, mean, outcomes
 
-TITLE = "Goals"
+TITLE = "Goals and questions"
 SAME = "same size"
 NOISE = 0.003
 
@@ -109,5 +109,5 @@ def _equal(cells):
                     best[arm] = min(map(mean, found))
             if len(best) == 2:
                 said = f"{best[sparse]:.3f} and {best[dense]:.3f} nats"
-                won = _verdict(best[sparse] < best[dense])
-                yield [f"{sparse} beat {dense}", model, said, won]
+                won = "yes" if best[sparse] < best[dense] else "no"
+                yield [f"do {sparse} beat {dense}?", model, said, won]
