@@ -66,5 +66,6 @@ def _shown(cells, model, bits, loss):
     base = cells.found.get(prefix(model, SIZE, "float", None))
     if loss is None or base is None:
         return [NOT_RUN, "", ""]
-    back = recovered(cells, model, SIZE, LEARNED, bits, loss)[0] if bits else ""
-    return [f"{loss:.3f}", f"{100 * math.expm1(loss - base['heldout']):+.2f} %", back]
+    back = recovered(cells, model, SIZE, LEARNED, bits, loss) if bits else []
+    above = f"{100 * math.expm1(loss - base['heldout']):+.2f} %"
+    return [f"{loss:.3f}", above, f"{back[0]:.0f}" if back else ""]

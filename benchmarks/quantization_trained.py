@@ -197,18 +197,22 @@ def _row(cells, model, size, arm, bits, base):
     if not values or not base:
         return [label, "", *shown(values), NOT_RUN, "", "", ""]
     ratio = math.exp(mean(values) - base[0])
-    back = recovered(cells, model, size, arm, bits, mean(values)) if trains and bits else ["", ""]
+    back = recovered(cells, model, size, arm, bits, mean(values)) if trains and bits else []
+    back = [f"{share:.0f}" for share in back] or ["", ""]
     perplexity = f"{math.exp(mean(values)):.3f}"
     shown_rate = f"{rate:g}" if rate else ""
     return [label, shown_rate, *shown(values), perplexity, f"{100 * (ratio - 1):+.1f} %", *back]
 
 
 def recovered(cells, model, size, arm, bits, loss):
-    """Shares of perplexity and of nats that rounding loses and `loss` has won back, in per cent."""
+    """Of perplexity and of nats: per cent of what rounding loses that `loss` has won back.
+
+    Nothing where rounding was not run, or loses nothing.
+    """
     base = _values(cells, model, size, "float", None)
     worst = _values(cells, model, size, _rounding(arm), bits)
     if not base or not worst or mean(worst) <= base[0]:
-        return ["", ""]
+        return []
     ends = mean(worst), loss, base[0]
     return [_share(*map(math.exp, ends)), _share(*ends)]
 
@@ -222,4 +226,4 @@ def _rounding(arm):
 
 def _share(worst, own, best):
     """Per cent of the way from the worst to the best."""
-    return f"{100 * (worst - own) / (worst - best):.0f}"
+    return 100 * (worst - own) / (worst - best)

@@ -41,6 +41,16 @@ def test_a_page_is_made_of_its_cells(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_page_can_be_made_of_half_the_cells(name, left, tmp_path):
+    cells = importlib.import_module("cells").Cells
+    published = cells(name)
+    published.page = tmp_path / published.page.name
+    published.found = dict(list(published.found.items())[left::2])
+    assert page_of(name, published)
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_missing_cells_say_so(name, tmp_path):
     cells = importlib.import_module("cells").Cells
     assert "not run" in page_of(name, cells(name, tmp_path))

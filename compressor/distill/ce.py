@@ -11,14 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compressor.distill.predictions import (
-    CLASSIFIERS,
     answers,
     checked_labels,
     positions_at_once,
     predictions,
     refuse_without_predictions,
 )
-from compressor.model.model import Model
+from compressor.model.model import CLASSIFIERS, Model
 from compressor.options import options
 from compressor.training.losses import chunked, label_loss
 from compressor.training.options import Train

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from compressor.distill.predictions import (
-    CLASSIFIERS,
     Predictions,
     answers,
     checked_labels,
@@ -35,7 +34,7 @@ from compressor.distill.predictions import (
 from compressor.distill.runner import refuse_other_vocabulary
 from compressor.errors import CompressError
 from compressor.model.manifest import quantized
-from compressor.model.model import Model
+from compressor.model.model import CLASSIFIERS, Model
 from compressor.options import options
 from compressor.training.losses import (
     Kind,

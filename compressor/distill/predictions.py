@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from compressor.distill.states import States, states_of
 from compressor.errors import CompressError
 from compressor.model.forward import accepted, without_cache
-from compressor.model.model import Model
+from compressor.model.model import CLASSIFIERS, Model
 from compressor.training.losses import chunk_of, head_of
 
-CLASSIFIERS = ("text-classification", "image-classification")
 PREDICTING = ("causal-lm", "fill-mask", "seq2seq-lm", "speech-seq2seq", *CLASSIFIERS)
 
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from compressor.distill.logits import refuse_unlike
 from compressor.distill.predictions import (
-    CLASSIFIERS,
     PREDICTING,
     Predictions,
     answers,
@@ -41,7 +40,7 @@ from compressor.distill.states import (
     states_of,
 )
 from compressor.errors import CompressError
-from compressor.model.model import Model
+from compressor.model.model import CLASSIFIERS, Model
 from compressor.options import options
 from compressor.training.losses import chunked, divergence, label_loss, tokens_of
 from compressor.training.options import Train

@@ -8,7 +8,8 @@ Legend: B rows, S or T tokens, P positions, V answers to choose from.
 
 from torch import Tensor
 
-from compressor.distill.predictions import CLASSIFIERS, PREDICTING, answers
+from compressor.distill.predictions import PREDICTING, answers
+from compressor.model.model import CLASSIFIERS
 from compressor.training.workbench import Batch
 
 

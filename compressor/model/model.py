@@ -20,6 +20,7 @@ TASKS = (
     ("ForImageClassification", "image-classification"),
     ("ForImageClassificationWithTeacher", "image-classification"),
 )
+CLASSIFIERS = ("text-classification", "image-classification")
 
 
 def task_of(class_name: str) -> str:

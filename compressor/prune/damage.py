@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from compressor.distill.predictions import (
-    CLASSIFIERS,
     PREDICTING,
     answers,
     checked_labels,
@@ -28,7 +27,7 @@ from compressor.distill.runner import backbone
 from compressor.errors import CompressError
 from compressor.model.depth import Batch, Damage, Lost
 from compressor.model.forward import output_mask
-from compressor.model.model import Model
+from compressor.model.model import CLASSIFIERS, Model
 from compressor.training.losses import label_loss
 
 Ranking = Literal["block_influence", "perplexity", "accuracy", "output"]

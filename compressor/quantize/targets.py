@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from compressor.distill.predictions import CLASSIFIERS
 from compressor.errors import CompressError
 from compressor.model.layers import embedding_factor
-from compressor.model.model import Model
+from compressor.model.model import CLASSIFIERS, Model
 
 
 def quantizable(model: Model, embeddings: bool, head: bool) -> list[list[str]]:

@@ -19,9 +19,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from compressor.distill.logits import LogitsLoss, refuse_unlike
-from compressor.distill.predictions import CLASSIFIERS
 from compressor.errors import CompressError
-from compressor.model.model import Model
+from compressor.model.model import CLASSIFIERS, Model
 from compressor.numerics.buckets import Buckets, Scaling
 from compressor.numerics.projection import Projection
 from compressor.options import options

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compressor.distill.predictions import CLASSIFIERS
 from compressor.engines import refuse_device
 from compressor.engines.onnx_session import find_provider
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint, load_processor, read_task
 from compressor.model.manifest import Manifest
+from compressor.model.model import CLASSIFIERS
 from compressor.model.sources import read_config
 from compressor.options import nearest
 from compressor.run.bench import MEASURES, fingerprint, measure_candidates

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from compressor.distill.predictions import CLASSIFIERS, unlabelled
+from compressor.distill.predictions import unlabelled
 from compressor.errors import CompressError
+from compressor.model.model import CLASSIFIERS
 from compressor.model.shapes import config_of
 from compressor.model.sources import read_config
 from compressor.prune.scores import ScoreOptions

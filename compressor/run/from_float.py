@@ -1,24 +1,30 @@
 """A quantized source: refused by what needs float weights, or left for what it was made from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from compressor.errors import CompressError
 from compressor.model.checkpoint import Checkpoint
 from compressor.model.kv_cache import METHOD as CACHE
 from compressor.model.manifest import quantized
+from compressor.model.sources import resolve
 from compressor.run.forget import WEIGHTS_REMOVED
+from compressor.run.layout import stage_directories
 from compressor.run.loading import load_profile
 from compressor.run.profile import Profile, Stage
 from compressor.run.setting import open_source
 
 
 def open_model(profile: Profile) -> Checkpoint:
-    """The model of a profile; under `from_float` the float one that a quantized one was made from.
+    """The model of a profile; under `from_float` the very one that a quantized one was made from.
+
+    That is looked for beside it, where the run that quantized it began, and on the hub if it came
+    from there.
 
     Raises:
-        CompressError: as open_source; or that float model is not on this machine.
+        CompressError: as open_source; or that model is nowhere.
     """
     source = open_source(str(profile.model))
     if not profile.from_float or not _unfit(profile.stages, source):
@@ -34,11 +40,10 @@ def open_model(profile: Profile) -> Checkpoint:
 
 def instead(profile: Profile, source: Checkpoint) -> str | None:
     """What the user should know of a source that is not the model they named."""
-    base, named = source.manifest.base_model.get("id"), str(profile.model)
-    if not profile.from_float or named == base or Path(named).expanduser() == source.path:
+    if not profile.from_float or resolve(str(profile.model)).path == source.path:
         return None
-    taken = source.path.name if source.manifest.stages else base
-    return f"{named} is quantized: this starts from {taken}, from which it was made"
+    taken = source.path.name if source.manifest.stages else source.manifest.base_model["id"]
+    return f"{profile.model} is quantized: this starts from {taken}, from which it was made"
 
 
 def refuse_quantized(stages: tuple[Stage, ...], source: Checkpoint, main: bool = True) -> None:
@@ -69,27 +74,34 @@ def _unfit(stages: tuple[Stage, ...], source: Checkpoint) -> str | None:
     return editing[0] if editing and quantized(source.manifest.formats) else None
 
 
-def _parent(source: Checkpoint, places: Iterable[str]) -> Checkpoint | None:
-    """The very model that `source` was quantized from, at the first of these places that has it."""
+def _parent(source: Checkpoint, models: Iterable[Callable[[], Checkpoint]]) -> Checkpoint | None:
+    """The very model that `source` was quantized from, the first of these that is it."""
     stages = source.manifest.stages
     rounded = (s for s in stages if s.method.startswith("quantize.") and s.method != CACHE)
     wanted = next((stage.parent for stage in rounded), None)
-    for place in places:
+    for find in models:
         with suppress(CompressError):
-            found = open_source(place)
+            found = find()
             kept = not found.manifest.metrics.get(WEIGHTS_REMOVED)
             if kept and found.manifest.fingerprint == wanted:
                 return found
     return None
 
 
-def _beside(source: Checkpoint) -> Iterator[str]:
+def _beside(source: Checkpoint) -> Iterator[Callable[[], Checkpoint]]:
     """Stages of the run that made a checkpoint."""
-    yield from map(str, sorted(source.path.resolve().parent.glob("[0-9][0-9]-*")))
+    for place in stage_directories(source.path.resolve().parent):
+        yield partial(open_source, str(place))
 
 
-def _originals(source: Checkpoint) -> Iterator[str]:
-    """What the run that made a checkpoint began with: as it was typed, then its name."""
+def _originals(source: Checkpoint) -> Iterator[Callable[[], Checkpoint]]:
+    """What the run that made a checkpoint began with: as it was typed, then by its name."""
+    base = source.manifest.base_model.get("id")
     with suppress(CompressError):
-        yield str(load_profile(source.path.parent / "profile.yaml").model)
-    yield str(source.manifest.base_model.get("id"))
+        begun = load_profile(source.path.resolve().parent / "profile.yaml")
+        named = str(begun.model)
+        # a folder that is gone may look like the name of a model on the hub
+        if named == base or named.startswith("package:") or Path(named).expanduser().is_dir():
+            yield partial(open_model, begun)
+    if base:
+        yield partial(open_source, str(base))

@@ -5,7 +5,7 @@ Two comparisons, as relative errors (norm of the difference over the norm, worst
 
 exact   the same file with the engine's activations in float, where its kernels would round them
         to 8 bits: nothing may differ but the order of sums, so a wrong code, scale or node shows.
-        A GGUF file is read back into PyTorch for that.
+        A GGUF file is read back into PyTorch for that. OpenVINO and transformers have no such twin.
 served  the file as it will be served: rounding of activations is allowed for, garbage is not.
 
 Of models that write text both are also taken of a greedy continuation, token by token on the
@@ -114,8 +114,9 @@ def check_agreement(
     quantized = [f for f in formats if f.bits is not None and f.codebook is None]
     whole = any(f.activation is not None for f in quantized)
     served = engine.name in GRAPHS and bool(quantized)
-    # by formulas of their own
-    rounds = served or {"transformers": whole, "openvino": bool(quantized)}.get(engine.name, False)
+    # OpenVINO and transformers round activations by formulas of their own
+    elsewhere = {"openvino": bool(quantized), "transformers": whole}
+    rounds = served or elsewhere.get(engine.name, False)
     allowed = (ROUNDED_WHOLE if whole else ROUNDED) if rounds else least
     exact = None
     if served:

@@ -92,9 +92,7 @@ def circumstances(report: dict[str, Any]) -> Table:
     ]
     notes = [(s["name"], _training(s["notes"])) for s in report["stages"] if _trained(s)]
     rows += sparse_rows(report) + notes
-    rows += [
-        (f"{s['name']}, size", _coded(s["notes"]["size"])) for s in report["stages"] if _sized(s)
-    ]
+    rows += [(f"{s['name']}, size", _coded(s)) for s in report["stages"] if _sized(s)]
     return Table("Circumstances", ("", ""), rows, prose=True)
 
 
@@ -109,12 +107,21 @@ def _sized(stage: dict[str, Any]) -> bool:
     return "huffman_bytes" in ((stage.get("notes") or {}).get("size") or {})
 
 
-def _coded(size: dict[str, Any]) -> str:
-    """Sizes by the formula of arXiv 1802.05668: codes as they are, and in a Huffman code."""
-    return (
-        f"{size['bits']:.2f} bits a weight and {size['bytes']:,.0f} bytes in all by the formula of "
-        f"1802.05668; in a Huffman code {size['huffman_bits']:.2f} and {size['huffman_bytes']:,.0f}"
+def _coded(stage: dict[str, Any]) -> str:
+    """Bits of a weight and bytes, codes as they are and in a Huffman code.
+
+    Of quantizers that train also by the formula of their paper, which counts 8 bytes a bucket.
+    """
+    size = stage["notes"]["size"]
+    saved = size["weights"] * (size["bits"] - size["huffman_bits"]) / 8
+    said = (
+        f"{size['bits']:.2f} bits a weight, {size['stored_bytes']:,} bytes stored; in a Huffman "
+        f"code {size['huffman_bits']:.2f}, about {size['stored_bytes'] - saved:,.0f}"
     )
+    if not _trained(stage):
+        return said
+    paper = f"{size['bytes']:,.0f} and {size['huffman_bytes']:,.0f} by the formula of 1802.05668"
+    return f"{said} ({paper})"
 
 
 def _trained(stage: dict[str, Any]) -> bool:

@@ -34,7 +34,7 @@ def verify(path: str | Path) -> dict[str, Any]:
         CompressError: the directory has no readable manifest, or that engine cannot run it.
     """
     asked, place = engine_and_place(str(path))
-    directory = Path(place)
+    directory = Path(place).expanduser()
     refuse_run(place, "verify")
     manifest = read_manifest(directory)
     if not manifest.files and not manifest.stages:

@@ -85,6 +85,23 @@ def test_an_original_takes_its_place_only_while_it_is_the_same(go, llama_folder)
         go("third", four, AGAIN, from_float=True)
 
 
+def test_it_finds_the_float_model_through_runs_that_did_the_same(go, llama_folder, monkeypatch):
+    first = go("made", llama_folder, ZEROS, BITS).checkpoint.path
+    second = go("again", first, AGAIN, from_float=True).checkpoint.path
+    monkeypatch.chdir(second)  # named by a dot, it still knows what lies beside it
+    third = go("third", ".", BITS, from_float=True).checkpoint
+    assert third.manifest.fingerprint == compressor.Checkpoint.open(first).manifest.fingerprint
+
+
+def test_a_folder_named_like_its_base_is_said_to_be_left(go, llama_folder, tmp_path, monkeypatch):
+    four = go("made", llama_folder, BITS).checkpoint.path
+    monkeypatch.chdir(four.parent)
+    four.rename(four.parent / llama_folder.name)
+    screen = Heard()
+    go("again", llama_folder.name, AGAIN, from_float=True, screen=screen)
+    assert any(line.startswith(f"{llama_folder.name} is quantized") for line in screen.lines)
+
+
 def test_another_model_of_that_name_does_not(go, llama_folder, tmp_path, monkeypatch):
     four = go("made", llama_folder, BITS).checkpoint.path
     pruned = go("pruned", llama_folder, ZEROS).checkpoint.path  # its base is the original too
@@ -103,6 +120,7 @@ def test_a_refusal_looks_beside_the_model_only(go, llama_folder, monkeypatch):
     with pytest.raises(CompressError, match="quantized already") as caught:
         go("again", four, AGAIN)
     assert f"--model {llama_folder.name}," in caught.value.hint
+    assert str(four) in opened[1:]
     assert all(str(name).startswith(str(four.parent)) for name in opened)
 
 
@@ -113,6 +131,6 @@ def test_a_float_model_and_exports_alone_take_no_notice(go, llama_folder):
     packed = go("file", made.checkpoint.path, FILE, from_float=True, screen=screen)
     assert packed.checkpoint.manifest.formats == made.checkpoint.manifest.formats
     assert not any("is quantized" in line for line in screen.lines)
-    with pytest.raises(CompressError) as caught:
+    with pytest.raises(CompressError, match="quantized already") as caught:
         go("base", made.checkpoint.path, FILE, from_float=True, baselines={"eight": [AGAIN]})
     assert "from_float" not in caught.value.hint

@@ -208,13 +208,21 @@ def test_a_run_without_measures_or_exports_has_a_report(tmp_path, sample_report)
 
 def test_sizes_stand_beside_the_planned_ones(tmp_path, sample_report):
     sizes = {"bits": 4.0, "bytes": 85464.0, "huffman_bits": 2.85, "huffman_bytes": 70778.75}
+    sizes |= {"weights": 100_000, "stored_bytes": 60_000}
     stage = sample_report["stages"][1]
-    stage |= {"bytes": 2_400_000, "weight_bytes": 2_300_000, "notes": {"size": sizes}}
+    notes = {"size": sizes, "training": {"steps": 3}}
+    stage |= {"bytes": 2_400_000, "weight_bytes": 2_300_000, "notes": notes}
     stage["planned"] = {"bytes_out": 2_200_000}
     write_report(tmp_path, sample_report)
     text = (tmp_path / "report.md").read_text()
     assert "| 2.4 | 2.3 | 2.2 |" in text
-    assert "4.00 bits a weight and 85,464 bytes in all" in text and "2.85 and 70,779" in text
+    stored = "4.00 bits a weight, 60,000 bytes stored; in a Huffman code 2.85, about 45,625"
+    formula = " (85,464 and 70,779 by the formula of 1802.05668)"
+    assert stored + formula in text
+    del notes["training"]
+    write_report(tmp_path, sample_report)
+    text = (tmp_path / "report.md").read_text()
+    assert stored in text and formula not in text
 
 
 def changed(sample_report, latency, **changes):
