@@ -12,7 +12,7 @@ from compressor.run.layout import locked
 def test_an_export_is_compared_on_the_data_of_its_run(to, llama_folder, text_file, tmp_path):
     profile = tmp_path / "p.yaml"
     rounding = "quantize.rtn: {bits: 8, embeddings: false, head: false, group: null}"
-    profile.write_text(f"stages: [{{{rounding}}}, {{export.{to}: {{}}}}]\n")
+    profile.write_text(f"stages: [{{{rounding}}}, {{export.{to}: {{}}}}]\nmeasures: []\n")
     made = compressor.run(
         profile, model=str(llama_folder), data=str(text_file), out=tmp_path / "out"
     )
