@@ -1,5 +1,6 @@
 """Quantized distillation on pico models: what it leaves, what it refuses, and a killed run."""
 
+import json
 import math
 import shutil
 
@@ -291,6 +292,7 @@ def test_sizes_are_the_papers_and_the_files(pico_llama, make_work):
     )
     packed = weights // 4 + 4 * buckets + 16 * len(model.formats)  # 2 bits; two halves; points
     assert size["stored_bytes"] == packed + 4 * norms
+    json.dumps(size)  # it becomes part of a manifest
 
 
 @pytest.mark.parametrize("settings", [{"bits": 8, "symmetric": False}, {"bits": 3}])
