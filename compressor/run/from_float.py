@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from compressor.errors import CompressError
@@ -29,7 +30,7 @@ def open_model(profile: Profile) -> Checkpoint:
     source = open_source(str(profile.model))
     if not profile.from_float or not _unfit(profile.stages, source):
         return source
-    found = _parent(source, (*_beside(source), *_originals(source)))
+    found = _parent(source, chain(_beside(source), _originals(source)))
     if found is not None:
         return found
     raise CompressError(
